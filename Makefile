@@ -1,0 +1,41 @@
+# Everything a newcomer needs is `make run` and `make test`. Both install into .venv first, from the lock file.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: run serve test check lock clean
+.DEFAULT_GOAL := run
+
+run: .venv/installed  ## Start the service if none runs, ask two questions of one session, show both answers.
+	@$(BIN)/claude-workflow demo
+
+serve: .venv/installed  ## The service, until Ctrl-C.
+	@$(BIN)/claude-workflow serve
+
+test: check  ## Every test. Clears ANTHROPIC_* and AWS_* first: it spends nothing and touches no account.
+	@for name in $$(env | cut -d= -f1 | grep -E '^(ANTHROPIC|AWS)_'); do unset $$name; done; $(BIN)/python -m pytest
+
+check: .venv/installed  ## Linters and types.
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+lock: .venv/installed  ## Pin the newest versions that pyproject.toml allows, with their hashes.
+	@$(BIN)/python -m pip install --quiet uv
+	@echo setuptools | $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
+	  --no-emit-index-url pyproject.toml - --group dev --output-file requirements.lock
+	@$(BIN)/uv pip compile --quiet --universal --python-version 3.13 --generate-hashes --no-header --no-annotate \
+	  --no-emit-index-url --group image --output-file lambdas/requirements.txt
+
+.venv/installed: requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "Python 3.11 or newer is needed; $(PYTHON) is older. Name another: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || { \
+	  echo "This Python cannot make virtual environments. On Debian and Ubuntu one package is missing: sudo apt-get install python3-venv"; exit 1; }
+	@echo "Installing into .venv from requirements.lock (once; about 250 MB to download)…"
+	@rm -rf .venv && $(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch .venv/installed
+
+clean:
+	@rm -rf .venv cdk.out *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,68 @@
+"""`claude-workflow ask`: one POST, with progress while it runs."""
+
+import json
+import sys
+import uuid
+from typing import Any
+
+import urllib3
+from rich.console import Console
+from rich.markup import escape
+
+from cli.endpoint import Endpoint, Unusable
+
+LONGEST = 305
+"""Seconds to wait for an answer: above the API's longest integration timeout, so that its own answer arrives."""
+
+Answer = dict[str, Any]
+
+
+def post(endpoint: Endpoint, body: dict[str, Any], console: Console) -> Answer:
+    """The service's answer, whatever its status. Raises `Unusable` where none came."""
+    headers = {"Content-Type": "application/json", "Idempotency-Key": str(uuid.uuid4())}
+    if endpoint.key:
+        headers["x-api-key"] = endpoint.key
+    with console.status("Claude is working…"):
+        try:
+            response = urllib3.request("POST", endpoint.url, json=body, headers=headers, timeout=LONGEST, retries=False)
+        except urllib3.exceptions.HTTPError as error:
+            raise Unusable(f"{endpoint.url} does not answer ({error}). Is the service running?") from error
+    try:
+        answer: Answer = response.json()
+    except ValueError:
+        raise Unusable(f"{endpoint.url} answered {response.status} with something else than JSON.") from None
+    return answer
+
+
+def run(endpoint: Endpoint, prompt: str, session: str | None, as_json: bool) -> int:
+    """Asks, prints the answer to stdout and all else to stderr; 0 if it succeeded, else 1."""
+    console = Console(stderr=True, highlight=False)
+    answer = post(endpoint, {"prompt": prompt} | ({"session_id": session} if session else {}), console)
+    if as_json:
+        print(json.dumps(answer, ensure_ascii=False, indent=2 if sys.stdout.isatty() else None))
+    else:
+        report(answer, console)
+    return 0 if answer["success"] else 1
+
+
+def report(answer: Answer, console: Console) -> None:
+    """An answer or a failure, for people."""
+    if answer["success"]:
+        _show(answer, console)
+        return
+    console.print(f"[red]{answer['code']}[/red]: {escape(answer['error'])}", soft_wrap=True)
+    if answer["retryable"]:
+        console.print("[dim]Asking again can help.[/dim]")
+
+
+def _show(answer: Answer, console: Console) -> None:
+    """The final text on stdout; what it took, and how to go on, on stderr."""
+    print(answer["result"] or f"(no final text: the run stopped at {answer['stop_reason']})")
+    for file in answer["files"][:20]:
+        console.print(f"  [dim]{file['change']}[/dim] {escape(file['path'])} ({file['size']:,} bytes)", soft_wrap=True)
+    seconds, turns = answer["duration_ms"] / 1000, answer["num_turns"]
+    sys.stdout.flush()
+    took = f"{turns} turn{'s' * (turns != 1)}, {seconds:.1f} s, ${answer['cost_usd']:.4f}"
+    console.print(
+        f"[dim]{took}. Go on with: claude-workflow ask --session {answer['session_id']} …[/dim]", soft_wrap=True
+    )

@@ -1,0 +1,83 @@
+"""`claude-workflow`: the service on this machine, and questions to it or to a deployed one."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from cli.endpoint import KEY_VARIABLE, Unusable, default_state, find
+
+DESCRIPTION = "Claude Code as an HTTP API: the workflow on this machine, and questions to it or to a deployed stack."
+
+
+def parser() -> argparse.ArgumentParser:
+    """Every command with its options, for `--help` and for the documentation's tests."""
+    top = argparse.ArgumentParser(prog="claude-workflow", description=DESCRIPTION)
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    serve = commands.add_parser("serve", help="run the service on this machine until Ctrl-C", description=_SERVE)
+    serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
+    serve.add_argument("--port", type=int, default=8000, help="port to listen on (default: %(default)s)")
+    _add_state(serve)
+
+    ask = commands.add_parser("ask", help="ask a question and print the answer", description=_ASK)
+    ask.add_argument("prompt", help="what to ask; - reads it from standard input")
+    ask.add_argument("--session", metavar="ID", help="go on with this session")
+    ask.add_argument("--json", action="store_true", help="print the whole answer as JSON")
+    where = ask.add_mutually_exclusive_group()
+    where.add_argument("--stack", metavar="NAME", help="ask this deployed stack, with your AWS credentials")
+    where.add_argument("--url", help=f"ask the service at this URL, with the key in {KEY_VARIABLE}")
+    _add_state(ask)
+
+    demo = commands.add_parser("demo", help="two questions of one session, with a service if none runs")
+    _add_state(demo)
+    return top
+
+
+_SERVE = """Runs the whole workflow on this machine: the template that goes to AWS on a local engine, without AWS or
+Docker. With ANTHROPIC_API_KEY (and ANTHROPIC_BASE_URL, if set) that model answers, otherwise a scripted stand-in."""
+
+_ASK = """Posts the prompt and waits for the answer, which goes to standard output; all else goes to standard error.
+Exits with 0 for an answer, with 1 for a failure, and with 2 where there is no service to ask."""
+
+
+def _add_state(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--state",
+        type=Path,
+        default=default_state(),
+        metavar="DIR",
+        help="where sessions are kept (default: %(default)s)",
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command's exit code: 0 done, 1 a failure that was answered, 2 something the user has to do first."""
+    chosen = parser().parse_args(arguments)
+    try:
+        return _run(chosen)
+    except Unusable as unusable:
+        print(f"claude-workflow: {unusable}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+def _run(chosen: argparse.Namespace) -> int:
+    # Each command imports what it needs: asking should not wait for the engine's libraries.
+    if chosen.command == "ask":
+        from cli import ask
+
+        prompt = sys.stdin.read() if chosen.prompt == "-" else chosen.prompt
+        return ask.run(find(chosen.state, chosen.url, chosen.stack), prompt, chosen.session, chosen.json)
+    if chosen.command == "demo":
+        from cli import demo
+
+        return demo.run(chosen.state)
+    from cli import serve
+
+    return serve.run(chosen.state, chosen.host, chosen.port)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,348 @@
+"""One turn of Claude Code through the Agent SDK. The only module that imports the SDK (which takes most of a second).
+
+The SDK is pinned: its transport is subclassed, to keep the CLI's messages as they were printed.
+
+**What a run costs.** `total_cost_usd` counts on over a session. The CLI (2.1.330) reads the earlier total from the
+last `cost-state` record of the transcript, and writes a new one when it ends in peace; after a killed run it begins
+from the record before. So the same record is read here, before the run, and subtracted. `--max-budget-usd` is
+compared with this run's own spending. Since the agent could rewrite its transcript, the figure is the CLI's word,
+not a bill; it is never negative.
+
+**Prompts** are sent verbatim (`client_composed`): otherwise `@/etc/passwd` in a prompt is read and attached, and
+`/help` is answered by the CLI without the model. The environment and the tool listing are sent all the same.
+
+**Tools.** Under `bypassPermissions` a rule allows nothing more and takes nothing away; only `--tools` (bare names)
+makes the other tools disappear, for subagents too. `Bash(git *)` is therefore no restriction that could be kept.
+"""
+
+import asyncio
+import json
+import time
+import uuid
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import claude_agent_sdk
+from claude_agent_sdk import ClaudeAgentOptions, ClaudeSDKClient
+from claude_agent_sdk._internal.transport.subprocess_cli import SubprocessCLITransport
+
+from lambdas.agent.credentials import Proxy
+from lambdas.agent.sandbox import Processes, Scratch, environment
+from lambdas.errors import (
+    AgentCrashed,
+    ModelOverloaded,
+    ModelRateLimited,
+    ModelRejected,
+    ModelUnauthorized,
+    SessionDamaged,
+    WorkflowError,
+)
+
+Json = dict[str, Any]
+
+CLI = Path(claude_agent_sdk.__file__).parent / "_bundled" / "claude"
+
+MESSAGE_BYTES = 64 * 1024 * 1024
+"""Longest message of the CLI; at the SDK's default of 1 MiB a large image would end the run."""
+
+STDERR_BYTES = 4096
+"""How much of the end of the CLI's stderr is kept."""
+
+INTERRUPT_SECONDS = 2.0
+"""How long the CLI may take to stop at the deadline; it takes 0.02."""
+
+EXIT_SECONDS = 3.0
+"""How long the CLI may take to write its transcript and end; it takes 0.1."""
+
+PROTOCOL = {"control_request", "control_response", "control_cancel_request", "keep_alive", "transcript_mirror"}
+"""Types of frames between SDK and CLI that are no messages of the agent's."""
+
+SYNTHETIC = "<synthetic>"
+"""The model that the CLI names in assistant messages which it wrote itself, such as `API Error: …`."""
+
+REFUSALS: dict[int, type[WorkflowError]] = {
+    400: ModelRejected,
+    401: ModelUnauthorized,
+    402: ModelUnauthorized,
+    403: ModelUnauthorized,
+    404: ModelRejected,
+    413: ModelRejected,
+    422: ModelRejected,
+    429: ModelRateLimited,
+}
+"""What an API status means for the run. The rest, 5xx, and no status at all (no connection, a cut stream) is
+ModelOverloaded. A 400 for want of credit is told by the CLI's `billing_error`."""
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What the agent is asked. Texts up to 64 KiB but for the prompt; tools by their bare names."""
+
+    prompt: str
+    claude_session: str
+    """Claude's own id of the session, a UUID."""
+    resume: bool
+    """Whether that session exists: its transcript must then be in the scratch directory."""
+    model: str | None = None
+    append_system_prompt: str | None = None
+    max_turns: int | None = None
+    max_budget_usd: float | None = None
+    """For this run alone."""
+    output_schema: Json | None = None
+    allowed_tools: tuple[str, ...] | None = None
+    """All there are, if given."""
+    disallowed_tools: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A completed run. Its transcript is in the scratch directory and can be resumed."""
+
+    messages: list[Json]
+    """The CLI's stream-json objects as printed."""
+    result: str | None
+    structured_output: Any
+    stop_reason: str
+    """`end_turn`, `refusal`, `max_tokens` … of the model; `max_turns`, `max_budget`, `deadline`,
+    `max_structured_output_retries` of the run."""
+    num_turns: int
+    cost_usd: float
+    """This run's own."""
+    usage: Json
+    duration_ms: int
+
+
+async def converse(turn: Turn, scratch: Scratch, proxy: Proxy, deadline: float) -> Outcome:
+    """Run one turn. At `deadline` (epoch seconds) it is interrupted and ends as completed, `stop_reason` "deadline".
+
+    Returns a few seconds after the deadline at the latest, whatever the CLI does; every process that the run
+    started is dead then. Raises ModelUnauthorized, ModelRejected, ModelRateLimited, ModelOverloaded (also if
+    nothing had come from the model by the deadline), AgentCrashed, and SessionDamaged if the transcript to resume
+    is missing; Internal if a process does not die.
+    """
+    began = time.monotonic()
+    earlier = _spent_before(turn, scratch)
+    agent = _Agent(turn, scratch, proxy)
+    in_time = await agent.run(deadline)
+    run = _Run(turn, scratch, proxy, agent, earlier, round((time.monotonic() - began) * 1000))
+    return run.outcome(in_time)
+
+
+class _Agent:
+    """The CLI's process from its start to its end."""
+
+    def __init__(self, turn: Turn, scratch: Scratch, proxy: Proxy) -> None:
+        self._prompt = turn.prompt
+        self._stderr: deque[str] = deque()
+        self._processes = Processes(scratch.root)
+        options = _options(turn, scratch, proxy, self._keep_stderr)
+        self._transport = _Tee(options)
+        self._client = ClaudeSDKClient(options, transport=self._transport)
+        self.messages = self._transport.messages
+        self.failure: Exception | None = None
+        """What the SDK raised; the CLI died, or said something that is no message."""
+
+    @property
+    def stderr(self) -> str:
+        """The end of what the CLI wrote there."""
+        return "\n".join(self._stderr)[-STDERR_BYTES:]
+
+    def _keep_stderr(self, line: str) -> None:
+        self._stderr.append(line[-STDERR_BYTES:])
+        while len(self._stderr) > 1 and sum(map(len, self._stderr)) - len(self._stderr[0]) > STDERR_BYTES:
+            self._stderr.popleft()
+
+    async def run(self, deadline: float) -> bool:
+        """Whether the turn ended before the deadline."""
+        with self._processes:
+            talk = asyncio.create_task(self._talk())
+            try:
+                await asyncio.wait({talk}, timeout=max(0.0, deadline - time.time()))
+                in_time = talk.done()
+                if not in_time:
+                    await self._interrupt(talk)
+            finally:
+                await self._end(talk)
+        if not talk.cancelled() and isinstance(error := talk.exception(), Exception):
+            self.failure = error
+        return in_time
+
+    async def _talk(self) -> None:
+        await self._client.connect()
+        await self._client.query(self._prompt)
+        async for _ in self._client.receive_response():
+            pass  # they are kept by the transport
+
+    async def _interrupt(self, talk: asyncio.Task[None]) -> None:
+        """Ask the CLI to stop, which it answers with a result. If it is not there yet or does not, it is killed."""
+        asking = asyncio.create_task(self._client.interrupt())
+        await asyncio.wait({talk}, timeout=INTERRUPT_SECONDS if self.messages else 0)
+        asking.cancel()
+        await asyncio.gather(asking, return_exceptions=True)  # if it failed, the result is missing, too
+
+    async def _end(self, talk: asyncio.Task[None]) -> None:
+        """Let the CLI write its transcript and end, or end it."""
+        if not talk.done():
+            self._processes.kill()
+            await asyncio.wait({talk}, timeout=1)
+            talk.cancel()
+            await asyncio.wait({talk}, timeout=1)
+        killer = asyncio.get_running_loop().call_later(EXIT_SECONDS, self._processes.kill)
+        try:
+            await self._client.disconnect()
+        finally:
+            killer.cancel()
+
+
+class _Tee(SubprocessCLITransport):
+    """The SDK's transport, which keeps what passes."""
+
+    def __init__(self, options: ClaudeAgentOptions) -> None:
+        super().__init__(prompt=_no_prompt(), options=options)
+        self.messages: list[Json] = []
+
+    async def read_messages(self) -> AsyncIterator[Json]:
+        async for message in super().read_messages():
+            if message.get("type") not in PROTOCOL:
+                self.messages.append(message)
+            yield message
+
+
+async def _no_prompt() -> AsyncIterator[Json]:
+    """The prompt comes later, by `query`."""
+    return
+    yield {}
+
+
+def _options(turn: Turn, scratch: Scratch, proxy: Proxy, stderr: Callable[[str], None]) -> ClaudeAgentOptions:
+    tools = None if turn.allowed_tools is None else list(turn.allowed_tools)
+    schema = {"type": "json_schema", "schema": turn.output_schema} if turn.output_schema is not None else None
+    extra: dict[str, str | None] = {}
+    if turn.append_system_prompt is not None:
+        appended = scratch.private / "append-system-prompt"
+        appended.write_bytes(turn.append_system_prompt.encode())
+        extra["append-system-prompt-file"] = str(appended)
+    return ClaudeAgentOptions(
+        cli_path=scratch.launcher(CLI, environment(scratch) | proxy.environment),
+        cwd=scratch.workspace,
+        session_id=None if turn.resume else _uuid(turn.claude_session),
+        resume=_uuid(turn.claude_session) if turn.resume else None,
+        model=turn.model,
+        system_prompt={"type": "preset", "preset": "claude_code"},
+        extra_args=extra,
+        max_turns=turn.max_turns,
+        max_budget_usd=turn.max_budget_usd,
+        output_format=schema,
+        tools=tools,
+        disallowed_tools=list(turn.disallowed_tools),
+        permission_mode="bypassPermissions",
+        setting_sources=[],  # settings and hooks in the workspace are the agent's own writing
+        strict_mcp_config=True,
+        settings=json.dumps({"skipWebFetchPreflight": True}),  # else WebFetch asks api.anthropic.com
+        verbatim_prompts=True,
+        max_buffer_size=MESSAGE_BYTES,
+        stderr=stderr,
+    )
+
+
+def _uuid(text: str) -> str:
+    """Only a UUID: `--resume` takes paths and titles, too. Raises ValueError."""
+    return str(uuid.UUID(text))
+
+
+def _transcript(scratch: Scratch, claude_session: str) -> Path | None:
+    found = scratch.claude.glob(f"projects/*/{_uuid(claude_session)}.jsonl")
+    return next((path for path in found if path.is_file() and path.stat().st_size), None)
+
+
+def _spent_before(turn: Turn, scratch: Scratch) -> float:
+    """The total from which the CLI will count on. Raises SessionDamaged if there is nothing to resume."""
+    if not turn.resume:
+        return 0.0
+    transcript = _transcript(scratch, turn.claude_session)
+    if transcript is None:
+        raise SessionDamaged(detail="the session has no transcript")
+    total = 0.0
+    with transcript.open("rb") as lines:
+        for line in lines:
+            if line.startswith(b'{"type":"cost-state"'):
+                with suppress(ValueError, KeyError, TypeError):  # the CLI passes over a broken record, too
+                    total = float(json.loads(line)["totalCostUSD"])
+    return total
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What there is to judge when the CLI is gone."""
+
+    turn: Turn
+    scratch: Scratch
+    proxy: Proxy
+    agent: _Agent
+    earlier: float
+    duration_ms: int
+
+    def outcome(self, in_time: bool) -> Outcome:
+        """The completed run, or raises what it failed by."""
+        result = next((m for m in reversed(self.agent.messages) if m["type"] == "result"), {})
+        if not in_time:
+            if not self.proxy.answers:
+                raise self._error(ModelOverloaded, result, "The deadline passed before the first turn began.")
+            return self._completed("deadline", result)
+        if not result:
+            raise self._error(AgentCrashed, result)
+        if result["subtype"] == "success" and result["is_error"]:
+            raise self._refused(result)
+        if result["subtype"] == "error_during_execution":
+            raise self._error(AgentCrashed, result)
+        return self._completed(_stop_reason(result), result)
+
+    def _completed(self, stop_reason: str, result: Json) -> Outcome:
+        if _transcript(self.scratch, self.turn.claude_session) is None:
+            raise self._error(AgentCrashed, result)
+        return Outcome(
+            messages=self.agent.messages,
+            result=result.get("result"),
+            structured_output=result.get("structured_output"),
+            stop_reason=stop_reason,
+            num_turns=result.get("num_turns", 0),
+            cost_usd=self._cost(result),
+            usage=result.get("usage", {}),
+            duration_ms=result.get("duration_ms", self.duration_ms),
+        )
+
+    def _refused(self, result: Json) -> WorkflowError:
+        """The API refused, or was not there. The seam for waiting: nothing but `error` depends on the status."""
+        status = result.get("api_error_status")
+        error = REFUSALS.get(status or 0, ModelOverloaded)
+        if any(message.get("error") == "billing_error" for message in self.agent.messages[-3:]):
+            error = ModelUnauthorized
+        refusal = self._error(error, result)
+        if error is ModelRateLimited or status == 529:
+            refusal = self._error(error, result, retry_after=self.proxy.retry_after)
+        return refusal
+
+    def _error(
+        self, kind: type[WorkflowError], result: Json, sentence: str | None = None, retry_after: int | None = None
+    ) -> WorkflowError:
+        told = (str(result.get("result") or ""), *map(str, result.get("errors") or ()), str(self.agent.failure or ""))
+        detail = "\n".join(part for part in (*told, self.agent.stderr) if part)[-STDERR_BYTES:]
+        return kind(sentence, retry_after=retry_after, cost_usd=self._cost(result), detail=detail)
+
+    def _cost(self, result: Json) -> float:
+        """0 if the CLI was killed before it could tell."""
+        return max(0.0, round(float(result.get("total_cost_usd") or 0.0) - self.earlier, 10))
+
+
+def _stop_reason(result: Json) -> str:
+    """A run that stopped at a limit names it; otherwise the model says why it stopped."""
+    limits = {"error_max_turns": "max_turns", "error_max_budget_usd": "max_budget"}
+    if result["subtype"] != "success":
+        return limits.get(result["subtype"], str(result["subtype"]).removeprefix("error_"))
+    reason = result.get("stop_reason")
+    # With an output schema the last thing the model does is to call the tool that takes the output.
+    return "end_turn" if reason in (None, "tool_use") else str(reason)

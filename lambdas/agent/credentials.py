@@ -1,0 +1,409 @@
+"""The loopback proxy that lends the agent the deployment's credentials without showing them.
+
+The agent talks to `http://127.0.0.1:PORT/NAME/…` with a token that is drawn for the run. The proxy, a thread of the
+handler's process, replaces the token by the real credential of the upstream NAME and streams the answer back as it
+comes. It ends with the run. If the agent hangs up, the call upstream is dropped at once: nobody pays for the rest.
+"""
+
+import hmac
+import http.client
+import http.server
+import json
+import re
+import secrets
+import select
+import socket
+import ssl
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from email.message import Message
+from functools import cache
+from http import HTTPStatus
+from typing import Any, Protocol, Self
+from urllib.parse import urlsplit
+
+import certifi
+
+from lambdas.errors import ModelUnauthorized
+
+BODY_BYTES = 64 * 1024 * 1024
+"""Largest request; the Messages API takes 32 MB."""
+
+NOT_FORWARDED = {
+    *("connection", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade"),  # hop by hop
+    *("host", "content-length", "expect"),  # written anew
+    *("authorization", "x-api-key", "apikey", "cookie"),  # the run's token, replaced
+}
+NOT_RETURNED = {"connection", "keep-alive", "transfer-encoding", "upgrade", "trailer", "set-cookie"}
+
+SLY = re.compile(r"//|/\.\.?(/|$)|%2e|%2f|%5c|[\\\x00-\x1f]", re.IGNORECASE)
+"""What makes a path mean another one to whoever reads it next."""
+
+REFUSED = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
+
+MODEL = "model"
+"""The name of the upstream that is the model."""
+
+
+class Secret:
+    """A secret that is read when it is first needed, kept, and read again when it is refused. Thread-safe."""
+
+    def __init__(self, read: Callable[[], str]) -> None:
+        self._read = read
+        self._value: str | None = None
+        self._lock = threading.Lock()
+
+    def current(self) -> str:
+        """The secret. Raises ModelUnauthorized if it is empty, and whatever `read` raises."""
+        with self._lock:
+            if self._value is None:
+                self._value = self._read().strip()
+            if not self._value:
+                self._value = None
+                raise ModelUnauthorized(detail="the secret is empty")
+            return self._value
+
+    def renewed(self, refused: str) -> str | None:
+        """The secret read again after `refused` was; None if it has not changed. Another thread may have been first."""
+        with self._lock:
+            if self._value == refused:
+                self._value = None
+        value = self.current()
+        return value if value != refused else None
+
+
+class Credential(Protocol):
+    """What makes a request one of the deployment's."""
+
+    def headers(self, method: str, url: str, body: bytes) -> dict[str, str]:
+        """The headers to add, in lower case. They replace the agent's own of the same name."""
+
+    def renew(self, used: Mapping[str, str], refusal: http.client.HTTPResponse) -> bool:
+        """After 401 or 403 for a request with these headers: whether there is another credential to try."""
+
+
+@dataclass(frozen=True)
+class Key(Credential):
+    """A secret in headers, such as `{"x-api-key": "{}"}`, where `{}` stands for it."""
+
+    secret: Secret
+    forms: Mapping[str, str]
+
+    def headers(self, method: str, url: str, body: bytes) -> dict[str, str]:  # noqa: ARG002 - a signature needs them
+        value = self.secret.current()
+        return {name: form.replace("{}", value) for name, form in self.forms.items()}
+
+    def renew(self, used: Mapping[str, str], refusal: http.client.HTTPResponse) -> bool:
+        if refusal.status != HTTPStatus.UNAUTHORIZED:
+            return False
+        name, form = next(iter(self.forms.items()))
+        before, _, after = form.partition("{}")
+        return self.secret.renewed(used[name].removeprefix(before).removesuffix(after)) is not None
+
+
+@dataclass(frozen=True)
+class Upstream:
+    """A service that the agent may use in the deployment's name."""
+
+    name: str
+    """The first segment of its path on the proxy."""
+    base_url: str
+    credential: Credential
+    requests: Sequence[re.Pattern[str]]
+    """What is let through: `METHOD /path`, without the query, must match one of these as a whole."""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """What the agent gets; `{url}` and `{token}` stand for the proxy's address of it and the run's token."""
+
+
+def anthropic(secret: Secret, base_url: str = "https://api.anthropic.com") -> Upstream:
+    """The Messages API."""
+    return Upstream(
+        name=MODEL,
+        base_url=base_url.rstrip("/"),
+        credential=Key(secret, {"x-api-key": "{}"}),
+        requests=(re.compile(r"POST /v1/messages(/count_tokens)?"),),
+        environment={"ANTHROPIC_BASE_URL": "{url}", "ANTHROPIC_API_KEY": "{token}"},
+    )
+
+
+def supabase(secret: Secret, base_url: str) -> Upstream:
+    """A Supabase project with its service key; its clients take the token for the key."""
+    return Upstream(
+        name="supabase",
+        base_url=base_url.rstrip("/"),
+        credential=Key(secret, {"apikey": "{}", "authorization": "Bearer {}"}),
+        requests=(re.compile(r"(GET|HEAD|POST|PUT|PATCH|DELETE) /(rest|storage|functions|graphql)/v1(/.*)?"),),
+        environment={"SUPABASE_URL": "{url}", "SUPABASE_KEY": "{token}"},
+    )
+
+
+class Proxy:
+    """The proxy of one run, listening on a free loopback port while the `with` block lasts.
+
+    Entering reads every secret once, and raises ModelUnauthorized if one is unset, or what reading it raises.
+    """
+
+    def __init__(self, upstreams: Sequence[Upstream]) -> None:
+        self._upstreams = {upstream.name: upstream for upstream in upstreams}
+        self._token = f"run-{secrets.token_urlsafe(32)}"
+        self._open: set[socket.socket] = set()
+        self._idle: list[http.client.HTTPConnection] = []
+        self._guard = threading.Lock()
+        self.answers = 0
+        """How many answers of the model have begun, that is, how many are paid for."""
+        self.retry_after: int | None = None
+        """What the model's last refusal (429 or 529) asked to wait, in seconds; None if there was none."""
+
+    def __enter__(self) -> Self:
+        for upstream in self._upstreams.values():
+            upstream.credential.headers("POST", upstream.base_url, b"")
+        self._server = _Server(("127.0.0.1", 0), type("Handler", (_Handler,), {"proxy": self}))
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02})
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._token = ""
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+        with self._guard:
+            for connection in self._open:
+                _hang_up(connection)
+            for idle in self._idle:
+                idle.close()
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What the agent needs to reach all upstreams. The token is worth nothing after the run."""
+        return {
+            name: form.format(url=f"{self.url}/{upstream.name}", token=self._token)
+            for upstream in self._upstreams.values()
+            for name, form in upstream.environment.items()
+        }
+
+    def accepts(self, headers: Message) -> bool:
+        """Whether the run's token is in one of the headers where clients put keys."""
+        bearer = headers.get("authorization", "").removeprefix("Bearer ")
+        given = (headers.get("x-api-key", ""), headers.get("apikey", ""), bearer)
+        token = self._token.encode()
+        return bool(token) and any(hmac.compare_digest(key.encode("latin-1", "replace"), token) for key in given)
+
+    def route(self, method: str, path: str) -> tuple[Upstream, str] | None:
+        """Where a request goes: the upstream and the path there, with its query. None if it is to be refused."""
+        name, slash, rest = path.removeprefix("/").partition("/")
+        upstream = self._upstreams.get(name)
+        asked = f"{method} {slash}{rest.partition('?')[0]}"
+        if upstream and not SLY.search(asked) and any(allowed.fullmatch(asked) for allowed in upstream.requests):
+            return upstream, slash + rest
+        return None
+
+    @contextmanager
+    def answer(self, upstream: Upstream, request: "Sent", client: socket.socket) -> Iterator[http.client.HTTPResponse]:
+        """The upstream's answer, its body still to be read; a refused credential is renewed and tried once more.
+
+        The call is dropped as soon as `client` hangs up. Raises OSError or HTTPException if there is no answer.
+        """
+        with self._call(upstream, request, client) as (used, first):
+            if first.status not in REFUSED or not upstream.credential.renew(used, first):
+                self._note(upstream, first)
+                yield first
+                return
+            first.read()
+        with self._call(upstream, request, client) as (_, second):
+            self._note(upstream, second)
+            yield second
+
+    @contextmanager
+    def _call(
+        self, upstream: Upstream, request: "Sent", client: socket.socket
+    ) -> Iterator[tuple[dict[str, str], http.client.HTTPResponse]]:
+        added = upstream.credential.headers(request.method, upstream.base_url + request.path, request.body)
+        connection = self._connection(upstream.base_url)
+        try:
+            with self.held(connection.sock), _watch(client, connection.sock):
+                prefix = urlsplit(upstream.base_url).path
+                connection.putrequest(request.method, prefix + request.path, skip_accept_encoding=True)
+                kept = (header for header in request.headers if header[0].lower() not in added)
+                for name, value in (*kept, *added.items(), ("content-length", str(len(request.body)))):
+                    connection.putheader(name, value)
+                connection.endheaders(request.body)
+                response = connection.getresponse()
+                yield added, response
+        except BaseException:
+            connection.close()
+            raise
+        if response.isclosed() and not response.will_close:
+            with self._guard:
+                self._idle.append(connection)
+        else:
+            connection.close()
+
+    def _connection(self, base_url: str) -> http.client.HTTPConnection:
+        """An idle connection that the other side has not closed, or a new one."""
+        target = urlsplit(base_url)
+        with self._guard:
+            fit = [c for c in self._idle if (c.host, c.port) == (target.hostname, target.port or c.default_port)]
+            for idle in fit:
+                self._idle.remove(idle)
+                if not select.select([idle.sock], [], [], 0)[0]:
+                    return idle
+                idle.close()
+        address = (str(target.hostname), target.port)
+        if target.scheme == "https":
+            connection: http.client.HTTPConnection = http.client.HTTPSConnection(*address, timeout=10, context=_tls())
+        else:
+            connection = http.client.HTTPConnection(*address, timeout=10)
+        connection.connect()
+        connection.sock.settimeout(None)  # a silent stream is the CLI's to end
+        return connection
+
+    @contextmanager
+    def held(self, connection: socket.socket) -> Iterator[None]:
+        """While a connection is held here, the end of the proxy ends it."""
+        with self._guard:
+            self._open.add(connection)
+        try:
+            yield
+        finally:
+            with self._guard:
+                self._open.discard(connection)
+
+    def _note(self, upstream: Upstream, response: http.client.HTTPResponse) -> None:
+        if upstream.name != MODEL:
+            return
+        if response.status < 400:
+            self.answers += 1
+        elif response.status in (429, 529):
+            seconds = response.headers.get("retry-after", "")
+            self.retry_after = int(seconds) if re.fullmatch(r"\d{1,6}", seconds) else None
+
+
+@dataclass(frozen=True)
+class Sent:
+    """A request of the agent's, without what is not to be forwarded."""
+
+    method: str
+    path: str
+    """Below the upstream's base URL, with the query."""
+    headers: Sequence[tuple[str, str]]
+    body: bytes
+
+
+class _Server(http.server.ThreadingHTTPServer):
+    daemon_threads = True
+    block_on_close = False
+    request_queue_size = 64
+
+
+class _Handler(http.server.BaseHTTPRequestHandler):
+    """One connection of the agent's."""
+
+    proxy: Proxy
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+
+    def handle(self) -> None:
+        # The agent may hang up whenever it likes; so may the proxy, at its end.
+        with self.proxy.held(self.connection), suppress(ConnectionError):
+            super().handle()
+
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the library's name
+        """Nothing: paths and keys do not belong into the function's log."""
+
+    def _forward(self) -> None:
+        body = self._body()
+        if body is None:
+            self._refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "a request needs a content-length, below 64 MiB")
+        elif not self.proxy.accepts(self.headers):
+            self._refuse(HTTPStatus.FORBIDDEN, "the run's token is missing")
+        elif not (route := self.proxy.route(self.command, self.path)):
+            self._refuse(HTTPStatus.FORBIDDEN, "not a request that this run may make")
+        else:
+            upstream, path = route
+            headers = [(name, value) for name, value in self.headers.items() if name.lower() not in NOT_FORWARDED]
+            self._relay(upstream, Sent(self.command, path, headers, body))
+
+    do_GET = do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = _forward  # noqa: N815 - the library's names
+
+    def _body(self) -> bytes | None:
+        length = self.headers.get("content-length", "0")
+        if "transfer-encoding" in self.headers or not length.isdecimal() or int(length) > BODY_BYTES:
+            self.close_connection = True
+            return None
+        return self.rfile.read(int(length))
+
+    def _relay(self, upstream: Upstream, request: Sent) -> None:
+        begun = False
+        try:
+            with self.proxy.answer(upstream, request, self.connection) as response:
+                begun = True
+                self._stream(response)
+        except ModelUnauthorized:
+            self._refuse(HTTPStatus.UNAUTHORIZED, "the deployment's credential is unset")
+        except (OSError, http.client.HTTPException) as broken:
+            self.close_connection = True
+            if not begun:
+                self._refuse(HTTPStatus.BAD_GATEWAY, f"the upstream gave no answer ({type(broken).__name__})")
+
+    def _stream(self, response: http.client.HTTPResponse) -> None:
+        """Each piece as it comes. A body cut short is cut short here too: by not ending it."""
+        self.send_response_only(response.status, response.reason)
+        for name, value in response.headers.items():
+            if name.lower() not in NOT_RETURNED:
+                self.send_header(name, value)
+        chunked = response.length is None and not response.isclosed()
+        if chunked:
+            self.send_header("transfer-encoding", "chunked")
+        self.end_headers()
+        while piece := response.read1(65536):
+            self.wfile.write(b"%x\r\n%b\r\n" % (len(piece), piece) if chunked else piece)
+        if response.length:
+            raise http.client.IncompleteRead(b"", response.length)
+        if chunked:
+            self.wfile.write(b"0\r\n\r\n")
+
+    def _refuse(self, status: HTTPStatus, sentence: str) -> None:
+        body = json.dumps({"type": "error", "error": {"type": "proxy_error", "message": sentence}}).encode()
+        self.send_response_only(status)
+        self.send_header("content-type", "application/json")
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+
+@contextmanager
+def _watch(client: socket.socket, upstream: socket.socket) -> Iterator[None]:
+    """While this lasts, `upstream` is hung up as soon as `client` is: a call nobody waits for is not paid for."""
+    done, stop = socket.socketpair()
+
+    def wait() -> None:
+        ready = select.select([client, done], [], [])[0]
+        with suppress(ConnectionError):
+            if client in ready and client.recv(1, socket.MSG_PEEK):
+                return  # the next request already: it is there, after all
+        if done not in ready:
+            _hang_up(upstream)
+
+    watcher = threading.Thread(target=wait, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        stop.close()
+        watcher.join()
+        done.close()
+
+
+def _hang_up(connection: socket.socket) -> None:
+    with suppress(OSError):  # it may be closed already
+        socket.socket.shutdown(connection, socket.SHUT_RDWR)  # TLS' own is not for use from another thread
+
+
+@cache
+def _tls() -> ssl.SSLContext:
+    """One for the life of the process: loading the certificates takes 40 ms."""
+    return ssl.create_default_context(cafile=certifi.where())

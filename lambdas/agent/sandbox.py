@@ -1,0 +1,320 @@
+"""What a run may touch: its scratch directory, its environment, and the processes it leaves behind.
+
+Everything of a run lies under one directory and is started through one launcher script, with an environment that
+is built and not inherited. Dropping the user id or entering a sandbox of the system belongs into that script.
+"""
+
+import ctypes
+import fcntl
+import itertools
+import os
+import shlex
+import signal
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple, Self
+
+from lambdas.errors import Internal, SessionBusy
+
+PATH = ":".join(
+    (
+        "/usr/local/sbin",
+        "/usr/local/bin",
+        "/usr/sbin",
+        "/usr/bin",
+        "/sbin",
+        "/bin",
+        "/var/lang/bin",  # Python of Lambda's base images
+        "/opt/homebrew/bin",
+    )
+)
+
+SWITCHES = {
+    "CLAUDE_CODE_ENTRYPOINT": "sdk-py",
+    "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
+    "DISABLE_AUTOUPDATER": "1",
+    "CLAUDE_CODE_DISABLE_BACKGROUND_TASKS": "1",  # else an agent in the background ends the run with a second result
+    "CLAUDE_CODE_DISABLE_AUTO_MEMORY": "1",
+    "CLAUDE_CODE_DISABLE_NONSTREAMING_FALLBACK": "1",  # else a cut stream is paid for twice
+    "CLAUDE_CODE_MAX_RETRIES": "2",
+    "CLAUDE_BYTE_STREAM_IDLE_TIMEOUT_MS": "60000",  # nothing else ends a silent stream
+    # A restored tree has new inodes and ctimes; without these, git reads every file to see that none has changed.
+    "GIT_CONFIG_COUNT": "2",
+    "GIT_CONFIG_KEY_0": "core.checkStat",
+    "GIT_CONFIG_VALUE_0": "minimal",
+    "GIT_CONFIG_KEY_1": "core.trustctime",
+    "GIT_CONFIG_VALUE_1": "false",
+}
+"""Switches of the CLI (2.1.330) and of git, the same in every run."""
+
+PR_SET_DUMPABLE = 4
+PR_SET_CHILD_SUBREAPER = 36
+"""From Linux' `prctl.h`."""
+
+KILL_SECONDS = 5.0
+"""How long the killing of a run's processes may take; a thousand of them take a tenth of a second."""
+
+
+class Scratch:
+    """The directory of one run, empty on entering and gone on leaving. A context manager.
+
+    `root` is to be the same for every run of a session, because transcripts hold absolute paths, and of no other
+    session. What an earlier run left there is removed first. Entering raises SessionBusy if another run in this
+    machine uses it, and Internal if its parent belongs to someone else.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.workspace = root / "workspace"
+        """The agent's working directory."""
+        self.claude = root / "claude"
+        """CLAUDE_CONFIG_DIR: transcripts are in its `projects/`."""
+        self.home = root / "home"
+        self.tmp = root / "tmp"
+        self.private = root / "private"
+        """Ours: the launcher, and what is handed to the CLI as a file."""
+
+    def __enter__(self) -> Self:
+        self.root.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        parent = self.root.parent.lstat()
+        if not stat.S_ISDIR(parent.st_mode) or parent.st_uid not in (0, os.geteuid()):
+            raise Internal(detail=f"{self.root.parent} is not ours")
+        self._lock = _lock(self.root.with_name(self.root.name + ".lock"))
+        try:
+            wipe(self.root)
+            for directory in (self.root, self.workspace, self.claude, self.home, self.tmp, self.private):
+                directory.mkdir(mode=0o700)
+        except BaseException:
+            os.close(self._lock)
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            wipe(self.root)
+            self.root.with_name(self.root.name + ".lock").unlink(missing_ok=True)
+        finally:
+            os.close(self._lock)
+
+    def launcher(self, program: Path, environment: Mapping[str, str]) -> Path:
+        """Write a script that becomes `program`, with its own arguments and exactly this environment.
+
+        The SDK starts the CLI with the whole environment of this process below the one it is given. Between its
+        fork and this script's exec no code of the model's runs yet.
+        """
+        variables = (shlex.quote(f"{name}={value}") for name, value in environment.items())
+        script = self.private / "launch"
+        script.write_text(f'#!/bin/sh\nexec /usr/bin/env -i {" ".join(variables)} {shlex.quote(str(program))} "$@"\n')
+        script.chmod(0o700)
+        return script
+
+
+def environment(scratch: Scratch) -> dict[str, str]:
+    """The agent's environment, without what leads to the model: an allow list, nothing inherited."""
+    places = {
+        "PATH": PATH,
+        "HOME": str(scratch.home),
+        "TMPDIR": str(scratch.tmp),
+        "CLAUDE_CONFIG_DIR": str(scratch.claude),
+        "CLAUDE_CODE_TMPDIR": str(scratch.tmp),
+        "PWD": str(scratch.workspace),
+        "SHELL": "/bin/bash",
+        "LANG": "C.UTF-8",
+    }
+    # The CLI refuses bypassPermissions to root unless told that it is in a sandbox.
+    root = {"IS_SANDBOX": "1"} if os.geteuid() == 0 else {}
+    return places | root | SWITCHES
+
+
+def seal() -> None:
+    """Make this process unreadable for others of its user: environment, memory, open files (Linux only).
+
+    To be called once, when the handler is loaded. Elsewhere it does nothing: macOS shows a process' environment to
+    its user, and has no such switch.
+    """
+    if sys.platform == "linux":
+        _prctl(PR_SET_DUMPABLE, 0)
+
+
+def _lock(path: Path) -> int:
+    """An open file that holds the lock, which the kernel frees with this process at the latest."""
+    lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.fstat(lock).st_nlink == 0:  # its holder was just leaving, and has removed it
+            raise BlockingIOError
+    except BlockingIOError as taken:
+        os.close(lock)
+        raise SessionBusy(retry_after=5) from taken
+    return lock
+
+
+def wipe(root: Path) -> None:
+    """Remove a tree, whatever is in it: modes that forbid it, links (not followed), any depth, any length of path.
+
+    Directories are moved up to `root` before they are emptied, so that neither recursion nor a path grows.
+    Nothing may write into the tree meanwhile. Raises OSError if something cannot be removed.
+    """
+    with suppress(FileNotFoundError):
+        if not stat.S_ISDIR(root.lstat().st_mode):
+            root.unlink()
+            return
+        root.chmod(0o700)
+        top = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        try:
+            _empty(top)
+        finally:
+            os.close(top)
+        root.rmdir()
+
+
+def _empty(top: int) -> None:
+    numbers = itertools.count()
+    waiting = _unlink_files(top)
+    while waiting:
+        name = waiting.pop()
+        directory = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=top)
+        try:
+            for below in _unlink_files(directory):
+                moved = f".wiped-{os.getpid()}-{next(numbers)}-{time.monotonic_ns()}"
+                os.rename(below, moved, src_dir_fd=directory, dst_dir_fd=top)
+                waiting.append(moved)
+        finally:
+            os.close(directory)
+        os.rmdir(name, dir_fd=top)
+
+
+def _unlink_files(directory: int) -> list[str]:
+    """Remove all but the directories, whose names are returned; they are made writable, for root is not everyone."""
+    left = []
+    with os.scandir(directory) as entries:
+        for entry in list(entries):
+            if entry.is_dir(follow_symlinks=False):
+                os.chmod(entry.name, 0o700, dir_fd=directory)
+                left.append(entry.name)
+            else:
+                os.unlink(entry.name, dir_fd=directory)
+    return left
+
+
+class Process(NamedTuple):
+    """A process as it is told from a later one with the same number."""
+
+    pid: int
+    started: str
+
+
+class _Row(NamedTuple):
+    process: Process
+    parent: int
+    dead: bool
+    ours: bool
+    """By its environment, where that is the only trace (macOS)."""
+
+
+class Processes:
+    """All that is started below this process while the `with` block lasts; dead when it ends, or Internal is raised.
+
+    On Linux this process adopts what is daemonized below it (`PR_SET_CHILD_SUBREAPER`), so nothing escapes by
+    `setsid` or a double fork. On macOS, which has no such thing, a daemon is recognised by its environment, that
+    names `root`; one that has cleared it escapes. Children that were there before are left alone, with theirs.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def __enter__(self) -> Self:
+        if sys.platform == "linux":
+            _prctl(PR_SET_CHILD_SUBREAPER, 1)
+        self._before = {row.process for row in _table(self._root) if row.parent == os.getpid()}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            self.kill()
+            self._reap()
+        finally:
+            if sys.platform == "linux":
+                _prctl(PR_SET_CHILD_SUBREAPER, 0)
+
+    def kill(self) -> None:
+        """Kill all of them. They are stopped first, so that they cannot fork faster than they are found.
+
+        Raises Internal if some still live after `KILL_SECONDS`.
+        """
+        until = time.monotonic() + KILL_SECONDS
+        stopped: set[Process] = set()
+        while alive := self._alive():
+            fresh = alive - stopped
+            for process in fresh or alive:
+                _signal(process, signal.SIGSTOP if fresh else signal.SIGKILL)
+            stopped |= fresh
+            if time.monotonic() > until:
+                raise Internal(detail=f"{len(alive)} processes of the run do not die")
+            if not fresh:
+                time.sleep(0.002)
+
+    def _alive(self) -> set[Process]:
+        return {row.process for row in self._below() if not row.dead}
+
+    def _below(self) -> list[_Row]:
+        """All descendants of this process that are not of its earlier children, dead ones too."""
+        rows = [row for row in _table(self._root) if row.process not in self._before]
+        children: dict[int, list[_Row]] = {}
+        for row in rows:
+            children.setdefault(os.getpid() if row.ours else row.parent, []).append(row)
+        found = children.get(os.getpid(), []).copy()
+        for row in found:  # grows while it is walked
+            found += children.get(row.process.pid, [])
+        return found
+
+    def _reap(self) -> None:
+        """Bury those that this process adopted; who started a child by a library has waited for it already."""
+        for row in self._below():
+            with suppress(ChildProcessError):
+                os.waitpid(row.process.pid, os.WNOHANG)
+
+
+def _signal(process: Process, number: int) -> None:
+    with suppress(ProcessLookupError):
+        os.kill(process.pid, number)
+
+
+def _table(root: Path) -> Iterator[_Row]:
+    """The processes of this machine but this one."""
+    rows = _from_proc() if sys.platform == "linux" else _from_ps(root)
+    return (row for row in rows if row.process.pid != os.getpid())
+
+
+def _from_proc() -> Iterator[_Row]:
+    for entry in os.listdir("/proc"):  # noqa: PTH208 - a thousand Path objects for nothing
+        if entry.isdigit():
+            with suppress(FileNotFoundError, ProcessLookupError):
+                # The name, in parentheses, may hold anything. Fields by number: see proc_pid_stat(5).
+                fields = Path("/proc", entry, "stat").read_bytes().rpartition(b")")[2].split()
+                # A leader that has ended shows as a zombie while other threads of its process run on.
+                dead = fields[0] in (b"Z", b"X") and int(fields[17]) <= 1
+                yield _Row(Process(int(entry), fields[19].decode()), int(fields[1]), dead, ours=False)
+
+
+def _from_ps(root: Path) -> Iterator[_Row]:
+    """-E shows the environment behind the command, of one's own processes."""
+    columns = ["-o", "pid=", "-o", "ppid=", "-o", "stat=", "-o", "lstart=", "-o", "command="]
+    listing = subprocess.run(["/bin/ps", "-axEww", *columns], capture_output=True, check=True).stdout
+    mark = f"CLAUDE_CONFIG_DIR={root}/claude".encode()
+    for line in listing.splitlines():
+        pid, parent, state, *started, command = line.split(None, 8)
+        process = Process(int(pid), b" ".join(started).decode())
+        yield _Row(process, int(parent), state.startswith(b"Z"), ours=mark in command)
+
+
+def _prctl(option: int, value: int) -> None:
+    """Raises OSError if the kernel refuses."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(option, ctypes.c_ulong(value), 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), f"prctl({option}, {value})")

@@ -1,0 +1,98 @@
+"""The answer to a POST: built to what Step Functions carries, stored without links, given out with them."""
+
+import json
+from typing import Any
+
+from lambdas.contract import ANSWER_BYTES, FORMAT, Claim, Json, Result
+from lambdas.sessions.store import Store, session_key
+
+LINK_SECONDS = 900
+"""How long a link reads a session or a run's messages; it ends with its signer's credentials at the latest."""
+
+LINK_ROOM = 8 * 1024
+"""Bytes kept free for two links: a presigned URL carries its signer's session token."""
+
+TEXT_BYTES = 40 * 1024
+"""What a text is cut to where the whole answer does not fit: the result stands in it twice."""
+
+CUT = "… [cut: the whole is in messages_url]"
+
+
+def build(claim: Claim, result: Result, messages: list[Json] | None, session_cost_usd: float) -> Json:
+    """The committed answer, links left out. `messages` is None where there is too much of them to be read."""
+    answer = {
+        "success": True,
+        "session_id": claim.session_id,
+        "messages": messages,
+        "run_id": claim.run_id,
+        "result": result.result,
+        "structured_output": result.structured_output,
+        "stop_reason": result.stop_reason,
+        "num_turns": result.num_turns,
+        "cost_usd": result.cost_usd,
+        "session_cost_usd": session_cost_usd,
+        "usage": result.usage,
+        "duration_ms": result.duration_ms,
+        "files": result.files,
+        "files_total": result.files_total,
+        "format": FORMAT,
+    }
+    if messages is not None and _room(answer) >= 0:
+        return answer
+    staged = {"attempt": claim.attempt, "version_id": result.messages.version_id}
+    return _shortened(answer | {"messages": [result.last_message], "messages_truncated": True, "messages_at": staged})
+
+
+def with_links(answer: Json, store: Store) -> Json:
+    """The answer as a caller gets it: what is stored names objects, and links to them are signed each time."""
+    given = {name: value for name, value in answer.items() if name not in ("format", "messages_at")}
+    key = session_key(answer["session_id"])
+    given |= {"s3_url": f"s3://{store.bucket}/{key}", "session_url": store.link(key, LINK_SECONDS)}
+    if at := answer.get("messages_at"):
+        messages = f"runs/{answer['run_id']}/{at['attempt']}/messages.json"
+        given["messages_url"] = store.link(messages, LINK_SECONDS, VersionId=at["version_id"])
+    return given
+
+
+def _shortened(answer: Json) -> Json:
+    """What gives way after the messages, in this order: files, long texts, and what else a stranger made too long."""
+    for give_way in (_fewer_files, _shorter_texts, _bare):
+        if _room(answer) >= 0:
+            break
+        answer = give_way(answer)
+    return answer
+
+
+def _fewer_files(answer: Json) -> Json:
+    room, files = _room(answer | {"files": []}), []
+    for entry in answer["files"]:
+        room -= _size(entry) + 2
+        if room < 0:
+            break
+        files.append(entry)
+    return answer | {"files": files}
+
+
+def _shorter_texts(answer: Json) -> Json:
+    messages = [_cut(message, "result") for message in answer["messages"]]
+    whole = _size(answer["structured_output"]) <= TEXT_BYTES
+    return _cut(answer, "result") | {"messages": messages} | ({} if whole else {"structured_output": None})
+
+
+def _bare(answer: Json) -> Json:
+    return answer | {"messages": [], "usage": {}}
+
+
+def _cut(holder: Json, name: str) -> Json:
+    text = holder.get(name)
+    if not isinstance(text, str) or _size(text) <= TEXT_BYTES:
+        return holder
+    return holder | {name: text.encode()[: TEXT_BYTES // 2].decode(errors="ignore") + CUT}
+
+
+def _room(answer: Json) -> int:
+    return ANSWER_BYTES - LINK_ROOM - _size(answer)
+
+
+def _size(value: Any) -> int:
+    return len(json.dumps(value, ensure_ascii=False).encode())

@@ -1,0 +1,385 @@
+"""What flows between the states, in one direction: Request → Restored → RunResult → Response.
+
+State data carry references and grants, never prompts or files: those are in the run's record, in the bucket.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from lambdas.errors import InvalidRequest, RequestTooLarge
+from lambdas.settings import Caps, Clocks
+
+Json = dict[str, Any]
+
+FORMAT = 1
+"""Version of everything stored: written into records and metadata, so that later code knows what it reads."""
+
+BODY_BYTES = 240 * 1024
+"""Step Functions carries 256 KiB between states; the envelope around the body and its escapes need the rest."""
+
+ARGUMENT_BYTES = 64 * 1024
+"""The CLI takes these texts as arguments, and Linux allows 128 KiB for one (MAX_ARG_STRLEN)."""
+
+ANSWER_BYTES = 200 * 1024
+"""The whole answer, in UTF-8: below the 256 KiB of a state's output, links and envelope included."""
+
+SESSION_ID = re.compile(r"session-[A-Za-z0-9-]{1,80}")
+KEY = re.compile(r"[A-Za-z0-9._=+/-]{1,64}")
+"""What a client sends as its key: also the request id that a gateway's 504 gave it, which is base64 text."""
+MODEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@/\[\]-]{0,199}")
+TOOL = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
+"""Bare names only: a rule such as `Bash(git *)` would pre-approve, and could not take the rest of Bash away."""
+
+
+def _text(value: object, *, most: int | None = None) -> str | None:
+    if not isinstance(value, str):
+        return "must be a string"
+    try:
+        size = len(value.encode())
+    except UnicodeEncodeError:
+        return "holds half of a surrogate pair, which is no text"
+    if "\0" in value:
+        return "holds a NUL character"
+    return None if most is None or size <= most else f"is longer than {most} bytes"
+
+
+def _prompt(value: object) -> str | None:
+    return _text(value) or (None if str(value).strip() else "must not be empty")
+
+
+def _argument(value: object) -> str | None:
+    return _text(value, most=ARGUMENT_BYTES)
+
+
+def _matching(pattern: re.Pattern[str]) -> Callable[[object], str | None]:
+    return lambda value: (
+        None if isinstance(value, str) and pattern.fullmatch(value) else f"must match ^{pattern.pattern}$"
+    )
+
+
+def _bool(value: object) -> str | None:
+    return None if isinstance(value, bool) else "must be true or false"
+
+
+def _count(value: object) -> str | None:
+    return (
+        None
+        if isinstance(value, int) and not isinstance(value, bool) and value >= 1
+        else "must be a whole number from 1"
+    )
+
+
+def _positive(value: object) -> str | None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
+        return "must be a number above 0"
+    return None
+
+
+def _schema(value: object) -> str | None:
+    if not isinstance(value, dict):
+        return "must be a JSON schema (an object)"
+    return _argument(json.dumps(value))
+
+
+def _tools(value: object) -> str | None:
+    if not isinstance(value, list) or len(value) > 200:
+        return "must be a list of at most 200 tool names"
+    wrong = next((tool for tool in value if not (isinstance(tool, str) and TOOL.fullmatch(tool))), None)
+    return None if wrong is None else f"must hold bare tool names such as Read; {str(wrong)[:80]!r} is none"
+
+
+FIELDS: Mapping[str, Callable[[object], str | None]] = {
+    "prompt": _prompt,
+    "session_id": _matching(SESSION_ID),
+    "fork": _bool,
+    "model": _matching(MODEL),
+    "append_system_prompt": _argument,
+    "max_turns": _count,
+    "max_budget_usd": _positive,
+    "output_schema": _schema,
+    "allowed_tools": _tools,
+    "disallowed_tools": _tools,
+    "timeout_seconds": _positive,
+}
+"""Every field of the body with what is wrong about a value, or None."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """A valid request: who asks (from the gateway's context alone), under which key, what."""
+
+    caller: str
+    key: str
+    requested_at: float
+    """Epoch seconds at which the gateway took the request; every deadline counts from it."""
+    body: Json
+
+    @classmethod
+    def parse(cls, envelope: Json, caps: Caps, clocks: Clocks) -> "Request":
+        """Raises `InvalidRequest` (its sentence names the field) or `RequestTooLarge`."""
+        body = envelope.get("body")
+        if envelope.get("oversize") or len(json.dumps(body, ensure_ascii=False)) > BODY_BYTES:
+            raise RequestTooLarge
+        if not isinstance(body, dict):
+            raise InvalidRequest("The body must be a JSON object with a prompt.")
+        _check_fields(body)
+        _check_caps(body, caps, clocks)
+        if len(json.dumps(body, ensure_ascii=False).encode()) > BODY_BYTES:
+            raise RequestTooLarge
+        return cls(str(envelope["caller"]), _key(envelope), float(envelope["requested_at"]) / 1000, body)
+
+    @property
+    def run_id(self) -> str:
+        return run_id(self.caller, self.key)
+
+    @property
+    def body_hash(self) -> str:
+        """Two bodies are the same if their canonical JSON is."""
+        canonical = json.dumps(self.body, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
+    @property
+    def session_id(self) -> str | None:
+        return self.body.get("session_id")
+
+    @property
+    def fork(self) -> bool:
+        return bool(self.body.get("fork"))
+
+
+def run_id(caller: str, key: str) -> str:
+    """The name of a run: the same caller with the same key means the same run, another caller never does."""
+    return "run-" + hashlib.sha256(f"{caller}\n{key}".encode()).hexdigest()[:32]
+
+
+def _key(envelope: Json) -> str:
+    """The key in a form that is safe everywhere; the gateway's own id, sent back as a key, is the same key."""
+    key = str(envelope["key"])
+    if envelope.get("key_given") and not KEY.fullmatch(key):
+        raise InvalidRequest(f"The header Idempotency-Key must match ^{KEY.pattern}$.")
+    return re.sub(r"[^A-Za-z0-9._=-]", "_", key)[:64]
+
+
+def _check_fields(body: Json) -> None:
+    if "prompt" not in body:
+        raise InvalidRequest("The field prompt is missing.")
+    for name, value in body.items():
+        if name not in FIELDS:
+            raise InvalidRequest(f"The field {name[:80]!r} is unknown. Known: {', '.join(FIELDS)}.")
+        if wrong := FIELDS[name](value):
+            raise InvalidRequest(f"The field {name} {wrong}.")
+    if body.get("fork") and "session_id" not in body:
+        raise InvalidRequest("The field fork needs a session_id to copy from.")
+
+
+def _check_caps(body: Json, caps: Caps, clocks: Clocks) -> None:
+    most = {"max_turns": caps.max_turns, "max_budget_usd": caps.max_budget_usd, "timeout_seconds": clocks.agent}
+    for name, cap in most.items():
+        if name in body and body[name] > cap:
+            raise InvalidRequest(f"The field {name} may be at most {cap:g} in this deployment.")
+    if caps.allowed_tools is not None:
+        for tool in body.get("allowed_tools", []):
+            if tool not in caps.allowed_tools:
+                raise InvalidRequest(f"The field allowed_tools names {tool}, which this deployment does not allow.")
+
+
+@dataclass(frozen=True)
+class Allowance:
+    """What this run may use: the request's wishes within the deployment's caps."""
+
+    max_turns: int
+    max_budget_usd: float
+    """For this run alone, in US dollars."""
+    allowed_tools: list[str] | None
+    disallowed_tools: list[str]
+
+    @classmethod
+    def of(cls, body: Json, caps: Caps) -> "Allowance":
+        allowed = body.get("allowed_tools", caps.allowed_tools)
+        return cls(
+            max_turns=body.get("max_turns", caps.max_turns),
+            max_budget_usd=body.get("max_budget_usd", caps.max_budget_usd),
+            allowed_tools=None if allowed is None else list(allowed),
+            disallowed_tools=list(body.get("disallowed_tools", [])),
+        )
+
+
+@dataclass(frozen=True)
+class Base:
+    """The version of a session that a run works on, as pinned in `base.json`."""
+
+    session_id: str
+    version_id: str
+    etag: str
+    created: str
+    turns: int
+    cost_usd: float
+    claude_session: str
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What RestoreSession established, and what PersistSession and RecordFailure alone believe."""
+
+    run_id: str
+    session_id: str
+    owner: str
+    execution: str
+    attempt: str
+    requested_at: float
+    claude_session: str
+    base: Base | None
+    """None for a new session; of another session for a fork."""
+
+    @classmethod
+    def load(cls, data: Json) -> "Claim":
+        base = data["base"]
+        return cls(**{**data, "base": Base(**base) if base else None})
+
+
+@dataclass(frozen=True)
+class Grant:
+    """The right to one S3 request, signed: a URL and the headers it was signed with."""
+
+    url: str
+    headers: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Grants:
+    """All that RunClaude can do to the bucket, for as long as the run may last."""
+
+    request: Grant
+    session: Grant | None
+    started: Grant
+    changes: Grant
+    messages: Grant
+    result: Grant
+
+
+@dataclass(frozen=True)
+class Task:
+    """What RunClaude is given."""
+
+    run_id: str
+    session_id: str
+    claude_session: str
+    resume: bool
+    deadline: float
+    """Epoch seconds at which the agent is interrupted."""
+    allowance: Allowance
+    grants: Grants
+
+    @classmethod
+    def load(cls, data: Json) -> "Task":
+        grants: Json = {name: Grant(**grant) if grant else None for name, grant in data["grants"].items()}
+        return cls(**{**data, "allowance": Allowance(**data["allowance"]), "grants": Grants(**grants)})
+
+
+@dataclass(frozen=True)
+class Restored:
+    """RestoreSession's result: the next step and what it needs."""
+
+    next: str
+    """`run`, `persist` or `done`."""
+    claim: Claim
+    task: Task | None = None
+    response: Json | None = None
+
+    def dump(self) -> Json:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """RunClaude's result, for the reader of the console. Nothing after it believes it."""
+
+    run_id: str
+    stop_reason: str
+    num_turns: int
+    cost_usd: float
+    duration_ms: int
+    files_total: int
+
+    def dump(self) -> Json:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Staged:
+    """An object that RunClaude put under its attempt: which version of it, and how large it is."""
+
+    version_id: str
+    etag: str
+    size: int
+
+
+@dataclass(frozen=True)
+class Result:
+    """`result.json`: what a run came to, and the objects that belong to it. Written last, by RunClaude: untrusted."""
+
+    result: str | None
+    structured_output: Any
+    stop_reason: str
+    num_turns: int
+    cost_usd: float
+    """Of this attempt alone, in US dollars."""
+    usage: Json
+    duration_ms: int
+    files: list[Json]
+    files_total: int
+    file_count: int
+    """Members of the session's next version."""
+    last_message: Json
+    """The CLI's `result` message, which stays in the answer when the others do not fit."""
+    changes: Staged
+    """The next version of the session, whole."""
+    messages: Staged
+    format: int = FORMAT
+
+    def dump(self) -> Json:
+        return asdict(self)
+
+    @classmethod
+    def load(cls, data: object) -> "Result":
+        """Raises `ValueError` for anything that is not exactly this shape: strangers' code may have written it."""
+        if not isinstance(data, dict) or set(data) != {field.name for field in fields(cls)}:
+            raise ValueError("result.json has other fields than a result")
+        staged = {name: _staged(data[name]) for name in ("changes", "messages")}
+        wrong = [name for name, sane in _SANE.items() if not sane(data[name])]
+        if wrong:
+            raise ValueError(f"result.json: {', '.join(wrong)} are not what they should be")
+        return cls(**{**data, **staged})
+
+
+def _whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _dollars(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1e6
+
+
+_SANE: Mapping[str, Callable[[object], bool]] = {
+    "result": lambda value: value is None or isinstance(value, str),
+    "stop_reason": lambda value: isinstance(value, str) and re.fullmatch(r"[a-z_]{1,40}", value) is not None,
+    "num_turns": _whole,
+    "cost_usd": _dollars,
+    "usage": lambda value: isinstance(value, dict),
+    "duration_ms": _whole,
+    "files": lambda value: isinstance(value, list) and all(isinstance(entry, dict) for entry in value),
+    "files_total": _whole,
+    "file_count": _whole,
+    "last_message": lambda value: isinstance(value, dict),
+    "format": lambda value: value == FORMAT,
+}
+
+
+def _staged(data: object) -> Staged:
+    if not isinstance(data, dict) or set(data) != {"version_id", "etag", "size"} or not _whole(data["size"]):
+        raise ValueError("result.json names no staged object")
+    return Staged(str(data["version_id"]), str(data["etag"]), data["size"])

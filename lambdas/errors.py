@@ -1,0 +1,228 @@
+"""Every way a run can fail, as one tree and one table.
+
+    WorkflowError
+    ├── Refused                 before the run claimed anything: nothing was spent, nothing is recorded
+    │   ├── InvalidRequest          400  a field is missing, of the wrong type, unknown, or over a cap
+    │   ├── SessionNotFound         404  no such session, or it is another caller's
+    │   ├── SessionBusy             409  another run holds the session
+    │   ├── RunInProgress           409  this very run is still going on in another execution
+    │   ├── RequestTooLarge         413  the body is over 240 KiB
+    │   └── IdempotencyMismatch     422  the key was used with another body
+    ├── SessionMoved            409  the session has gone on since the version the run was pinned to
+    ├── SessionTooLarge         413  the workspace outgrew the deployment's limits
+    ├── ModelRejected           422  the provider refuses the request
+    ├── ModelRateLimited        429  the provider throttles, and nothing was spent yet
+    ├── ModelUnauthorized       502  the deployment's model credential is bad or unset
+    ├── ModelOverloaded         503  the provider fails, is unreachable, or gave no first turn in time
+    ├── AgentCrashed            502  the CLI died
+    ├── RunTimedOut             504  the backstop behind the run's own deadline
+    └── Internal                500  anything else
+        ├── SessionDamaged          500  a stored session is not what its metadata promise
+        ├── SessionUnreadable       500  the run left a file that cannot be read, so it cannot be kept
+        └── StorageUnavailable      500  S3 did not take a write or give a read; repeated by the definition
+
+Class names are the state machine's error language: a handler raises one, Step Functions sees its name, and
+``ErrorEquals`` lists it. The text of an error is JSON (`str(error)`), because text is all that Lambda hands on.
+What the gateway answers by itself (a wrong key, a wrong method) never becomes an exception: `GATEWAY_CODES`.
+"""
+
+import json
+from typing import Any, ClassVar
+
+
+class WorkflowError(Exception):
+    """The root of the tree: carries the facts of a failure and prints them as JSON.
+
+    `sentence` is for the caller: it holds no cause, key, ARN or URL. `retry_after` is in seconds, `cost_usd` in US
+    dollars.
+    """
+
+    status: ClassVar[int] = 500
+    retryable: ClassVar[bool] = False
+    sentence: ClassVar[str] = "The run failed for a reason of the service's own."
+
+    def __init__(
+        self,
+        sentence: str | None = None,
+        *,
+        retry_after: int | None = None,
+        session_id: str | None = None,
+        run_id: str | None = None,
+        cost_usd: float = 0.0,
+        detail: str = "",
+    ) -> None:
+        self.said = sentence or self.sentence
+        self.retry_after = retry_after
+        self.session_id = session_id
+        self.run_id = run_id
+        self.cost_usd = cost_usd
+        self.detail = detail
+        """What only the operator may see (the end of the CLI's stderr): recorded, never answered."""
+        super().__init__(json.dumps(self.facts() | ({"detail": detail} if detail else {}), ensure_ascii=False))
+
+    @classmethod
+    def code(cls) -> str:
+        """The stable `code` of the HTTP answer: the class name, or `Internal` for the service's own troubles."""
+        return "Internal" if issubclass(cls, Internal) else cls.__name__
+
+    def facts(self) -> dict[str, Any]:
+        """The failure as it is answered; `retry_after` only where there is one."""
+        return {
+            "success": False,
+            "error": self.said,
+            "code": self.code(),
+            "retryable": self.retryable,
+            "session_id": self.session_id,
+            "run_id": self.run_id,
+            "cost_usd": self.cost_usd,
+        } | ({"retry_after": self.retry_after} if self.retry_after else {})
+
+
+class Refused(WorkflowError):
+    """The request was turned away before it claimed anything."""
+
+    status = 400
+
+
+class InvalidRequest(Refused):
+    """A field is missing, of the wrong type, unknown, or over a cap of the deployment."""
+
+    sentence = "The request is not valid."
+
+
+class SessionNotFound(Refused):
+    """No such session, or it is another caller's: the two are told apart by nobody."""
+
+    status = 404
+    sentence = "The session was not found."
+
+
+class SessionBusy(Refused):
+    """Another run holds the session."""
+
+    status = 409
+    retryable = True
+    sentence = "Another run is working on this session. Try again after the seconds in Retry-After."
+
+
+class RunInProgress(Refused):
+    """The run of this Idempotency-Key is going on in another execution."""
+
+    status = 409
+    retryable = True
+    sentence = "The run with this Idempotency-Key is still going on. Ask again after the seconds in Retry-After."
+
+
+class RequestTooLarge(Refused):
+    """The body is over 240 KiB: Step Functions carries 256 KiB between states."""
+
+    status = 413
+    sentence = "The request body is larger than 240 KiB. Put large material into the session's files instead."
+
+
+class IdempotencyMismatch(Refused):
+    """The key names a run that was asked something else."""
+
+    status = 422
+    sentence = "This Idempotency-Key was used with another body. Use a new key for a new request."
+
+
+class SessionMoved(WorkflowError):
+    """The session has gone on since the version this run was pinned to; the run's work was not committed."""
+
+    status = 409
+    sentence = "The session has gone on since this run began, so its result was not committed."
+
+
+class SessionTooLarge(WorkflowError):
+    """The workspace outgrew the deployment's limits; the session stays as it was."""
+
+    status = 413
+    sentence = "The session's files outgrew the deployment's limit, so the session was left as it was."
+
+
+class ModelRejected(WorkflowError):
+    """The provider refuses the request: too long, a bad model, a bad parameter."""
+
+    status = 422
+    sentence = "The model's provider refuses this request (too long, or an unknown model?)."
+
+
+class ModelRateLimited(WorkflowError):
+    """The provider throttles, and nothing was spent yet."""
+
+    status = 429
+    retryable = True
+    sentence = "The model's provider is limiting requests. Try again after the seconds in Retry-After."
+
+
+class ModelUnauthorized(WorkflowError):
+    """The deployment's model credential is bad or unset."""
+
+    status = 502
+    sentence = "The deployment's model credential is missing or was refused. Its operator has to mend it."
+
+
+class ModelOverloaded(WorkflowError):
+    """The provider fails, is unreachable, or gave no first turn before the deadline. Nothing was committed."""
+
+    status = 503
+    retryable = True
+    sentence = "The model's provider did not answer. Nothing was changed; try again."
+
+
+class AgentCrashed(WorkflowError):
+    """Claude Code ended without a result."""
+
+    status = 502
+    retryable = True
+    sentence = "Claude Code stopped before it had a result. The session is as it was; try again."
+
+
+class RunTimedOut(WorkflowError):
+    """A hard limit cut the run off: the backstop behind the run's own deadline."""
+
+    status = 504
+    retryable = True
+    sentence = "The run was cut off by a time limit. The session is as it was; try again."
+
+
+class Internal(WorkflowError):
+    """Anything else. The caller learns that it happened, the operator why."""
+
+    retryable = True
+
+
+class SessionDamaged(Internal):
+    """A stored session is not what its metadata promise (a checksum, a missing transcript)."""
+
+    retryable = False
+
+
+class SessionUnreadable(Internal):
+    """The run left a file that cannot be read: a session that lacks it would lose it in silence."""
+
+    retryable = False
+
+
+class StorageUnavailable(Internal):
+    """S3 did not take a write or give a read."""
+
+
+GATEWAY_CODES: dict[str, int] = {
+    "Forbidden": 403,
+    "MethodNotAllowed": 405,
+    "UnsupportedMediaType": 415,
+    "Throttled": 429,
+}
+"""Codes that only the gateway answers, with their statuses; the answer has no ids, since no run began."""
+
+
+def tree(root: type[WorkflowError] = WorkflowError) -> list[type[WorkflowError]]:
+    """Every class below `root`, itself included, in the order they are written."""
+    return [root, *(below for child in root.__subclasses__() for below in tree(child))]
+
+
+def statuses() -> dict[str, int]:
+    """HTTP status by `code`, for every code the API can answer with."""
+    return {kind.code(): kind.status for kind in tree() if kind not in (WorkflowError, Refused)} | GATEWAY_CODES

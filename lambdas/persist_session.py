@@ -1,0 +1,62 @@
+"""PersistSession: commits what a run staged as the session's next version, writes the answer, frees the session.
+
+What it commits to comes from RestoreSession's claim alone. What RunClaude staged is a stranger's: it is checked for
+its shape, and can name nothing outside its own attempt.
+"""
+
+import os
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cache
+
+from lambdas import answer
+from lambdas.contract import ANSWER_BYTES, FORMAT, Claim, Json, Result
+from lambdas.sessions.client import s3_client
+from lambdas.sessions.store import Store
+from lambdas.settings import RecordSettings
+
+
+def handler(event: Json, context: object) -> Json:
+    """The Lambda entry point: `Claim` → the answer of the POST."""
+    return keeper().persist(Claim.load(event))
+
+
+@cache
+def keeper() -> "Keeper":
+    settings = RecordSettings.read(os.environ)
+    return Keeper(Store(s3_client(), settings.bucket))
+
+
+@dataclass(frozen=True)
+class Keeper:
+    """Commits a turn. Every step is conditional or recognises itself, so that all of it can be repeated."""
+
+    store: Store
+
+    def persist(self, claim: Claim) -> Json:
+        """Raises `SessionMoved`, `AgentCrashed` (nothing usable is staged) or `StorageUnavailable`."""
+        result = self.store.result(claim)
+        metadata = _metadata(claim, result)
+        self.store.commit(claim, result.changes, metadata)
+        messages = self.store.messages(claim, result.messages) if result.messages.size <= ANSWER_BYTES else None
+        built = answer.build(claim, result, messages, float(metadata["cost-usd"]))
+        standing = self.store.answer(claim.run_id, built)
+        self.store.free(claim.session_id, claim.execution)
+        return answer.with_links(standing, self.store)
+
+
+def _metadata(claim: Claim, result: Result) -> dict[str, str]:
+    """S3 user metadata: ASCII strings, at most 2 KB together."""
+    base = claim.base
+    goes_on = base is not None and base.session_id == claim.session_id
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    return {
+        "created": base.created if base and goes_on else now,
+        "file-count": str(result.file_count),
+        "owner": claim.owner,
+        "turns": str((base.turns if base else 0) + 1),
+        "cost-usd": f"{(base.cost_usd if base else 0.0) + result.cost_usd:.6f}",
+        "run": claim.run_id,
+        "claude-session": claim.claude_session,
+        "format": str(FORMAT),
+    }

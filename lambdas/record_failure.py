@@ -1,0 +1,93 @@
+"""RecordFailure: writes down what a run died of, frees the session, and words the answer.
+
+It is told a state's error as Step Functions saw it. RunClaude's was written by a function that runs strangers' code:
+of it, only the class, bounded numbers and the operator's detail are taken; the sentences are the table's own.
+"""
+
+import json
+import os
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from lambdas import errors
+from lambdas.contract import FORMAT, Claim, Json, run_id
+from lambdas.errors import Internal, RunTimedOut, WorkflowError
+from lambdas.sessions.client import s3_client
+from lambdas.sessions.store import Store
+from lambdas.settings import RecordSettings
+
+TIMEOUTS = ("States.Timeout", "Sandbox.Timedout")
+"""How a state's and a function's timeout arrive."""
+
+DETAIL_CHARS = 4000
+
+
+def handler(event: Json, context: object) -> Json:
+    """The Lambda entry point: `{claim, state, error: {Error, Cause}, caller, key}` → the failure as it is answered."""
+    return recorder().record(event)
+
+
+@cache
+def recorder() -> "Recorder":
+    settings = RecordSettings.read(os.environ)
+    return Recorder(Store(s3_client(), settings.bucket))
+
+
+@dataclass(frozen=True)
+class Recorder:
+    store: Store
+
+    def record(self, event: Json) -> Json:
+        """Raises `StorageUnavailable`; the definition then answers without a record."""
+        claim = Claim.load(event["claim"]) if event["claim"] else None
+        failure = classify(event["state"], event["error"])
+        run = claim.run_id if claim else run_id(event["caller"], event["key"])
+        public = failure.facts() | {"run_id": run, "session_id": claim.session_id if claim else failure.session_id}
+        if claim and not self.store.response(claim.run_id):
+            record = public | {"format": FORMAT, "state": event["state"], "execution": claim.execution}
+            self.store.failed(run, record | {"detail": failure.detail, "raised": event["error"].get("Error")})
+        if claim:
+            self.store.free(claim.session_id, claim.execution)
+        return public
+
+
+def classify(state: str, raised: Json) -> WorkflowError:
+    """The class of `errors` that a state's error means, with such facts of it as can be believed."""
+    name, cause = str(raised.get("Error", "")), _parsed(raised.get("Cause"))
+    if name in TIMEOUTS:
+        return RunTimedOut()
+    kind = {kind.__name__: kind for kind in errors.tree()}.get(name, Internal)
+    facts = _parsed(cause.get("errorMessage"))
+    if state == "RunClaude":
+        return kind(
+            cost_usd=_dollars(facts.get("cost_usd")),
+            retry_after=_seconds(facts.get("retry_after")),
+            detail=_detail(facts, raised),
+        )
+    return kind(
+        facts.get("error"),
+        session_id=facts.get("session_id"),
+        retry_after=facts.get("retry_after"),
+        detail=_detail(facts, raised),
+    )
+
+
+def _parsed(text: Any) -> Json:
+    try:
+        found = json.loads(text)
+    except (TypeError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _detail(facts: Json, raised: Json) -> str:
+    return str(facts.get("detail") or raised.get("Cause") or "")[-DETAIL_CHARS:]
+
+
+def _dollars(value: object) -> float:
+    return float(value) if isinstance(value, int | float) and 0 <= value < 1e6 else 0.0
+
+
+def _seconds(value: object) -> int | None:
+    return value if isinstance(value, int) and 0 < value <= 3600 else None

@@ -1,0 +1,134 @@
+"""RestoreSession: validates, claims the run and the session, decides the next step, hands out short-lived grants."""
+
+import hashlib
+import os
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import datetime
+from functools import cache
+
+from lambdas.answer import with_links
+from lambdas.contract import FORMAT, Allowance, Base, Claim, Json, Request, Restored, Task
+from lambdas.errors import IdempotencyMismatch, SessionMoved, SessionNotFound, WorkflowError
+from lambdas.sessions.client import s3_client
+from lambdas.sessions.store import Lease, Store
+from lambdas.settings import RecordSettings
+
+LEASE_MARGIN = 5
+"""Seconds that a lease outlives the state machine, for clocks that differ."""
+
+
+def handler(event: Json, context: object) -> Json:
+    """The Lambda entry point: `{envelope, execution, started_at}` → `Restored`."""
+    request = Request.parse(event["envelope"], door().settings.caps, door().settings.clocks)
+    return door().restore(request, event["execution"], _epoch(event["started_at"])).dump()
+
+
+@cache
+def door() -> "Door":
+    settings = RecordSettings.read(os.environ)
+    return Door(settings, Store(s3_client(), settings.bucket), time.time)
+
+
+def _epoch(timestamp: str) -> float:
+    return datetime.fromisoformat(timestamp).timestamp()
+
+
+@dataclass(frozen=True)
+class Door:
+    """Decides what becomes of a valid request."""
+
+    settings: RecordSettings
+    store: Store
+    now: Callable[[], float]
+
+    def restore(self, request: Request, execution: str, started_at: float) -> Restored:
+        """Raises one of `Refused`, `SessionMoved` or `Internal`; what it then held of the session is free again."""
+        record, fresh = self._open(request, execution)
+        if record["body_sha256"] != request.body_hash:
+            raise IdempotencyMismatch(run_id=request.run_id)
+        claim = _claim(request, record, execution, started_at)
+        if not fresh and (response := self.store.response(claim.run_id)):
+            return self._done(claim, response)
+        lease = Lease(claim.run_id, execution, started_at + self.settings.clocks.machine + LEASE_MARGIN)
+        self.store.lease(claim.session_id, lease, self.now())
+        try:
+            return self._decide(request, claim, fresh)
+        except WorkflowError:
+            self.store.free(claim.session_id, execution)
+            raise
+
+    def _open(self, request: Request, execution: str) -> tuple[Json, bool]:
+        """The run's record, and whether it was written just now: then there is nothing of it to go on with."""
+        if known := self.store.run(request.run_id):
+            return known, False
+        base = self._source(request)
+        record = {
+            "format": FORMAT,
+            "run_id": request.run_id,
+            "owner": request.caller,
+            "key": request.key,
+            "requested_at": request.requested_at,
+            "execution": execution,
+            "session_id": request.session_id if base and not request.fork else f"session-{uuid.uuid4()}",
+            "claude_session": base.claude_session if base else str(uuid.uuid4()),
+            "body_sha256": request.body_hash,
+            "body": request.body,
+        }
+        return self.store.open_run(request.run_id, record)
+
+    def _source(self, request: Request) -> Base | None:
+        """The newest version of the session asked for, None where a new one is wanted."""
+        if request.session_id is None:
+            return None
+        base = self.store.session(request.session_id, request.caller)
+        if base is None:
+            raise SessionNotFound(
+                f"The session {request.session_id} was not found.", session_id=request.session_id, run_id=request.run_id
+            )
+        return base
+
+    def _decide(self, request: Request, claim: Claim, fresh: bool) -> Restored:
+        """The next step, under the lease."""
+        if not fresh and (response := self.store.response(claim.run_id)):
+            self.store.free(claim.session_id, claim.execution)
+            return self._done(claim, response)
+        newest = self._source(request)
+        claim = replace(claim, base=self.store.pin(claim.run_id, newest))
+        if not fresh and (attempt := self.store.staged(claim.run_id)):
+            return Restored("persist", replace(claim, attempt=attempt))
+        if newest and claim.base and newest.version_id != claim.base.version_id and not request.fork:
+            raise SessionMoved(session_id=claim.session_id, run_id=claim.run_id)
+        return Restored("run", claim, self._task(request, claim))
+
+    def _task(self, request: Request, claim: Claim) -> Task:
+        clocks = self.settings.clocks
+        return Task(
+            run_id=claim.run_id,
+            session_id=claim.session_id,
+            claude_session=claim.claude_session,
+            resume=claim.base is not None,
+            deadline=request.requested_at + min(clocks.agent, request.body.get("timeout_seconds", clocks.agent)),
+            allowance=Allowance.of(request.body, self.settings.caps),
+            grants=self.store.grants(claim, clocks.machine),
+        )
+
+    def _done(self, claim: Claim, response: Json) -> Restored:
+        return Restored("done", claim, response=with_links(response, self.store))
+
+
+def _claim(request: Request, record: Json, execution: str, started_at: float) -> Claim:
+    """`attempt` names this execution's staging: the same for its retries, and later ones sort behind."""
+    digest = hashlib.sha256(execution.encode()).hexdigest()[:8]
+    return Claim(
+        run_id=request.run_id,
+        session_id=record["session_id"],
+        owner=request.caller,
+        execution=execution,
+        attempt=f"{round(started_at * 1000):013d}-{digest}",
+        requested_at=request.requested_at,
+        claude_session=record["claude_session"],
+        base=None,
+    )

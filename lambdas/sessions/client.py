@@ -1,0 +1,21 @@
+"""The S3 client of the functions that keep the record."""
+
+from typing import Any
+
+import boto3
+from botocore.config import Config
+
+CONFIG = Config(
+    signature_version="s3v4",  # presigned URLs that pin a version or a header need it
+    connect_timeout=2,
+    read_timeout=5,
+    retries={"mode": "standard", "max_attempts": 3},
+    request_checksum_calculation="when_required",
+    response_checksum_validation="when_required",
+)
+"""Seconds short enough that a silent S3 is noticed, and asked again, within the function's own timeout."""
+
+
+def s3_client() -> Any:
+    """A client for the region and endpoint that the function's environment names."""
+    return boto3.client("s3", config=CONFIG)

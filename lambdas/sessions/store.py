@@ -1,0 +1,337 @@
+"""The bucket is the record: where everything lies, the lease, and the one write that commits a turn.
+
+    {session_id}.zip                          the session; metadata say what it is and which run committed it
+    locks/{session_id}.json                   the lease: a courtesy that spares a second writer its work
+    runs/{run_id}/request.json                who asked what; written first
+    runs/{run_id}/base.json                   the session's version that the run works on
+    runs/{run_id}/{attempt}/started, changes.zip, messages.json, result.json
+                                              staged by RunClaude through grants, result.json last
+    runs/{run_id}/response.json               the committed answer
+    runs/{run_id}/failure.json                what the run died of
+
+Every write that decides something is conditional, and recognises itself: a request that botocore repeated because its
+answer was lost meets its own work, and says so instead of refusing it.
+"""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from botocore.exceptions import BotoCoreError, ClientError
+
+from lambdas.contract import FORMAT, Base, Claim, Grant, Grants, Json, Result, Staged
+from lambdas.errors import (
+    AgentCrashed,
+    RunInProgress,
+    SessionBusy,
+    SessionDamaged,
+    SessionMoved,
+    StorageUnavailable,
+    WorkflowError,
+)
+
+RESULT_BYTES = 8 * 1024 * 1024
+"""No honest result.json is larger; a larger one is not read into memory."""
+
+
+@dataclass(frozen=True)
+class Lease:
+    """Who works on a session, and until when (epoch seconds)."""
+
+    run_id: str
+    execution: str
+    expires_at: float
+
+
+class Refusal(Exception):
+    """S3 said no to a condition (412): the object is there, or is not, or has changed."""
+
+
+class Missing(Exception):
+    """S3 said 404."""
+
+
+@contextmanager
+def storage(doing: str) -> Iterator[None]:
+    """Turns what S3 can fail with into `Refusal`, `Missing` or, for all the rest, `StorageUnavailable`."""
+    try:
+        yield
+    except ClientError as error:
+        code = error.response.get("Error", {}).get("Code", "")
+        if code in ("PreconditionFailed", "412"):
+            raise Refusal(doing) from error
+        if code in ("NoSuchKey", "NoSuchVersion", "NoSuchUpload", "404"):
+            raise Missing(doing) from error
+        raise StorageUnavailable(detail=f"{doing}: {error}") from error
+    except BotoCoreError as error:
+        raise StorageUnavailable(detail=f"{doing}: {error}") from error
+
+
+def session_key(session_id: str) -> str:
+    return f"{session_id}.zip"
+
+
+class Store:
+    """The bucket's layout, and nothing of what the handlers decide with it.
+
+    Every method raises `StorageUnavailable` where S3 fails.
+    """
+
+    def __init__(self, s3: Any, bucket: str) -> None:
+        self.s3 = s3
+        self.bucket = bucket
+
+    # The session
+
+    def session(self, session_id: str, owner: str) -> Base | None:
+        """The newest version of a session, or None if there is none for this owner."""
+        head = self._head(session_key(session_id))
+        if head is None or head["Metadata"].get("owner") != owner:
+            return None
+        return _base(session_id, head)
+
+    def commit(self, claim: Claim, staged: Staged, metadata: dict[str, str]) -> None:
+        """Make what was staged the session's next version, if it still is where the run began.
+
+        The bytes are copied inside S3. The one conditional write is CompleteMultipartUpload (S3 takes If-Match on it
+        and not on UploadPartCopy). Raises `SessionMoved`, unless the version in the way is this run's own commit,
+        and `AgentCrashed` where what was staged is not there.
+        """
+        target = {"Bucket": self.bucket, "Key": session_key(claim.session_id)}
+        with storage("starting the commit"):
+            upload = self.s3.create_multipart_upload(**target, Metadata=metadata, ContentType="application/zip")
+        part = {**target, "UploadId": upload["UploadId"]}
+        try:
+            etag = self._copy(claim, staged, part)
+            with storage("committing"):
+                parts = [{"PartNumber": 1, "ETag": etag}]
+                self.s3.complete_multipart_upload(**part, **_condition(claim), MultipartUpload={"Parts": parts})
+        except (Refusal, Missing):
+            # An upload that is missing was completed before: the answer was lost, and botocore asked again.
+            self._abort(part)
+            if not self._committed(claim):
+                raise SessionMoved(session_id=claim.session_id, run_id=claim.run_id) from None
+        except WorkflowError:
+            self._abort(part)
+            raise
+
+    def _copy(self, claim: Claim, staged: Staged, part: dict[str, Any]) -> str:
+        source = {"Bucket": self.bucket, "Key": f"{_attempt(claim)}changes.zip", "VersionId": staged.version_id}
+        try:
+            with storage("copying what was staged"):
+                copied = self.s3.upload_part_copy(
+                    **part, PartNumber=1, CopySource=source, CopySourceIfMatch=staged.etag
+                )
+        except (Refusal, Missing) as error:
+            raise AgentCrashed(
+                run_id=claim.run_id, session_id=claim.session_id, detail=f"nothing staged: {error}"
+            ) from error
+        return str(copied["CopyPartResult"]["ETag"])
+
+    def _abort(self, part: dict[str, Any]) -> None:
+        """Leave no parts behind; where this fails too, the bucket's lifecycle rule sweeps them."""
+        with suppress(Missing), storage("aborting an upload"):
+            self.s3.abort_multipart_upload(**part)
+
+    def _committed(self, claim: Claim) -> bool:
+        """Whether a version between the base and now was committed by this very run."""
+        key = session_key(claim.session_id)
+        with storage("listing versions"):
+            pages = self.s3.get_paginator("list_object_versions").paginate(Bucket=self.bucket, Prefix=key)
+            versions = [v for page in pages for v in page.get("Versions", []) if v["Key"] == key]
+        for version in versions:
+            if claim.base and version["VersionId"] == claim.base.version_id:
+                return False
+            head = self._head(key, VersionId=version["VersionId"])
+            if head and head["Metadata"].get("run") == claim.run_id:
+                return True
+        return False
+
+    # The run
+
+    def open_run(self, run_id: str, record: Json) -> tuple[Json, bool]:
+        """Write the run's request.json if there is none. Returns the one that stands, and whether it is this one."""
+        return self._settle(f"runs/{run_id}/request.json", record)
+
+    def run(self, run_id: str) -> Json | None:
+        return self._read(f"runs/{run_id}/request.json")
+
+    def pin(self, run_id: str, base: Base | None) -> Base | None:
+        """Write the run's base.json if there is none, and return the base that stands."""
+        wanted = {"format": FORMAT, "base": asdict(base) if base else None}
+        pinned, _ = self._settle(f"runs/{run_id}/base.json", wanted)
+        return Base(**pinned["base"]) if pinned["base"] else None
+
+    def response(self, run_id: str) -> Json | None:
+        return self._read(f"runs/{run_id}/response.json")
+
+    def answer(self, run_id: str, response: Json) -> Json:
+        """Write the run's committed answer if there is none, and return the one that stands."""
+        standing, _ = self._settle(f"runs/{run_id}/response.json", response)
+        return standing
+
+    def failed(self, run_id: str, failure: Json) -> None:
+        self._write(f"runs/{run_id}/failure.json", failure)
+
+    def staged(self, run_id: str) -> str | None:
+        """The newest attempt of the run that staged a whole result."""
+        prefix = f"runs/{run_id}/"
+        with storage("listing attempts"):
+            pages = self.s3.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=prefix)
+            keys = [entry["Key"] for page in pages for entry in page.get("Contents", [])]
+        attempts = sorted(key.split("/")[2] for key in keys if key.endswith("/result.json"))
+        return attempts[-1] if attempts else None
+
+    def result(self, claim: Claim) -> Result:
+        """What RunClaude staged, if it is whole and of the right shape. Raises `AgentCrashed` if it is not."""
+        try:
+            return Result.load(self._read(f"{_attempt(claim)}result.json", most=RESULT_BYTES))
+        except ValueError as error:
+            raise AgentCrashed(run_id=claim.run_id, session_id=claim.session_id, detail=str(error)) from error
+
+    def messages(self, claim: Claim, staged: Staged) -> list[Json]:
+        with storage("reading the messages"):
+            got = self.s3.get_object(
+                Bucket=self.bucket, Key=f"{_attempt(claim)}messages.json", VersionId=staged.version_id
+            )
+            return list(json.loads(got["Body"].read()))
+
+    # The lease
+
+    def lease(self, session_id: str, wanted: Lease, now: float) -> None:
+        """Take the session's lease, or find it mine, or take it over if it is expired (`now` in epoch seconds).
+
+        Raises `RunInProgress` where another execution of this run holds it, `SessionBusy` where another run does.
+        """
+        key = f"locks/{session_id}.json"
+        for _ in range(5):
+            try:
+                return self._write(key, asdict(wanted), IfNoneMatch="*")
+            except Refusal:
+                held = self._held(key)
+            if held is None:
+                continue
+            lease, etag = held
+            if lease.execution == wanted.execution:
+                return None
+            if lease.expires_at > now:
+                busy = RunInProgress if lease.run_id == wanted.run_id else SessionBusy
+                raise busy(
+                    retry_after=max(1, round(lease.expires_at - now)), session_id=session_id, run_id=wanted.run_id
+                )
+            try:
+                return self._write(key, asdict(wanted), IfMatch=etag)
+            except Refusal:
+                continue
+        raise SessionBusy(retry_after=1, session_id=session_id, run_id=wanted.run_id)
+
+    def free(self, session_id: str, execution: str) -> None:
+        """Give the session's lease back, if this execution holds it."""
+        key = f"locks/{session_id}.json"
+        held = self._held(key)
+        if held and held[0].execution == execution:
+            try:
+                with storage("freeing the session"):
+                    self.s3.delete_object(Bucket=self.bucket, Key=key, IfMatch=held[1])
+            except Refusal:
+                return  # Expired and taken over between the look and the delete: it is another's now.
+
+    def _held(self, key: str) -> tuple[Lease, str] | None:
+        try:
+            with storage("reading the lease"):
+                got = self.s3.get_object(Bucket=self.bucket, Key=key)
+                return Lease(**json.loads(got["Body"].read())), got["ETag"]
+        except Missing:
+            return None
+
+    # Grants and links
+
+    def grants(self, claim: Claim, seconds: int) -> Grants:
+        """What RunClaude may do to the bucket, for `seconds`; its signer's credentials can end a grant sooner."""
+        base = claim.base
+        at = _attempt(claim)
+        session = {"VersionId": base.version_id} if base else {}
+        return Grants(
+            request=self._get(f"runs/{claim.run_id}/request.json", seconds),
+            session=self._get(session_key(base.session_id), seconds, **session) if base else None,
+            started=self._put(f"{at}started", seconds, IfNoneMatch="*"),
+            changes=self._put(f"{at}changes.zip", seconds),
+            messages=self._put(f"{at}messages.json", seconds),
+            result=self._put(f"{at}result.json", seconds),
+        )
+
+    def link(self, key: str, seconds: int, **version: str) -> str:
+        """A URL that reads one object for `seconds`."""
+        return self._get(key, seconds, **version).url
+
+    def _get(self, key: str, seconds: int, **more: str) -> Grant:
+        params = {"Bucket": self.bucket, "Key": key, **more}
+        return Grant(self.s3.generate_presigned_url("get_object", Params=params, ExpiresIn=seconds), {})
+
+    def _put(self, key: str, seconds: int, **conditions: str) -> Grant:
+        params = {"Bucket": self.bucket, "Key": key, **conditions}
+        headers = {"If-None-Match": conditions["IfNoneMatch"]} if conditions else {}
+        return Grant(self.s3.generate_presigned_url("put_object", Params=params, ExpiresIn=seconds), headers)
+
+    # Objects
+
+    def _head(self, key: str, **version: str) -> Any:
+        try:
+            with storage(f"looking for {key}"):
+                return self.s3.head_object(Bucket=self.bucket, Key=key, **version)
+        except Missing:
+            return None
+
+    def _read(self, key: str, most: int | None = None) -> Json | None:
+        """The object, or None where there is none. `ValueError`: it has more than `most` bytes, or is not JSON."""
+        try:
+            with storage(f"reading {key}"):
+                got = self.s3.get_object(Bucket=self.bucket, Key=key)
+                if most is not None and got["ContentLength"] > most:
+                    raise ValueError(f"{key} has {got['ContentLength']} bytes, and {most} are read at most")
+                data = got["Body"].read()
+        except Missing:
+            return None
+        found: Json = json.loads(data)
+        return found
+
+    def _write(self, key: str, data: Json, **condition: str) -> None:
+        body = json.dumps(data, ensure_ascii=False).encode()
+        with storage(f"writing {key}"):
+            self.s3.put_object(Bucket=self.bucket, Key=key, Body=body, ContentType="application/json", **condition)
+
+    def _settle(self, key: str, data: Json) -> tuple[Json, bool]:
+        """Write once. Whoever comes second gets what the first wrote, and False."""
+        try:
+            self._write(key, data, IfNoneMatch="*")
+        except Refusal:
+            return self._read(key) or data, False
+        return data, True
+
+
+def _attempt(claim: Claim) -> str:
+    return f"runs/{claim.run_id}/{claim.attempt}/"
+
+
+def _condition(claim: Claim) -> dict[str, str]:
+    """The commit holds only if the session still is the version that was restored, or still is not there."""
+    same = claim.base is not None and claim.base.session_id == claim.session_id
+    return {"IfMatch": claim.base.etag} if claim.base and same else {"IfNoneMatch": "*"}
+
+
+def _base(session_id: str, head: Any) -> Base:
+    metadata = head["Metadata"]
+    try:
+        return Base(
+            session_id=session_id,
+            version_id=head["VersionId"],
+            etag=head["ETag"],
+            created=metadata["created"],
+            turns=int(metadata["turns"]),
+            cost_usd=float(metadata["cost-usd"]),
+            claude_session=metadata["claude-session"],
+        )
+    except (KeyError, ValueError) as error:
+        raise SessionDamaged(session_id=session_id, detail=f"metadata of the session: {error!r}") from error

@@ -1,0 +1,171 @@
+"""The environment, read once and checked: a setting that is missing or wrong stops the function with its name."""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+class MissingSetting(RuntimeError):
+    """An environment variable that the function cannot work without is missing or malformed."""
+
+    def __init__(self, name: str, reason: str = "is not set") -> None:
+        super().__init__(f"The environment variable {name} {reason}.")
+        self.name = name
+
+
+@dataclass(frozen=True)
+class Clocks:
+    """Every time limit, in seconds, derived from the gateway's integration timeout.
+
+    They nest: agent < run_function < run_state < machine < integration. The agent's deadline is counted from the
+    moment the API took the request (so a cold start eats into it); the others from where they start. `tail` is what
+    stays for interrupting, packing and staging, and once more for committing and recording.
+    """
+
+    integration: int
+    """29 by default on a REST API; up to 300 on a regional one once the account's quota L-E5AE38E3 is raised."""
+
+    def __post_init__(self) -> None:
+        if not 15 <= self.integration <= 300:
+            raise MissingSetting("INTEGRATION_TIMEOUT", "must be between 15 and 300 seconds")
+
+    @property
+    def tail(self) -> int:
+        return max(3, self.integration // 20)
+
+    @property
+    def machine(self) -> int:
+        """The state machine's own timeout; an express execution may last 300 s at the most."""
+        return self.integration - 1
+
+    @property
+    def run_state(self) -> int:
+        return self.machine - self.tail
+
+    @property
+    def run_function(self) -> int:
+        return self.run_state - 1
+
+    @property
+    def agent(self) -> int:
+        """The deployment's deadline for the agent, from the API's request time."""
+        return self.run_function - self.tail
+
+    @property
+    def restore_state(self) -> int:
+        return self.tail + 4
+
+    @property
+    def restore_function(self) -> int:
+        return self.restore_state - 1
+
+    @property
+    def persist_state(self) -> int:
+        return 2 * self.tail + 2
+
+    @property
+    def persist_function(self) -> int:
+        return self.persist_state - 1
+
+    @property
+    def record_state(self) -> int:
+        return 4
+
+    @property
+    def record_function(self) -> int:
+        return self.record_state - 1
+
+
+@dataclass(frozen=True)
+class Caps:
+    """What the deployment allows at most; a request can only narrow it."""
+
+    max_turns: int
+    max_budget_usd: float
+    allowed_tools: tuple[str, ...] | None
+    """None: every tool of Claude Code."""
+
+
+@dataclass(frozen=True)
+class RecordSettings:
+    """What the three functions that keep the record need: RestoreSession, PersistSession, RecordFailure."""
+
+    bucket: str
+    clocks: Clocks
+    caps: Caps
+
+    @classmethod
+    def read(cls, environ: Mapping[str, str] = os.environ) -> "RecordSettings":
+        """Raises `MissingSetting` for the first variable that is missing or malformed."""
+        tools = _json(environ, "ALLOWED_TOOLS")
+        if tools is not None and not (isinstance(tools, list) and all(isinstance(tool, str) for tool in tools)):
+            raise MissingSetting("ALLOWED_TOOLS", "must be null or a JSON list of tool names")
+        return cls(
+            bucket=_text(environ, "S3_BUCKET_NAME"),
+            clocks=Clocks(int(_number(environ, "INTEGRATION_TIMEOUT"))),
+            caps=Caps(
+                max_turns=int(_number(environ, "MAX_TURNS")),
+                max_budget_usd=_number(environ, "MAX_BUDGET_USD"),
+                allowed_tools=None if tools is None else tuple(tools),
+            ),
+        )
+
+
+@dataclass(frozen=True)
+class AgentSettings:
+    """What RunClaude needs. It names no bucket: the function that runs strangers' code reaches S3 by grants alone."""
+
+    provider: str
+    """`anthropic` or `bedrock`."""
+    model_url: str
+    """Base URL of the Messages API (without `/v1`); unused with Bedrock."""
+    bedrock_model: str | None
+    """The model, or inference profile, of runs that name none; None with Anthropic."""
+    secret_arn: str
+    """The secret holding `{"ANTHROPIC_API_KEY": …, "SUPABASE_SERVICE_KEY": …}`."""
+    supabase_url: str | None
+    max_session_bytes: int
+    max_session_files: int
+    scratch: str
+    """The directory under which a run's scratch lives; on Lambda only /tmp is writable."""
+
+    @classmethod
+    def read(cls, environ: Mapping[str, str] = os.environ) -> "AgentSettings":
+        """Raises `MissingSetting` for the first variable that is missing or malformed."""
+        provider = _text(environ, "MODEL_PROVIDER")
+        if provider not in ("anthropic", "bedrock"):
+            raise MissingSetting("MODEL_PROVIDER", "must be anthropic or bedrock")
+        return cls(
+            provider=provider,
+            model_url=_text(environ, "ANTHROPIC_BASE_URL").rstrip("/"),
+            bedrock_model=_text(environ, "BEDROCK_MODEL") if provider == "bedrock" else None,
+            secret_arn=_text(environ, "SECRET_ARN"),
+            supabase_url=environ.get("SUPABASE_URL") or None,
+            max_session_bytes=int(_number(environ, "MAX_SESSION_BYTES")),
+            max_session_files=int(_number(environ, "MAX_SESSION_FILES")),
+            scratch=_text(environ, "SCRATCH"),
+        )
+
+
+def _text(environ: Mapping[str, str], name: str) -> str:
+    value = environ.get(name, "").strip()
+    if not value:
+        raise MissingSetting(name)
+    return value
+
+
+def _number(environ: Mapping[str, str], name: str) -> float:
+    text = _text(environ, name)
+    try:
+        return float(text)
+    except ValueError:
+        raise MissingSetting(name, "must be a number") from None
+
+
+def _json(environ: Mapping[str, str], name: str) -> object:
+    text = _text(environ, name)
+    try:
+        return json.loads(text)
+    except ValueError:
+        raise MissingSetting(name, "must be JSON") from None

@@ -1,0 +1,237 @@
+"""The engine: `ministack`, started, watched and ended, with its S3 on disk and its policies enforced.
+
+Three things end together, whoever is killed and however:
+
+    service (this process) ── stdin pipe ──> engine (`python -m local.engine`) ── parent id ──> workers (`local.worker`)
+
+The engine ends when its standard input closes, a worker when its parent is gone. Only pipes and process ids are used,
+so it is the same on Linux and macOS.
+"""
+
+import fcntl
+import http.client
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import boto3
+import botocore.session
+from botocore.config import Config
+
+from local.mend import mend
+
+REGION = "us-east-1"
+ACCOUNT = "000000000000"
+
+ROOT = "test"
+"""Key and secret of the account's root, which the engine lets do everything without checking a signature."""
+
+START_SECONDS = 60
+STOP_SECONDS = 5
+LOCK_SECONDS = 6
+"""How long a start waits for the engine of a service that was just killed: it notices within a second or two."""
+
+KEPT = ("PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "SSL_CERT_FILE", "SSL_CERT_DIR", "HTTPS_PROXY", "NO_PROXY")
+"""All that the engine and its functions get of the user's environment: no credential, no setting of another tool."""
+
+
+NOT_THE_USERS = {
+    "profile": (None, None, None, None),
+    "config_file": (None, None, os.devnull, None),
+    "credentials_file": (None, None, os.devnull, None),
+}
+"""Settings of botocore (file, environment variable, default) that keep the user's AWS profile out of local calls."""
+
+
+class EngineFailed(RuntimeError):
+    """The engine could not be started; the text is one sentence for the person at the terminal."""
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A running engine."""
+
+    url: str
+    pid: int
+    state: Path
+    """The directory that holds its S3, its log and its lock."""
+
+    def client(self, service: str, *, read_timeout: float = 60, connections: int = 10) -> Any:
+        """A boto3 client of `service`, as the account's root; it repeats nothing by itself."""
+        return boto3.session.Session(botocore_session=botocore.session.Session(session_vars=NOT_THE_USERS)).client(
+            service,
+            region_name=REGION,
+            endpoint_url=self.url,
+            aws_access_key_id=ROOT,
+            aws_secret_access_key=ROOT,
+            config=Config(
+                read_timeout=read_timeout,
+                retries={"total_max_attempts": 1},
+                max_pool_connections=connections,
+                s3={"addressing_style": "path"},
+                proxies={},
+                inject_host_prefix=False,
+            ),
+        )
+
+
+@contextmanager
+def running(state: Path) -> Iterator[Engine]:
+    """The engine on a free loopback port, with its data under `state`; ended, with all it started, on the way out.
+
+    Raises `EngineFailed` if another service uses `state`, or if the engine does not come up.
+    """
+    state.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with _only_one(state) as lock, _scratch(state) as scratch, (state / "engine.log").open("wb") as log:
+        mend(state / "s3")
+        engine, process = _start(state, scratch, lock, log)
+        try:
+            _await_ready(engine, process)
+            yield engine
+        finally:
+            _stop(process)
+
+
+@contextmanager
+def _only_one(state: Path) -> Iterator[IO[bytes]]:
+    """Holds the lock of `state`. The engine inherits it, so a killed service's lock lives as long as its engine."""
+    with (state / "lock").open("ab") as lock:
+        deadline = time.monotonic() + LOCK_SECONDS
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise EngineFailed(f"Another service uses {state}. End it, or choose another --state.") from None
+                time.sleep(0.1)
+        yield lock
+
+
+@contextmanager
+def _scratch(state: Path) -> Iterator[Path]:
+    """The engine's own temporary directory, empty at the start: what a killed engine left there goes now."""
+    path = state / "scratch"
+    shutil.rmtree(path, ignore_errors=True)
+    path.mkdir()
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _start(state: Path, scratch: Path, lock: IO[bytes], log: IO[bytes]) -> tuple[Engine, "subprocess.Popen[bytes]"]:
+    port = _free_port()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "local.engine"],
+        cwd=Path(__file__).parent.parent,
+        env=_environment(port, state, scratch),
+        stdin=subprocess.PIPE,
+        stdout=log,
+        stderr=log,
+        pass_fds=(lock.fileno(),),
+        start_new_session=True,
+    )
+    return Engine(_url(port), process.pid, state), process
+
+
+def _url(port: int) -> str:
+    return f"http://127.0.0.1:{port}"
+
+
+def _environment(port: int, state: Path, scratch: Path) -> dict[str, str]:
+    return {name: os.environ[name] for name in KEPT if name in os.environ} | {
+        "HOME": str(scratch),
+        "TMPDIR": str(scratch),
+        "PYTHONUNBUFFERED": "1",
+        # One address and one account, whose policies are enforced on every call of a function.
+        "BIND_HOST": "127.0.0.1",
+        "GATEWAY_PORT": str(port),
+        "AWS_ENDPOINT_URL": _url(port),
+        "MINISTACK_ACCOUNT_ID": ACCOUNT,
+        "MINISTACK_REGION": REGION,
+        "AUTH": "true",
+        # Objects live on disk; all the rest is deployed anew at every start.
+        "S3_PERSIST": "1",
+        "S3_DATA_DIR": str(state / "s3"),
+        "PERSIST_STATE": "0",
+        # A waiting execution holds a thread while its functions need others to be answered.
+        "MINISTACK_WORKER_THREADS": "256",
+        "LAMBDA_ACCOUNT_CONCURRENCY": "100",
+        "LAMBDA_WARM_TTL_SECONDS": "900",
+        # Listeners nobody uses, and a Docker daemon whose containers are none of the engine's business.
+        "IOT_MTLS_ENABLED": "0",
+        "SFTP_ENABLED": "0",
+        "DOCKER_HOST": f"unix://{scratch}/no-docker",
+        "LOG_LEVEL": "INFO",
+    }
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _await_ready(engine: Engine, process: "subprocess.Popen[bytes]") -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while not _is_ready(engine.url):
+        if process.poll() is not None or time.monotonic() > deadline:
+            log = engine.state / "engine.log"
+            raise EngineFailed(f"The engine did not start; {log} ends with:\n{_tail(log)}")
+        time.sleep(0.05)
+
+
+def _is_ready(url: str) -> bool:
+    connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=5)
+    try:
+        connection.request("GET", "/_ministack/ready")
+        return connection.getresponse().status == 200
+    except OSError:
+        return False
+    finally:
+        connection.close()
+
+
+def _tail(log: Path) -> str:
+    return "\n".join(log.read_text(errors="replace").splitlines()[-8:])
+
+
+def _stop(process: "subprocess.Popen[bytes]") -> None:
+    assert process.stdin is not None
+    process.stdin.close()
+    try:
+        process.wait(STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def main() -> None:
+    """The engine's process: `ministack` in the foreground, ended when the service that started it is gone."""
+    threading.Thread(target=_end_with_service, daemon=True).start()
+    from ministack.app import main as serve  # its import reads the environment and takes most of the start
+
+    serve()
+
+
+def _end_with_service() -> None:
+    while os.read(0, 1):
+        pass
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(STOP_SECONDS - 1)
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    main()

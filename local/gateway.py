@@ -1,0 +1,454 @@
+"""The front gateway: API Gateway's part on one machine, driven by the synthesized template (`local.api`).
+
+A thread a connection, since every request waits for its run. What the engine leaves out of Step Functions is done here:
+the 256 KiB of an execution's input and output, and the state machine's own timeout.
+
+Left out: authorizers other than the API key, the daily quota, the stage's name in the path.
+"""
+
+import base64
+import http.client
+import json
+import re
+import secrets
+import threading
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import parse_qsl, urlsplit
+
+import jsonschema
+from botocore.auth import SigV4Auth
+from botocore.awsrequest import AWSRequest
+from botocore.credentials import Credentials
+
+from local.api import Answer, Api, Integration, Method
+from local.engine import ACCOUNT, REGION, ROOT
+from local.mapping import Input, render, texts
+
+MAX_REQUEST = 10 * 1024 * 1024
+"""API Gateway's limit for a request's body."""
+MAX_STATE = 256 * 1024
+"""Step Functions' limit for an execution's input and output, in bytes of UTF-8."""
+MAX_RUNS = 256
+"""Executions at a time; more wait for a free one."""
+IDLE_SECONDS = 75
+
+REFUSED = {
+    "MISSING_AUTHENTICATION_TOKEN": (403, "Missing Authentication Token"),
+    "INVALID_API_KEY": (403, "Forbidden"),
+    "THROTTLED": (429, "Too Many Requests"),
+    "REQUEST_TOO_LARGE": (413, "Request Too Long"),
+    "BAD_REQUEST_PARAMETERS": (400, "Missing required request parameters"),
+    "BAD_REQUEST_BODY": (400, "Invalid request body"),
+    "UNSUPPORTED_MEDIA_TYPE": (415, "Unsupported Media Type"),
+    "INTEGRATION_FAILURE": (504, "Network error communicating with endpoint"),
+    "INTEGRATION_TIMEOUT": (504, "Endpoint request timed out"),
+    "API_CONFIGURATION_ERROR": (500, "Internal server error"),
+    "DEFAULT_4XX": (400, "Bad Request"),
+}
+"""API Gateway's own statuses and texts, where the template does not set others."""
+
+
+class _Refuse(Exception):
+    """The request ends here, with the gateway response of this type."""
+
+    def __init__(self, kind: str, status: int | None = None) -> None:
+        super().__init__(kind)
+        self.kind = kind
+        self.status = status
+
+
+@dataclass(frozen=True)
+class Request:
+    """One HTTP request."""
+
+    method: str
+    path: str
+    query: Mapping[str, str]
+    headers: Mapping[str, str]
+    """Names as the client wrote them."""
+    body: bytes
+    client: str
+
+    def header(self, name: str) -> str | None:
+        return next((value for given, value in self.headers.items() if given.lower() == name.lower()), None)
+
+    @property
+    def media_type(self) -> str:
+        """The content type without its parameters; JSON where there is none."""
+        return (self.header("Content-Type") or "application/json").split(";")[0].strip().lower()
+
+
+@dataclass
+class Response:
+    """One HTTP response."""
+
+    status: int
+    body: bytes = b""
+    headers: dict[str, str] = field(default_factory=dict)
+
+
+class Backend:
+    """Step Functions as an integration sees it: StartSyncExecution, with the limits that the engine leaves out."""
+
+    def __init__(self, engine_url: str, machine_timeout: float | None) -> None:
+        self._address = engine_url.removeprefix("http://")
+        self._machine_timeout = machine_timeout
+        self._runs = ThreadPoolExecutor(MAX_RUNS, thread_name_prefix="execution")
+
+    def start_sync_execution(self, mapped: str, timeout: float) -> tuple[int, str]:
+        """The service's status and body. Raises `TimeoutError` after `timeout` seconds, `OSError` if none is there."""
+        call = {"name": str(uuid.uuid4()), **json.loads(mapped)}
+        if len(call["input"].encode()) > MAX_STATE:
+            return 400, json.dumps({"__type": "ValidationException", "message": "The input is too long."})
+        wait = timeout if self._machine_timeout is None else min(timeout, self._machine_timeout)
+        run = self._runs.submit(self._post, "StartSyncExecution", call)
+        try:
+            status, body = run.result(wait)
+        except TimeoutError:
+            if wait == timeout:
+                raise
+            # It stops before its next state; a function that is running ends by its own timeout, as in AWS.
+            self._runs.submit(self._post, "StopExecution", {"executionArn": _execution_arn(call)})
+            return 200, json.dumps({"status": "TIMED_OUT", "name": call["name"], "input": call["input"]})
+        return status, _limited(body)
+
+    def _post(self, action: str, call: Mapping[str, Any]) -> tuple[int, str]:
+        request = AWSRequest("POST", f"http://{self._address}/", data=json.dumps(call).encode())
+        request.headers["Content-Type"] = "application/x-amz-json-1.0"
+        request.headers["X-Amz-Target"] = f"AWSStepFunctions.{action}"
+        SigV4Auth(Credentials(ROOT, ROOT), "states", REGION).add_auth(request)
+        connection = http.client.HTTPConnection(self._address)
+        try:
+            connection.request("POST", "/", request.body, dict(request.headers.items()))
+            answer = connection.getresponse()
+            return answer.status, answer.read().decode()
+        finally:
+            connection.close()
+
+    def close(self) -> None:
+        self._runs.shutdown(wait=False, cancel_futures=True)
+
+
+def _execution_arn(call: Mapping[str, Any]) -> str:
+    return f"{call['stateMachineArn'].replace(':stateMachine:', ':execution:')}:{call['name']}"
+
+
+def _limited(body: str) -> str:
+    """The answer as Step Functions would give it: its output's JSON unescaped, and none over 256 KiB."""
+    answer = json.loads(body)
+    if answer.get("status") != "SUCCEEDED":
+        return body
+    output = json.dumps(json.loads(answer["output"]), ensure_ascii=False, separators=(",", ":"))
+    if len(output.encode()) <= MAX_STATE:
+        return json.dumps(answer | {"output": output})
+    cause = "The state returned a result with a size exceeding the maximum number of bytes service limit."
+    failed = {"status": "FAILED", "error": "States.DataLimitExceeded", "cause": cause, "output": None}
+    return json.dumps(answer | failed)
+
+
+class _Throttle:
+    """A token bucket for each key, as the usage plan has it."""
+
+    def __init__(self, rate: float | None, burst: int | None) -> None:
+        self._rate, self._burst = rate, burst
+        self._lock = threading.Lock()
+        self._buckets: dict[str, tuple[float, float]] = {}
+
+    def admit(self, key: str) -> bool:
+        if self._rate is None or self._burst is None:
+            return True
+        with self._lock:
+            now = time.monotonic()
+            tokens, seen = self._buckets.get(key, (float(self._burst), now))
+            tokens = min(self._burst, tokens + (now - seen) * self._rate)
+            admitted = tokens >= 1
+            self._buckets[key] = (tokens - admitted, now)
+            return admitted
+
+
+class Gateway:
+    """Answers requests as API Gateway would with this API. `keys` are the API keys' values and their (logical) ids."""
+
+    def __init__(self, api: Api, backend: Backend, keys: Mapping[str, str]) -> None:
+        self._api, self._backend, self._keys = api, backend, dict(keys)
+        self._throttle = _Throttle(api.rate, api.burst)
+
+    def answer(self, request: Request) -> Response:
+        """Never raises: whatever goes wrong is a gateway response."""
+        context = self._context(request)
+        try:
+            response = self._admitted(request, context)
+        except _Refuse as refused:
+            response = self._refusal(refused.kind, context, refused.status)
+        response.headers |= {"x-amzn-RequestId": context["requestId"], "x-amz-apigw-id": context["extendedRequestId"]}
+        return response
+
+    def refuse(self, status: int) -> Response:
+        """The answer to what is not even an HTTP request."""
+        return self._refusal("DEFAULT_4XX", texts({"extendedRequestId": _extended_id(), "requestId": ""}), status)
+
+    def _admitted(self, request: Request, context: dict[str, Any]) -> Response:
+        """The checks in API Gateway's order, then the integration."""
+        methods = self._api.methods.get(request.path, {})
+        method = methods.get(request.method) or methods.get("ANY")
+        if method is None:
+            raise _Refuse("MISSING_AUTHENTICATION_TOKEN")
+        context["resourcePath"] = request.path
+        if method.needs_key:
+            context["identity"] |= texts(self._identified(request))
+        if len(request.body) > MAX_REQUEST:
+            raise _Refuse("REQUEST_TOO_LARGE")
+        _validate(method, request)
+        source = _input(request)
+        template = _request_template(method.integration, request.media_type)
+        mapped = _rendered(template, source, context) if template is not None else source.body
+        status, result = self._integrated(method.integration, mapped)
+        return _translated(method.integration, status, result, context)
+
+    def _identified(self, request: Request) -> dict[str, str]:
+        value = request.header("X-Api-Key") or ""
+        known = [name for key, name in self._keys.items() if secrets.compare_digest(key.encode(), value.encode())]
+        if not known:
+            raise _Refuse("INVALID_API_KEY")
+        if not self._throttle.admit(known[0]):
+            raise _Refuse("THROTTLED")
+        return {"apiKey": value, "apiKeyId": known[0]}
+
+    def _integrated(self, integration: Integration, mapped: str) -> tuple[str, str]:
+        try:
+            if integration.kind == "MOCK":
+                return str(json.loads(mapped)["statusCode"]), ""
+            status, body = self._backend.start_sync_execution(mapped, integration.timeout)
+        except TimeoutError:
+            raise _Refuse("INTEGRATION_TIMEOUT") from None
+        except (OSError, http.client.HTTPException):
+            raise _Refuse("INTEGRATION_FAILURE") from None
+        except (ValueError, KeyError, TypeError):
+            raise _Refuse("API_CONFIGURATION_ERROR") from None
+        return str(status), body
+
+    def _context(self, request: Request) -> dict[str, Any]:
+        now = time.time()
+        context: dict[str, Any] = texts(
+            {
+                "accountId": ACCOUNT,
+                "apiId": "local",
+                "stage": self._api.stage,
+                "requestId": str(uuid.uuid4()),
+                "extendedRequestId": _extended_id(),
+                "httpMethod": request.method,
+                "path": request.path,
+                "protocol": "HTTP/1.1",
+                "requestTime": time.strftime("%d/%b/%Y:%H:%M:%S +0000", time.gmtime(now)),
+                "identity": {"sourceIp": request.client, "userAgent": request.header("User-Agent") or ""},
+            }
+        )
+        return context | {"requestTimeEpoch": int(now * 1000), "responseOverride": {"header": {}}}
+
+    def _refusal(self, kind: str, context: dict[str, Any], status: int | None) -> Response:
+        usual, message = REFUSED[kind]
+        status = status or usual
+        family = "DEFAULT_4XX" if status < 500 else "DEFAULT_5XX"
+        refusal = self._api.refusals.get(kind) or self._api.refusals.get(family)
+        text = (refusal and refusal.body) or '{"message":$context.error.messageString}'
+        context["error"] = {"message": message, "messageString": json.dumps(message), "responseType": kind}
+        headers = {"Content-Type": "application/json"} | (_constants(refusal.headers) if refusal else {})
+        body = re.sub(r"\$context((?:\.\w+)+)", lambda found: _context_value(context, found[1]), text)
+        return Response((refusal and refusal.status) or status, body.encode(), headers)
+
+
+def _extended_id() -> str:
+    return base64.urlsafe_b64encode(secrets.token_bytes(11)).decode()
+
+
+def _context_value(context: Any, path: str) -> str:
+    for name in path.strip(".").split("."):
+        context = context.get(name, "") if isinstance(context, dict) else ""
+    return str(context)
+
+
+def _validate(method: Method, request: Request) -> None:
+    kinds = {"header": {name.lower() for name in request.headers}, "querystring": set(request.query)}
+    for parameter in method.required:
+        kind, name = parameter.removeprefix("method.request.").split(".", 1)
+        if (name.lower() if kind == "header" else name) not in kinds.get(kind, set()):
+            raise _Refuse("BAD_REQUEST_PARAMETERS")
+    schema = method.schemas.get(request.media_type)
+    if schema is None:
+        return
+    try:
+        jsonschema.validate(json.loads(request.body), schema)
+    except (ValueError, RecursionError, jsonschema.ValidationError):
+        raise _Refuse("BAD_REQUEST_BODY") from None
+
+
+def _input(request: Request) -> Input:
+    text = request.body.decode("utf-8", "replace")
+    return Input(text, {"path": {}, "querystring": request.query, "header": request.headers})
+
+
+def _request_template(integration: Integration, media_type: str) -> str | None:
+    """The template for this content type; None passes the body on as it is."""
+    if media_type in integration.templates:
+        return integration.templates[media_type]
+    if integration.passthrough == "NEVER" or (integration.passthrough == "WHEN_NO_TEMPLATES" and integration.templates):
+        raise _Refuse("UNSUPPORTED_MEDIA_TYPE")
+    return None
+
+
+def _rendered(template: str, source: Input, context: dict[str, Any]) -> str:
+    try:
+        return render(template, source, context)
+    except Exception as broken:
+        # The evaluator raises whatever a template's mistake leads to; AWS calls all of that one thing.
+        raise _Refuse("API_CONFIGURATION_ERROR") from broken
+
+
+def _translated(integration: Integration, status: str, result: str, context: dict[str, Any]) -> Response:
+    answer = _matching(integration.answers, status)
+    template = answer.templates.get("application/json")
+    body = result if template is None else _rendered(template, Input(result, _NO_PARAMS), context)
+    override = context["responseOverride"]
+    return Response(
+        status=int(override.get("status", answer.status)),
+        body=body.strip().encode(),
+        headers={"Content-Type": "application/json"} | _constants(answer.headers) | override["header"],
+    )
+
+
+_NO_PARAMS: Mapping[str, Mapping[str, str]] = {"path": {}, "querystring": {}, "header": {}}
+
+
+def _matching(answers: tuple[Answer, ...], status: str) -> Answer:
+    fitting = [answer for answer in answers if answer.pattern and answer.pattern.fullmatch(status)]
+    default = [answer for answer in answers if not answer.pattern]
+    if not fitting + default:
+        raise _Refuse("API_CONFIGURATION_ERROR")
+    return (fitting + default)[0]
+
+
+def _constants(headers: Mapping[str, str]) -> dict[str, str]:
+    """Headers whose expression is a constant in quotes, which is all that the template uses."""
+    return {name: value[1:-1] for name, value in headers.items() if value[:1] == value[-1:] == "'"}
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server_version = "claude-workflow"
+    sys_version = ""
+    timeout = IDLE_SECONDS
+    disable_nagle_algorithm = True
+    wbufsize = -1
+    server: "_Server"
+
+    def handle_one_request(self) -> None:
+        """As the base class does it, but any method is answered by the API."""
+        self.raw_requestline = self.rfile.readline(65537)
+        if not self.raw_requestline:
+            self.close_connection = True
+        elif len(self.raw_requestline) > 65536:
+            self.requestline = self.request_version = self.command = ""
+            self.send_error(414)
+        elif self.parse_request():
+            self._answer()
+
+    def _answer(self) -> None:
+        body = self._body()
+        if body is None:
+            return
+        target = urlsplit(self.path)
+        request = Request(
+            method=self.command,
+            path=target.path.rstrip("/") or "/",
+            query=dict(parse_qsl(target.query, keep_blank_values=True)),
+            headers=dict(self.headers.items()),
+            body=body,
+            client=self.client_address[0],
+        )
+        self._send(self.server.gateway.answer(request))
+
+    def _body(self) -> bytes | None:
+        """The request's body, a byte more than allowed at most; None after an answer to what can't be read."""
+        if "chunked" in self.headers.get("Transfer-Encoding", "").lower():
+            return self._chunks()
+        length = self.headers.get("Content-Length", "0")
+        if not length.isascii() or not length.isdigit():
+            self.send_error(400)
+            return None
+        self.close_connection = self.close_connection or int(length) > MAX_REQUEST
+        return self.rfile.read(min(int(length), MAX_REQUEST + 1))
+
+    def _chunks(self) -> bytes | None:
+        body = b""
+        while len(body) <= MAX_REQUEST:
+            size = self.rfile.readline(1024).split(b";")[0].strip()
+            if not re.fullmatch(rb"[0-9A-Fa-f]{1,8}", size):
+                self.send_error(400)
+                return None
+            if int(size, 16) == 0:
+                while self.rfile.readline(65537).strip():
+                    continue
+                return body
+            body += self.rfile.read(min(int(size, 16), MAX_REQUEST + 1))
+            self.rfile.readline(1024)
+        self.close_connection = True
+        return body
+
+    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
+        """The base class's way to say that something is no HTTP: in the API's words and shape."""
+        del message, explain
+        self.close_connection = True
+        self._send(self.server.gateway.refuse(code))
+
+    def _send(self, response: Response) -> None:
+        self.request_version = self.protocol_version  # else the base class leaves out head lines for what is no HTTP
+        self.send_response(response.status)
+        for name, value in response.headers.items():
+            self.send_header(name, re.sub(r"[^\x20-\x7e]", "", value))
+        bodiless = response.status in (204, 304)
+        if not bodiless:
+            self.send_header("Content-Length", str(len(response.body)))
+        if self.close_connection:
+            self.send_header("Connection", "close")
+        self.end_headers()
+        if not bodiless and self.command != "HEAD":
+            self.wfile.write(response.body)
+        self.wfile.flush()
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 (the base class's name)
+        """Says nothing: every run is recorded by the workflow itself."""
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 128
+    gateway: Gateway
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that went away is no error of the gateway; its run goes on."""
+
+
+@contextmanager
+def serving(
+    api: Api, engine_url: str, keys: Mapping[str, str], *, host: str = "127.0.0.1", port: int = 0
+) -> Iterator[str]:
+    """Serves the API in threads of its own, and yields its base URL; ended on the way out, without waiting for runs.
+
+    `keys` maps the value of each API key to its logical id in the template. Raises `OSError` if the port is taken.
+    """
+    backend = Backend(engine_url, api.machine_timeout)
+    with _Server((host, port), _Handler) as server:
+        server.gateway = Gateway(api, backend, keys)
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+        try:
+            yield f"http://{host}:{server.server_address[1]}"
+        finally:
+            server.shutdown()
+            backend.close()

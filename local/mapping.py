@@ -1,0 +1,145 @@
+"""API Gateway's mapping templates off AWS: `airspeed` evaluates them, this gives them `$input`, `$context` and `$util`.
+
+Values are `Text`, a string with the Java methods that templates call. What AWS does to a character is done to it here
+too (`escapeJavaScript` above all), because prompts have to arrive byte for byte.
+"""
+
+import base64
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import quote_plus, unquote_plus
+
+import airspeed
+
+SHORT = {"\b": "\\b", "\n": "\\n", "\t": "\\t", "\f": "\\f", "\r": "\\r"} | {char: f"\\{char}" for char in "'\"\\/"}
+"""What `StringEscapeUtils.escapeEcmaScript` of Apache Commons, which is `$util.escapeJavaScript`, shortens."""
+
+STEP = re.compile(r"\.([A-Za-z_][\w-]*)|\['([^']*)'\]|\[(\d+)\]")
+
+
+class Text(str):
+    """A string that answers to the methods of Java's `String`."""
+
+    __slots__ = ()
+
+    def equals(self, other: object) -> bool:
+        return str(self) == other
+
+    def isEmpty(self) -> bool:  # noqa: N802 (Java's name)
+        return not self
+
+    def length(self) -> int:
+        return len(self.encode("utf-16-le")) // 2
+
+    def contains(self, part: str) -> bool:
+        return part in self
+
+    def matches(self, pattern: str) -> bool:
+        return re.fullmatch(pattern, self) is not None
+
+    def substring(self, start: int, end: int | None = None) -> "Text":
+        return Text(self[start:end])
+
+    def toLowerCase(self) -> "Text":  # noqa: N802 (Java's name)
+        return Text(self.lower())
+
+    def toString(self) -> "Text":  # noqa: N802 (Java's name)
+        return self
+
+    def trim(self) -> "Text":
+        return Text(self.strip())
+
+    def replaceAll(self, pattern: str, replacement: str) -> "Text":  # noqa: N802 (Java's name)
+        return Text(re.sub(pattern, _python_replacement(replacement), self))
+
+
+def _python_replacement(java: str) -> str:
+    """Java writes `$1` for a group and `\\x` for a literal x; Python `\\g<1>` and a doubled backslash."""
+    parts = re.findall(r"\\(.)|\$(\d)|([^\\$])", java, re.DOTALL)
+    return "".join(
+        f"\\g<{group}>" if group else f"{literal}{plain}".replace("\\", "\\\\") for literal, group, plain in parts
+    )
+
+
+def texts(value: Any) -> Any:
+    """`value` (of JSON) with every string, keys too, as `Text`."""
+    match value:
+        case str():
+            return Text(value)
+        case dict():
+            return {Text(name): texts(item) for name, item in value.items()}
+        case list():
+            return [texts(item) for item in value]
+    return value
+
+
+class Input:
+    """`$input`: the body of the request, or in response templates of the backend's answer."""
+
+    def __init__(self, body: str, params: Mapping[str, Mapping[str, str]]) -> None:
+        self.body = Text(body)
+        self._params = texts(params)
+
+    def json(self, path: str) -> Text:
+        return Text(json.dumps(_at(json.loads(self.body), path), ensure_ascii=False, separators=(",", ":")))
+
+    def path(self, path: str) -> Any:
+        return texts(_at(json.loads(self.body), path))
+
+    def params(self, name: str | None = None) -> Any:
+        if name is None:
+            return self._params
+        found = [self._params[kind][name] for kind in ("path", "querystring", "header") if name in self._params[kind]]
+        return found[0] if found else None
+
+
+def _at(value: Any, path: str) -> Any:
+    """The value at a JSONPath of names and indexes; None where there is nothing."""
+    steps = path.removeprefix("$")
+    if STEP.sub("", steps):
+        raise ValueError(f"The local gateway does not evaluate the JSONPath {path}.")
+    for name, quoted, index in STEP.findall(steps):
+        try:
+            value = value[int(index)] if index else value[name or quoted]
+        except (KeyError, IndexError, TypeError):
+            return None
+    return value
+
+
+class Util:
+    """`$util`."""
+
+    def escapeJavaScript(self, text: str) -> Text:  # noqa: N802 (AWS's name)
+        return Text("".join(_escaped(char) for char in text))
+
+    def parseJson(self, text: str) -> Any:  # noqa: N802 (AWS's name)
+        return texts(json.loads(text))
+
+    def urlEncode(self, text: str) -> Text:  # noqa: N802 (AWS's name)
+        return Text(quote_plus(text))
+
+    def urlDecode(self, text: str) -> Text:  # noqa: N802 (AWS's name)
+        return Text(unquote_plus(text))
+
+    def base64Encode(self, text: str) -> Text:  # noqa: N802 (AWS's name)
+        return Text(base64.b64encode(text.encode()).decode())
+
+    def base64Decode(self, text: str) -> Text:  # noqa: N802 (AWS's name)
+        return Text(base64.b64decode(text).decode())
+
+
+def _escaped(char: str) -> str:
+    if char in SHORT:
+        return SHORT[char]
+    if " " <= char <= "\x7f":
+        return char
+    units = char.encode("utf-16-be", "surrogatepass")
+    return "".join(f"\\u{units[at]:02X}{units[at + 1]:02X}" for at in range(0, len(units), 2))
+
+
+def render(template: str, source: Input, context: dict[str, Any]) -> str:
+    """The template's text. `context` is changed where the template sets `$context.responseOverride`."""
+    names = {"input": source, "context": context, "util": Util(), "stageVariables": {}}
+    return str(airspeed.Template(template).merge(names))

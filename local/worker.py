@@ -1,0 +1,56 @@
+"""One function's process on this machine: Lambda's own runtime client, and the end of all that a handler started.
+
+On AWS a sandbox that times out is gone with everything in it. Here this small parent sees to that: it runs the
+runtime client in a session of its own and, when the engine ends it or is itself gone, kills every process below.
+"""
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from types import FrameType
+
+PR_SET_CHILD_SUBREAPER = 36
+"""linux/prctl.h: orphans below become this process's children, however they detached themselves."""
+
+POLL_SECONDS = 1.0
+
+
+def main() -> None:
+    """Runs `python -m awslambdaric HANDLER` (the first argument) until it, or the engine, ends."""
+    engine = os.getppid()
+    os.setsid()
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    signal.signal(signal.SIGTERM, _end)
+    runtime = subprocess.Popen([sys.executable, "-m", "awslambdaric", sys.argv[1]])
+    while os.getppid() == engine:
+        try:
+            runtime.wait(POLL_SECONDS)
+        except subprocess.TimeoutExpired:
+            continue
+        break
+    _end(signal.SIGTERM, None)
+
+
+def _end(_signal: int, _frame: FrameType | None) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    while children := _children():
+        for child in children:
+            os.kill(child, signal.SIGKILL)
+        for child in children:
+            os.waitpid(child, 0)
+    os.killpg(0, signal.SIGKILL)
+
+
+def _children() -> list[int]:
+    """Direct children. Killed ones hand theirs to this process, so asking again until there are none finds all."""
+    if sys.platform == "linux":
+        return [int(pid) for pid in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()]
+    return []
+
+
+if __name__ == "__main__":
+    main()

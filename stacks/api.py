@@ -1,0 +1,264 @@
+"""The HTTP door: one regional REST API, whose every answer is JSON of one shape and readable from a browser."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from aws_cdk import Duration, RemovalPolicy, Stack, aws_iam, aws_logs
+from aws_cdk import aws_apigateway as gateway
+from aws_cdk import aws_stepfunctions as sfn
+from constructs import Construct
+
+from lambdas import errors
+from stacks import refusals
+from stacks.deployment import Deployment
+
+TEMPLATES = Path(__file__).resolve().parent / "templates"
+MAX_BODY = 240 * 1024
+"""Characters of a body that may travel on; Step Functions' own limit is 256 KiB for the whole envelope."""
+ALLOWED_HEADERS = "content-type,x-api-key,authorization,idempotency-key,x-amz-date,x-amz-security-token"
+NEVER_SENT = "method.request.header.X-Never-Allowed"
+ALLOW = "POST, OPTIONS"
+ACCESS_LOG = {
+    "time": "$context.requestTime",
+    "ip": "$context.identity.sourceIp",
+    "key": "$context.identity.apiKeyId",
+    "user": "$context.identity.userArn",
+    "method": "$context.httpMethod",
+    "path": "$context.path",
+    "status": "$context.status",
+    "request": "$context.requestId",
+    "extended": "$context.extendedRequestId",
+    "integration_ms": "$context.integrationLatency",
+    "ms": "$context.responseLatency",
+}
+"""Who, from where, what came of it. Not what was asked: no body, no header."""
+
+
+class Api(Construct):
+    """`/claude-code`: POST runs, OPTIONS serves browsers, anything else is 405."""
+
+    def __init__(
+        self, scope: Construct, construct_id: str, *, deployment: Deployment, machine: sfn.StateMachine
+    ) -> None:
+        super().__init__(scope, construct_id)
+        self._deployment = deployment
+        self._cors = {
+            "Access-Control-Allow-Origin": deployment.cors_origin,
+            "Access-Control-Expose-Headers": "Retry-After",
+        }
+        self.api = self._rest_api()
+        self._gateway_responses()
+        self.keys = self._keys_and_plan() if deployment.auth == "api-key" else {}
+        """API keys by caller and generation; empty where another way of authentication is configured."""
+        claude_code = self.api.root.add_resource("claude-code")
+        self._post(claude_code, machine)
+        self._options(claude_code)
+        self._any_other(claude_code)
+        self.url = self.api.url_for_path("/claude-code")
+
+    def _rest_api(self) -> gateway.RestApi:
+        deployment = self._deployment
+        log_group = aws_logs.LogGroup(
+            self, "AccessLog", retention=aws_logs.RetentionDays.ONE_MONTH, removal_policy=RemovalPolicy.DESTROY
+        )
+        api = gateway.RestApi(
+            self,
+            "Api",
+            rest_api_name=Stack.of(self).stack_name,
+            description="Runs Claude Code: one POST is one execution of the state machine",
+            # CDK's default is an edge-optimized API, which can never wait longer than 29 seconds.
+            endpoint_types=[gateway.EndpointType.REGIONAL],
+            cloud_watch_role=deployment.cloud_watch_role,
+            deploy_options=gateway.StageOptions(
+                stage_name="prod",
+                throttling_rate_limit=deployment.rate,
+                throttling_burst_limit=deployment.burst,
+                tracing_enabled=True,
+                access_log_destination=gateway.LogGroupLogDestination(log_group),
+                access_log_format=gateway.AccessLogFormat.custom(json.dumps(ACCESS_LOG)),
+            ),
+        )
+        api.node.try_remove_child("Endpoint")
+        return api
+
+    def _gateway_responses(self) -> None:
+        for kind, refusal in refusals.GATEWAY.items():
+            headers = dict(self._cors)
+            if refusal.retry_after:
+                headers["Retry-After"] = str(refusal.retry_after)
+            if refusal is refusals.NOT_ALLOWED:
+                headers["Allow"] = ALLOW
+            default = kind in (gateway.ResponseType.DEFAULT_4_XX, gateway.ResponseType.DEFAULT_5_XX)
+            self.api.add_gateway_response(
+                kind.response_type,
+                type=kind,
+                # The defaults stand for many statuses and keep the one that the gateway chose.
+                status_code=None if default else str(refusal.http_status),
+                response_headers={name: f"'{value}'" for name, value in headers.items()},
+                templates={"application/json": refusal.body()},
+            )
+
+    def _keys_and_plan(self) -> dict[str, dict[int, gateway.ApiKey]]:
+        deployment = self._deployment
+        plan = self.api.add_usage_plan(
+            "UsagePlan",
+            throttle=gateway.ThrottleSettings(rate_limit=deployment.rate, burst_limit=deployment.burst),
+            quota=gateway.QuotaSettings(limit=deployment.requests_per_day, period=gateway.Period.DAY),
+            api_stages=[gateway.UsagePlanPerApiStage(api=self.api, stage=self.api.deployment_stage)],
+        )
+        keys: dict[str, dict[int, gateway.ApiKey]] = {}
+        for caller, generations in deployment.callers.items():
+            for generation in generations:
+                description = f"{Stack.of(self).stack_name}: caller {caller}, generation {generation}"
+                key = gateway.ApiKey(self, f"Key-{caller}-{generation}", description=description)
+                plan.add_api_key(key)
+                keys.setdefault(caller, {})[generation] = key
+        return keys
+
+    def _post(self, resource: gateway.Resource, machine: sfn.StateMachine) -> None:
+        role = aws_iam.Role(self, "Role", assumed_by=aws_iam.ServicePrincipal("apigateway.amazonaws.com"))
+        role.add_to_policy(
+            aws_iam.PolicyStatement(actions=["states:StartSyncExecution"], resources=[machine.state_machine_arn])
+        )
+        integration = gateway.AwsIntegration(
+            service="states",
+            action="StartSyncExecution",
+            integration_http_method="POST",
+            options=gateway.IntegrationOptions(
+                credentials_role=role,
+                passthrough_behavior=gateway.PassthroughBehavior.NEVER,
+                timeout=Duration.seconds(self._deployment.integration_timeout),
+                request_templates={"application/json": self._request_template(machine)},
+                integration_responses=[
+                    self._integration_response("200", _answer_template()),
+                    self._integration_response("500", _not_started_template(), selection_pattern=r"4\d{2}"),
+                    self._integration_response("500", refusals.INTERNAL.body(), selection_pattern=r"5\d{2}"),
+                ],
+            ),
+        )
+        resource.add_method(
+            "POST",
+            integration,
+            authorization_type=(
+                gateway.AuthorizationType.IAM if self._deployment.auth == "iam" else gateway.AuthorizationType.NONE
+            ),
+            api_key_required=self._deployment.auth == "api-key",
+            request_validator=gateway.RequestValidator(
+                self, "JsonObject", rest_api=self.api, validate_request_body=True
+            ),
+            request_models={"application/json": self._json_object()},
+            method_responses=[self._method_response(status, "Retry-After") for status in ("200", "500")],
+        )
+
+    def _json_object(self) -> gateway.Model:
+        # No more than this: the gateway's own text on what is wrong cannot be quoted safely, RestoreSession's can.
+        schema = gateway.JsonSchema(
+            schema=gateway.JsonSchemaVersion.DRAFT4, type=gateway.JsonSchemaType.OBJECT, title="JSON object"
+        )
+        return gateway.Model(self, "Request", rest_api=self.api, content_type="application/json", schema=schema)
+
+    def _options(self, resource: gateway.Resource) -> None:
+        preflight = {"Access-Control-Allow-Methods": "POST", "Access-Control-Allow-Headers": ALLOWED_HEADERS}
+        resource.add_method(
+            "OPTIONS",
+            gateway.MockIntegration(
+                request_templates={"application/json": '{"statusCode": 204}'},
+                integration_responses=[self._integration_response("204", "", headers=preflight)],
+            ),
+            method_responses=[self._method_response("204", *preflight)],
+        )
+
+    def _any_other(self, resource: gateway.Resource) -> None:
+        """API Gateway answers 403 for methods that are not there, and a mock stumbles over unknown content types.
+
+        So every other method asks for a header that nobody sends: the validator refuses before anything else is looked
+        at, and that refusal, which no other method can give, is worded as 405.
+        """
+        resource.add_method(
+            "ANY",
+            gateway.MockIntegration(
+                request_templates={"application/json": '{"statusCode": 405}'},
+                integration_responses=[
+                    self._integration_response("405", refusals.NOT_ALLOWED.body(), headers={"Allow": ALLOW})
+                ],
+            ),
+            request_parameters={NEVER_SENT: True},
+            request_validator=gateway.RequestValidator(
+                self, "NoOtherMethod", rest_api=self.api, validate_request_parameters=True
+            ),
+            method_responses=[self._method_response("405", "Allow")],
+        )
+
+    def _integration_response(
+        self, status: str, template: str, *, selection_pattern: str | None = None, headers: dict[str, str] | None = None
+    ) -> gateway.IntegrationResponse:
+        return gateway.IntegrationResponse(
+            status_code=status,
+            selection_pattern=selection_pattern,
+            response_templates={"application/json": template},
+            response_parameters={
+                f"method.response.header.{name}": f"'{value}'" for name, value in (self._cors | (headers or {})).items()
+            },
+        )
+
+    def _method_response(self, status: str, *headers: str) -> gateway.MethodResponse:
+        names = (*self._cors, *headers)
+        return gateway.MethodResponse(
+            status_code=status, response_parameters={f"method.response.header.{name}": True for name in names}
+        )
+
+    def _request_template(self, machine: sfn.StateMachine) -> str:
+        return _template(
+            "request.vtl",
+            CALLER=self._caller_template(),
+            MAX_BODY=MAX_BODY,
+            STATE_MACHINE=machine.state_machine_arn,
+        )
+
+    def _caller_template(self) -> str:
+        """The VTL that sets `$caller`, from what the gateway itself knows about the request."""
+        if self._deployment.auth == "none":
+            return '#set($caller = "public")'
+        if self._deployment.auth == "iam":
+            # The user is `unique id` or `unique id:session name`; a role's sessions are one caller.
+            return (
+                '#set($user = $context.identity.user.replaceAll(":.*", ""))\n'
+                '#set($caller = "$context.identity.accountId:$user")'
+            )
+        # A key that somebody else added to the usage plan is a caller of its own: no name of ours has a colon.
+        lines = ['#set($caller = "key:$context.identity.apiKeyId")']
+        for caller, keys in self.keys.items():
+            lines += [
+                f'#if($context.identity.apiKeyId == "{key.key_id}")#set($caller = "{caller}")#end'
+                for key in keys.values()
+            ]
+        return "\n".join(lines)
+
+
+def _answer_template() -> str:
+    return _template(
+        "answer.vtl",
+        STATUSES=json.dumps(errors.statuses()),
+        TIMED_OUT_STATUS=refusals.TIMED_OUT.http_status,
+        TIMED_OUT=refusals.TIMED_OUT.body(),
+        INTERNAL=refusals.INTERNAL.body(),
+    )
+
+
+def _not_started_template() -> str:
+    return _template(
+        "not_started.vtl",
+        THROTTLED=refusals.THROTTLED.body(),
+        TOO_LARGE=refusals.TOO_LARGE.body(),
+        INVALID=refusals.INVALID.body(),
+        INTERNAL=refusals.INTERNAL.body(),
+    )
+
+
+def _template(file: str, **values: Any) -> str:
+    """The template's text with each `@NAME@` replaced by its value."""
+    text = (TEMPLATES / file).read_text()
+    for name, value in values.items():
+        text = text.replace(f"@{name}@", str(value))
+    return text

@@ -1,0 +1,192 @@
+"""What a deployment can choose: the context of cdk.json (or `cdk -c name=value`), read once and checked."""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+MAX_EPHEMERAL_MB = 10240
+"""Lambda's limit for /tmp."""
+CALLER = re.compile(r"[a-z][a-z0-9-]{0,31}")
+
+
+class BadContext(ValueError):
+    """A context value is missing, unknown or unusable; the text says which and what would do."""
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """The choices of one deployment. cdk.json holds every one of them, so there are no defaults here."""
+
+    stack_name: str
+    architecture: Literal["x86_64", "arm64"]
+    """x86_64 by default, because that is what most build machines are, and an image built for another is emulated."""
+    integration_timeout: int
+    """Seconds; every other time limit derives from it. Over 29 needs the account's quota L-E5AE38E3."""
+    auth: Literal["api-key", "iam", "none"]
+    callers: dict[str, tuple[int, ...]]
+    """Name of a caller to the generations of its API key: one, or two while it is being rotated."""
+    cors_origin: str
+    requests_per_day: int
+    """Per API key."""
+    rate: int
+    """Requests a second, per API key and for the whole stage."""
+    burst: int
+    cloud_watch_role: bool
+    """Sets the account's (!) API Gateway logging role, which access logs need once per account and region."""
+    provider: Literal["anthropic", "bedrock"]
+    anthropic_base_url: str
+    bedrock_models: tuple[str, ...]
+    """Model or inference profile ids that the agent may invoke, with the provider `bedrock`."""
+    supabase_url: str
+    max_turns: int
+    max_budget_usd: float
+    """For one run, in US dollars."""
+    allowed_tools: tuple[str, ...] | None
+    """None: every tool of Claude Code."""
+    max_concurrent_runs: int | None
+    """Reserved concurrency of RunClaude; None: the account's."""
+    max_session_mb: int
+    """MiB of a session's files, unpacked."""
+    max_session_files: int
+    retain_data: bool
+    """Keep the bucket when the stack is deleted."""
+
+    @property
+    def ephemeral_mb(self) -> int:
+        """MiB of /tmp: a session's archive, its files and the staged changes at once, and room for the agent."""
+        return 3 * self.max_session_mb + 512
+
+    @classmethod
+    def read(cls, context: Mapping[str, Any]) -> "Deployment":
+        """Raises `BadContext` for the first value that is missing or unusable, and for names that mean nothing."""
+        take = _Context(context)
+        deployment = cls(
+            stack_name=take.text("stack_name", r"[A-Za-z][A-Za-z0-9-]{0,127}", "letters, digits and hyphens"),
+            architecture=cast(Any, take.one_of("architecture", "x86_64", "arm64")),
+            integration_timeout=take.whole("integration_timeout", 15, 300),
+            auth=cast(Any, take.one_of("auth", "api-key", "iam", "none")),
+            callers=take.callers("callers"),
+            cors_origin=take.text(
+                "cors_origin", r"\*|https?://[A-Za-z0-9.:-]+", "* or one origin like https://app.example"
+            ),
+            requests_per_day=take.whole("requests_per_day", 1),
+            rate=take.whole("rate", 1),
+            burst=take.whole("burst", 1),
+            cloud_watch_role=take.flag("cloud_watch_role"),
+            provider=cast(Any, take.one_of("provider", "anthropic", "bedrock")),
+            anthropic_base_url=take.text("anthropic_base_url", r"https?://\S+", "a URL"),
+            bedrock_models=take.names("bedrock_models") or (),
+            supabase_url=take.text("supabase_url", r"|https?://\S+", "a URL, or empty"),
+            max_turns=take.whole("max_turns", 1),
+            max_budget_usd=take.number("max_budget_usd"),
+            allowed_tools=take.names("allowed_tools"),
+            max_concurrent_runs=take.whole_or_none("max_concurrent_runs", 1),
+            max_session_mb=take.whole("max_session_mb", 1, (MAX_EPHEMERAL_MB - 512) // 3),
+            max_session_files=take.whole("max_session_files", 1),
+            retain_data=take.flag("retain_data"),
+        )
+        take.refuse_the_rest()
+        if deployment.provider == "bedrock" and not deployment.bedrock_models:
+            raise BadContext("bedrock_models must name at least one model when provider is bedrock.")
+        for model in deployment.bedrock_models:
+            if not MODEL_ID.fullmatch(model):
+                raise BadContext(f"bedrock_models takes ids of models and inference profiles; {model!r} is none.")
+        return deployment
+
+
+MODEL_ID = re.compile(r"[A-Za-z0-9._:-]+")
+"""No ARN: the agent's proxy lets no slash through in a model's name, however it is escaped."""
+
+
+class _Context:
+    """Takes values out of the context by name and kind. `cdk -c` gives text only, so other kinds are read from it."""
+
+    def __init__(self, context: Mapping[str, Any]) -> None:
+        # The CDK's own keys hold a colon or begin with @ (aws:cdk:…, @aws-cdk/…).
+        self.left = {name: value for name, value in context.items() if ":" not in name and name[:1] != "@"}
+
+    def refuse_the_rest(self) -> None:
+        if self.left:
+            raise BadContext(f"The context value {sorted(self.left)[0]} is unknown; cdk.json lists those that exist.")
+
+    def text(self, name: str, pattern: str, wanted: str) -> str:
+        value = self._take(name)
+        if not isinstance(value, str) or not re.fullmatch(pattern, value):
+            raise BadContext(f"{name} must be {wanted}, not {json.dumps(value)}.")
+        return value
+
+    def one_of(self, name: str, *choices: str) -> str:
+        value = self._take(name)
+        if value not in choices:
+            raise BadContext(f"{name} must be one of {', '.join(choices)}, not {json.dumps(value)}.")
+        return str(value)
+
+    def flag(self, name: str) -> bool:
+        value = self._parsed(name)
+        if not isinstance(value, bool):
+            raise BadContext(f"{name} must be true or false, not {json.dumps(value)}.")
+        return value
+
+    def number(self, name: str) -> float:
+        value = self._parsed(name)
+        if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
+            raise BadContext(f"{name} must be a number above 0, not {json.dumps(value)}.")
+        return float(value)
+
+    def whole(self, name: str, least: int, most: int = 10**9) -> int:
+        value = self.whole_or_none(name, least, most)
+        if value is None:
+            raise BadContext(f"{name} must be a whole number, not null.")
+        return value
+
+    def whole_or_none(self, name: str, least: int, most: int = 10**9) -> int | None:
+        value = self._parsed(name)
+        if value is None:
+            return None
+        # jsii hands every number of the context over as a float.
+        if isinstance(value, bool) or not isinstance(value, int | float) or value != int(value):
+            raise BadContext(f"{name} must be a whole number, not {json.dumps(value)}.")
+        if not least <= value <= most:
+            raise BadContext(f"{name} must be between {least} and {most}, not {json.dumps(value)}.")
+        return int(value)
+
+    def names(self, name: str) -> tuple[str, ...] | None:
+        value = self._parsed(name)
+        if value is None:
+            return None
+        if not isinstance(value, list) or not all(isinstance(item, str) and item for item in value):
+            raise BadContext(f"{name} must be null or a list of names, not {json.dumps(value)}.")
+        return tuple(value)
+
+    def callers(self, name: str) -> dict[str, tuple[int, ...]]:
+        value = self._parsed(name)
+        if not isinstance(value, dict) or not value:
+            raise BadContext(f'{name} must name at least one caller, such as {{"default": [1]}}.')
+        return {caller: _generations(caller, numbers) for caller, numbers in value.items()}
+
+    def _take(self, name: str) -> Any:
+        if name not in self.left:
+            raise BadContext(f"The context value {name} is missing; cdk.json lists those that are needed.")
+        return self.left.pop(name)
+
+    def _parsed(self, name: str) -> Any:
+        value = self._take(name)
+        try:
+            return json.loads(value) if isinstance(value, str) else value
+        except ValueError:
+            raise BadContext(f"{name} must not be the text {json.dumps(value)}.") from None
+
+
+def _generations(caller: str, numbers: Any) -> tuple[int, ...]:
+    if not CALLER.fullmatch(caller) or caller == "public":
+        raise BadContext(
+            f"The caller {json.dumps(caller)} needs another name: small letters, digits and hyphens, and not public."
+        )
+    whole = isinstance(numbers, list) and all(isinstance(n, int | float) and n == int(n) >= 1 for n in numbers)
+    if not whole or not 1 <= len(numbers) <= 2 or len(set(numbers)) < len(numbers):
+        raise BadContext(
+            f"The caller {caller} needs the generation of its API key, such as [1], or two while rotating."
+        )
+    return tuple(sorted(int(n) for n in numbers))

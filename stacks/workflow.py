@@ -1,0 +1,63 @@
+"""The stack: bucket, secret, functions, machine, API, and what a user needs to know of them."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from aws_cdk import App, CfnOutput, Environment, Stack
+from aws_cdk.cx_api import CloudAssembly
+from constructs import Construct
+
+from lambdas.settings import Clocks
+from stacks.api import Api
+from stacks.deployment import Deployment
+from stacks.functions import Functions
+from stacks.machine import Machine
+from stacks.secret import ModelSecret
+from stacks.storage import Storage
+
+CDK_JSON = Path(__file__).resolve().parent.parent / "cdk.json"
+
+
+class ClaudeAgentWorkflow(Stack):
+    """Everything that one deployment is. No physical names, so that several live side by side."""
+
+    def __init__(
+        self, scope: Construct, construct_id: str, *, deployment: Deployment, env: Environment | None = None
+    ) -> None:
+        super().__init__(scope, construct_id, env=env, description="Claude Agent Workflow: one POST runs Claude Code")
+        storage = Storage(self, "Storage", cors_origin=deployment.cors_origin, retain=deployment.retain_data)
+        secret = ModelSecret(self, "ModelSecret")
+        functions = Functions(self, "Functions", deployment=deployment, storage=storage, secret=secret)
+        clocks = Clocks(deployment.integration_timeout)
+        machine = Machine(self, "Machine", clocks=clocks, functions=functions.versions).machine
+        api = Api(self, "Door", deployment=deployment, machine=machine)
+        CfnOutput(self, "ApiUrl", value=api.url, description="POST here")
+        CfnOutput(self, "BucketName", value=storage.bucket.bucket_name)
+        CfnOutput(self, "StateMachineArn", value=machine.state_machine_arn)
+        CfnOutput(self, "SecretArn", value=secret.secret.secret_arn)
+        self._key_outputs(api)
+
+    def _key_outputs(self, api: Api) -> None:
+        """`ApiKeyId` is the first caller's newest key; every other key is named by its caller and generation."""
+        first = next(iter(api.keys), None)
+        for caller, keys in api.keys.items():
+            for generation, key in keys.items():
+                plain = caller == first and generation == max(keys)
+                name = "" if plain else f"{caller.title().replace('-', '')}{generation}"
+                CfnOutput(self, f"ApiKeyId{name}", value=key.key_id, description=f"Caller {caller}, key {generation}")
+
+
+def synthesize(outdir: str, context: Mapping[str, Any] | None = None) -> CloudAssembly:
+    """Writes the cloud assembly into `outdir` and returns it.
+
+    cdk.json's context is passed on by hand, because only the cdk CLI reads that file: so `python app.py`, the CLI and
+    the tests see one and the same. `context` overrides single values, as `cdk -c` does. Raises `BadContext`.
+    """
+    chosen = {**json.loads(CDK_JSON.read_text())["context"], **(context or {})}
+    app = App(context=chosen, outdir=outdir)
+    # The app's context adds what `cdk -c` says, but loses every null on its way through jsii.
+    deployment = Deployment.read({**chosen, **app.node.get_all_context()})
+    ClaudeAgentWorkflow(app, deployment.stack_name, deployment=deployment)
+    return app.synth()

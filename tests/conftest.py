@@ -1,0 +1,36 @@
+"""What every test may ask for. Synthesizing takes seconds, so each set of choices is synthesized once per session."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stacks.workflow import synthesize
+
+Synthesize = Callable[..., Path]
+
+
+@pytest.fixture(scope="session")
+def synthesized(tmp_path_factory: pytest.TempPathFactory) -> Synthesize:
+    """Synthesizes with the given context values over cdk.json's, and returns the folder of the cloud assembly."""
+    done: dict[str, Path] = {}
+
+    def assembly(**context: Any) -> Path:
+        choices = json.dumps(context, sort_keys=True)
+        if choices not in done:
+            folder = tmp_path_factory.mktemp("cdk.out")
+            synthesize(str(folder), context)
+            done[choices] = folder
+        return done[choices]
+
+    return assembly
+
+
+@pytest.fixture(scope="session")
+def template(synthesized: Synthesize) -> dict[str, Any]:
+    """The template of cdk.json as it stands: the very one that goes to AWS."""
+    text = (synthesized() / "ClaudeAgentWorkflow.template.json").read_text()
+    read: dict[str, Any] = json.loads(text)
+    return read

@@ -1,0 +1,82 @@
+"""The answer is built to what Step Functions carries."""
+
+import json
+from dataclasses import replace
+from typing import Any
+
+from lambdas import answer
+from lambdas.contract import ANSWER_BYTES, Claim, Json, Result, Staged
+
+CLAIM = Claim("run-1", "session-1", "alice", "execution", "0001-aa", 1.0, "uuid", None)
+RESULT = Result(
+    result="done",
+    structured_output=None,
+    stop_reason="end_turn",
+    num_turns=1,
+    cost_usd=0.25,
+    usage={"input_tokens": 1},
+    duration_ms=900,
+    files=[{"path": "notes.txt", "change": "added", "size": 12}],
+    files_total=1,
+    file_count=2,
+    last_message={"type": "result", "result": "done"},
+    changes=Staged("v1", '"e1"', 100),
+    messages=Staged("v2", '"e2"', 100),
+)
+
+
+def size(built: Json) -> int:
+    return len(json.dumps(built, ensure_ascii=False).encode())
+
+
+def built(messages: list[Json] | None, **changed: Any) -> Json:
+    return answer.build(CLAIM, replace(RESULT, **changed), messages, 0.75)
+
+
+def test_a_small_answer_has_all_messages() -> None:
+    """What fits is given whole, in the CLI's own words."""
+    messages = [{"type": "system"}, {"type": "result", "result": "done"}]
+    whole = built(messages)
+    assert whole["messages"] == messages
+    assert "messages_truncated" not in whole
+    assert (whole["cost_usd"], whole["session_cost_usd"]) == (0.25, 0.75)
+
+
+def test_messages_give_way_first() -> None:
+    """The result message stays, and the answer says where the others are."""
+    many = [{"type": "assistant", "text": "é" * 1000}] * 150 + [RESULT.last_message]
+    short = built(many)
+    assert short["messages"] == [RESULT.last_message]
+    assert short["messages_truncated"] is True
+    assert short["messages_at"] == {"attempt": "0001-aa", "version_id": "v2"}
+    assert short["files"] == RESULT.files
+    assert built(None)["messages"] == [RESULT.last_message]
+
+
+def test_files_give_way_next() -> None:
+    """As many as fit are named; files_total says how many there were."""
+    files = [{"path": f"{'d' * 200}/{n}", "change": "added", "size": n} for n in range(5000)]
+    short = built(None, files=files, files_total=5000)
+    assert 0 < len(short["files"]) < 5000
+    assert short["files"] == files[: len(short["files"])]
+    assert short["files_total"] == 5000
+    assert short["result"] == "done"
+    assert size(short) <= ANSWER_BYTES - answer.LINK_ROOM
+
+
+def test_long_texts_give_way_last() -> None:
+    """A cut text says that it is cut, and no answer is too large for the state machine."""
+    long = "🎈" * 100_000
+    short = built(None, result=long, last_message={"type": "result", "result": long}, structured_output={"a": long})
+    assert short["result"].startswith("🎈" * 100)
+    assert short["result"].endswith(answer.CUT)
+    assert short["structured_output"] is None
+    assert size(short) <= ANSWER_BYTES - answer.LINK_ROOM
+
+
+def test_whatever_a_stranger_staged_fits() -> None:
+    """Even a last message that is one huge unknown field cannot break the answer."""
+    huge = {"junk": ["x" * 1000] * 1000}
+    short = built(None, last_message=huge, usage=huge)
+    assert size(short) <= ANSWER_BYTES - answer.LINK_ROOM
+    assert short["result"] == "done"

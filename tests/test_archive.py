@@ -1,0 +1,818 @@
+"""The session's zip: what goes in comes out, every tool opens it, and no archive, however made, does harm."""
+
+import io
+import os
+import random
+import shutil
+import socket
+import stat
+import struct
+import subprocess
+import sys
+import tempfile
+import tracemalloc
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from lambdas.errors import Internal, SessionDamaged, SessionTooLarge
+from lambdas.sessions.archive import Packed, contents, pack, unpack
+from lambdas.sessions.records import (
+    Directory,
+    Limits,
+    Member,
+    central_record,
+    end_record,
+    find_directory,
+    local_header,
+    read_members,
+)
+from lambdas.sessions.tree import Change, changes, snapshot
+
+LIMITS = Limits(members=100_000, bytes=1 << 30, ratio=200)
+FILE, LINK, DIR = stat.S_IFREG, stat.S_IFLNK, stat.S_IFDIR
+RAW_NAMES = sys.platform == "linux"  # APFS takes UTF-8 names only
+TOOLS = {
+    "unzip": (("unzip",), "-tqq", "unzip"),
+    "7-Zip": (("7z", "7zz"), "t", "p7zip-full"),
+    "bsdtar": (("bsdtar",), "-tf", "libarchive-tools"),
+}
+
+Photo = dict[bytes, tuple[int, int, bytes]]
+Item = tuple[Member, bytes]
+
+
+@contextmanager
+def scratch() -> Iterator[Path]:
+    """A directory with `workspace` and `claude`, open to every user, that goes whatever modes are in it."""
+    base = Path(tempfile.mkdtemp())
+    try:
+        base.chmod(0o777)
+        for name in ("workspace", "claude"):
+            (base / name).mkdir()
+        yield base
+    finally:
+        open_up(base)
+        shutil.rmtree(base)
+
+
+def open_up(directory: Path) -> None:
+    """Let everything below be deleted."""
+    directory.chmod(0o700)
+    for path in directory.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            open_up(path)
+
+
+@pytest.fixture
+def base() -> Iterator[Path]:
+    """Where a test packs from and unpacks to."""
+    with scratch() as path:
+        yield path
+
+
+@contextmanager
+def unprivileged() -> Iterator[None]:
+    """Root can read everything: be nobody for a while, where the tests run as root."""
+    root = os.geteuid() == 0
+    if root:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        if root:
+            os.seteuid(0)
+
+
+def photo(root: Path) -> Photo:
+    """Mode (not of links), mtime in seconds, and content or target of all that is in a tree."""
+    taken: Photo = {}
+    pending = [os.fsencode(root)]
+    while pending:
+        path = pending.pop()
+        facts = os.lstat(path)
+        mode = stat.S_IFMT(facts.st_mode) | (0 if stat.S_ISLNK(facts.st_mode) else stat.S_IMODE(facts.st_mode))
+        data = b""
+        if stat.S_ISLNK(facts.st_mode):
+            data = os.readlink(path)  # noqa: PTH115 (a Path would tidy the target up)
+        elif stat.S_ISREG(facts.st_mode):
+            data = Path(os.fsdecode(path)).read_bytes()
+        elif stat.S_ISDIR(facts.st_mode):
+            pending += [os.fsencode(below) for below in Path(os.fsdecode(path)).iterdir()]
+        taken[path[len(os.fsencode(root)) :]] = (mode, facts.st_mtime_ns // 10**9, data)
+    return taken
+
+
+def packed(base: Path, limits: Limits = LIMITS, **more: Any) -> tuple[bytes, Packed]:
+    """The archive of the scratch directory, and what `pack` says of it."""
+    out = io.BytesIO()
+    said = pack({name: base / name for name in ("workspace", "claude")}, out, limits, **more)
+    assert said.size == len(out.getvalue())
+    return out.getvalue(), said
+
+
+def restored(archive: bytes, base: Path, limits: Limits = LIMITS) -> Path:
+    """A new directory that holds what the archive held."""
+    into = Path(tempfile.mkdtemp(dir=base))
+    unpack(io.BytesIO(archive), into, limits)
+    return into
+
+
+def refusal(archive: bytes, limits: Limits = LIMITS) -> str:
+    """Why an archive is refused; nothing but the directory that it is unpacked into may have changed."""
+    with scratch() as base:
+        into = base / "workspace" / "into"
+        into.mkdir()
+        before = {path: entry for path, entry in photo(base).items() if path != b"/workspace/into"}
+        with pytest.raises(SessionDamaged) as caught:
+            unpack(io.BytesIO(archive), into, limits)
+        after = {path: e for path, e in photo(base).items() if not path.startswith(b"/workspace/into")}
+        assert after == before
+        assert str(base) not in caught.value.said
+        return caught.value.detail
+
+
+def assert_same(base: Path, into: Path) -> None:
+    """Both directories of a session are equal in names, modes, times, content and targets."""
+    for name in ("workspace", "claude"):
+        assert photo(into / name) == photo(base / name)
+
+
+def tool(label: str) -> tuple[str, str]:
+    """A zip tool's path and its option to test; the failure names the package that has it."""
+    names, option, package = TOOLS[label]
+    for name in names:
+        if found := shutil.which(name):
+            return found, option
+    pytest.fail(f"{' or '.join(names)} is missing: install it (Debian's package {package})")
+
+
+def assert_tools_open(path: Path) -> None:
+    """Python, Info-ZIP, 7-Zip and bsdtar find nothing wrong."""
+    for label in TOOLS:
+        command, option = tool(label)
+        done = subprocess.run(
+            [command, option, path], capture_output=True, timeout=120, env=os.environ | {"LC_ALL": "C.UTF-8"}
+        )
+        assert done.returncode == 0, (label, done.stdout[-500:], done.stderr[-500:])
+    with zipfile.ZipFile(path) as archive:
+        assert archive.testzip() is None
+
+
+def furnish(base: Path) -> None:
+    """One of everything that a session can hold."""
+    workspace = base / "workspace"
+    (workspace / "bin").mkdir()
+    (workspace / "bin/run.sh").write_text("#!/bin/sh\necho hello\n")
+    (workspace / "bin/run.sh").chmod(0o755)
+    (workspace / "secret.txt").write_text("mine")
+    (workspace / "secret.txt").chmod(0o400)
+    (workspace / "empty.txt").touch()
+    (workspace / "nothing/at/all").mkdir(parents=True)
+    (workspace / "größe 測試 🎉.txt").write_text("names" * 1000)
+    (workspace / "back\\slash\nnewline").write_text("legal here")
+    if RAW_NAMES:
+        Path(os.fsdecode(os.fsencode(workspace) + b"/latin-\xe9\xff.txt")).write_text("raw")
+        (workspace / "raw-link").symlink_to(os.fsdecode(b"latin-\xe9\xff.txt"))
+    (workspace / "noise.bin").write_bytes(random.Random(1).randbytes(3_000_000))
+    (workspace / "long.txt").write_bytes(b"".join(b"%d\n" % number for number in range(300_000)))
+    (workspace / "to-file").symlink_to("bin/run.sh")
+    (workspace / "to-directory").symlink_to("nothing")
+    (workspace / "dangling").symlink_to("./no//such/../file")
+    (workspace / "python").symlink_to("/usr/bin/python3")
+    (workspace / "loop").symlink_to("loop")
+    os.link(workspace / "secret.txt", workspace / "twin.txt")
+    (base / "claude/projects").mkdir()
+    (base / "claude/projects/one.jsonl").write_text('{"type":"user"}\n')
+    for path, seconds in {
+        "old": -86_400 * 400,
+        "first": 0,
+        "late": 2**31 - 1,
+        "dangling": 1234,
+        "bin": 99,
+    }.items():
+        target = workspace / path
+        if path in ("old", "first", "late"):
+            target.write_text(path)
+        os.utime(target, (seconds, seconds), follow_symlinks=False)
+    (workspace / "nothing/at").chmod(0o555)
+    (workspace / "nothing").chmod(0o500)
+    os.utime(workspace, (777, 777))
+
+
+def test_everything_survives(base: Path) -> None:
+    """Modes, times, links, empty directories, names of any bytes come back; hard links as two files."""
+    furnish(base)
+    archive, said = packed(base)
+    into = restored(archive, base)
+    assert_same(base, into)
+    twins = (into / "workspace/secret.txt", into / "workspace/twin.txt")
+    assert {twin.stat().st_nlink for twin in twins} == {1}
+    assert said.files == sum(not stat.S_ISDIR(mode) for mode, *_ in photo(base / "workspace").values()) + 1
+    assert packed(into)[0] == archive
+
+
+def test_every_tool_opens_it(base: Path) -> None:
+    """Info-ZIP, 7-Zip, bsdtar and Python test the archive without complaint, whatever its names are."""
+    furnish(base)
+    path = base / "session.zip"
+    path.write_bytes(packed(base)[0])
+    assert_tools_open(path)
+
+
+def test_info_zip_restores_links_modes_and_times(base: Path) -> None:
+    """The promises are the format's, not our reader's: Info-ZIP restores modes, links and times too."""
+    furnish(base)
+    (base / "session.zip").write_bytes(packed(base)[0])
+    subprocess.run(
+        [tool("unzip")[0], "-q", base / "session.zip", "-d", base / "by-unzip"],
+        check=True,
+        env={"LC_ALL": "C.UTF-8"},
+    )
+    mine, theirs = photo(base / "workspace"), photo(base / "by-unzip/workspace")
+    for path in (
+        b"/bin/run.sh",
+        b"/secret.txt",
+        b"/first",
+        b"/late",
+        b"/nothing/at/all",
+        "/größe 測試 🎉.txt".encode(),
+    ):
+        assert theirs[path] == mine[path], path
+    for path in (b"/to-file", b"/dangling", b"/python"):
+        assert theirs[path][2] == mine[path][2], path
+
+
+def test_restores_without_privilege(base: Path) -> None:
+    """Directories that their owner can't write to and links to nowhere come back for ordinary users."""
+    furnish(base)
+    archive, _ = packed(base)
+    with unprivileged():
+        into = restored(archive, base)
+    assert_same(base, into)
+
+
+def test_sockets_fifos_and_set_id_bits_are_left_out(base: Path) -> None:
+    """What can't be carried does not hang and is not carried; set-id and sticky bits are dropped."""
+    workspace = base / "workspace"
+    os.mkfifo(workspace / "fifo")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(workspace / "socket"))
+    (workspace / "suid").write_text("x")
+    (workspace / "suid").chmod(0o4755)
+    (workspace / "shared").mkdir()
+    (workspace / "shared").chmod(0o3777)
+    into = restored(packed(base)[0], base)
+    assert {path: mode for path, (mode, *_) in photo(into / "workspace").items() if path} == {
+        b"/suid": FILE | 0o755,
+        b"/shared": DIR | 0o777,
+    }
+
+
+def test_a_file_that_cannot_be_read_fails_by_name(base: Path) -> None:
+    """Nothing is lost in silence: an unreadable file or directory stops the packing and is named."""
+    with unprivileged():
+        (base / "nobody").mkdir()
+        for name in ("closed.txt", "shut"):
+            workspace = base / "nobody" / name
+            workspace.mkdir()
+            (workspace / "closed.txt").touch() if name == "closed.txt" else (workspace / "shut").mkdir()
+            (workspace / name).chmod(0)
+            with pytest.raises(Internal, match=name):
+                pack({"workspace": workspace, "claude": base / "claude"}, io.BytesIO(), LIMITS)
+
+
+def test_a_root_that_became_a_link_is_not_followed(base: Path) -> None:
+    """A run that puts a link to / in its workspace's place packs nothing of it."""
+    (base / "workspace").rmdir()
+    (base / "workspace").symlink_to("/")
+    with pytest.raises(Internal, match="workspace"):
+        packed(base)
+    with pytest.raises(Internal, match="workspace"):
+        snapshot(base / "workspace")
+    (base / "workspace").unlink()
+    with pytest.raises(Internal, match="workspace"):
+        packed(base)
+
+
+def test_only_what_is_kept_is_packed(base: Path) -> None:
+    """The predicate is asked once for every path, and what it refuses is not even entered."""
+    (base / "claude/plugins/deep").mkdir(parents=True)
+    (base / "claude/plugins/deep/junk").touch()
+    (base / "claude/projects").mkdir()
+    (base / "claude/projects/one.jsonl").write_text("{}")
+    asked: list[str] = []
+
+    def keep(path: str) -> bool:
+        asked.append(path)
+        return "plugins" not in path
+
+    _, said = packed(base, keep=keep)
+    assert sorted(asked) == ["claude/plugins", "claude/projects", "claude/projects/one.jsonl"]
+    assert [member.path for member in said.members] == [
+        "workspace",
+        "claude",
+        "claude/projects",
+        "claude/projects/one.jsonl",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("limits", "names"),
+    [
+        (Limits(members=5, bytes=1 << 30, ratio=200), "more than 5 files"),
+        (Limits(members=100, bytes=1_999_999, ratio=200), "more than 1,999,999 bytes"),
+        (Limits(members=100, bytes=1 << 30, ratio=100), "100-fold"),
+    ],
+)
+def test_a_session_that_outgrew_its_limits_fails_by_name(base: Path, limits: Limits, names: str) -> None:
+    """Packing refuses, by the limit's name, what unpacking would: counts and sizes before it writes."""
+    for number in range(5):
+        (base / f"workspace/{number}").write_bytes(bytes(400_000 if number else 2_000_000))
+    out = io.BytesIO()
+    with pytest.raises(SessionTooLarge, match=names):
+        pack({name: base / name for name in ("workspace", "claude")}, out, limits)
+    assert not out.getvalue() or "fold" in names
+    assert restored(packed(base, Limits(7, 3_600_000, 1100))[0], base, Limits(7, 3_600_000, 1100))
+
+
+def test_a_path_too_long_to_restore_is_not_packed(base: Path) -> None:
+    """A tree nested deeper than any path reaches is refused by name, not by a recursion or a system error."""
+    here = os.open(base / "workspace", os.O_RDONLY)
+    for _ in range(40):
+        os.mkdir("n" * 100, dir_fd=here)
+        below = os.open("n" * 100, os.O_RDONLY, dir_fd=here)
+        os.close(here)
+        here = below
+    os.close(here)
+    with pytest.raises(SessionTooLarge, match="path of more than 3,000 bytes"):
+        packed(base)
+    with pytest.raises(SessionTooLarge):
+        snapshot(base / "workspace")
+
+
+def test_changes_are_seen_without_reading(base: Path) -> None:
+    """Added, rewritten, removed, re-moded and re-linked files are found, even if size and mtime stay."""
+    workspace = base / "workspace"
+    for name in ("same", "rewritten", "removed", "mode", "kind"):
+        (workspace / name).write_text(name)
+    (workspace / "link").symlink_to("same")
+    before = snapshot(workspace)
+    times = (workspace / "rewritten").stat()
+    (workspace / "rewritten").write_text("REWRITTEN")
+    os.utime(workspace / "rewritten", ns=(times.st_atime_ns, times.st_mtime_ns))
+    (workspace / "removed").unlink()
+    (workspace / "mode").chmod(0o755)
+    (workspace / "kind").unlink()
+    (workspace / "kind").symlink_to("same")
+    (workspace / "link").unlink()
+    (workspace / "link").symlink_to("mode")
+    (workspace / "new").mkdir()
+    (workspace / "new/file").write_text("12")
+    assert changes(before, snapshot(workspace)) == [
+        Change("kind", "modified", 4),
+        Change("link", "modified", 4),
+        Change("mode", "modified", 4),
+        Change("new/file", "added", 2),
+        Change("removed", "removed", 0),
+        Change("rewritten", "modified", 9),
+    ]
+    assert changes(before, before) == []
+
+
+def test_five_thousand_files_over_two_turns(base: Path) -> None:
+    """A 60 MB workspace of 5,000 files with modes and links is identical after two turns."""
+    noise, workspace = random.Random(2), base / "workspace"
+    for number in range(5000):
+        directory = workspace / f"package-{number // 50}"
+        directory.mkdir(exist_ok=True)
+        path = directory / f"module-{number}.js"
+        path.write_bytes(noise.randbytes(4000) * 3)
+        path.chmod(0o755 if number % 7 == 0 else 0o644)
+        if number % 50 == 0:
+            (directory / "index.js").symlink_to(path.name)
+    first = restored(packed(base)[0], base)
+    assert_same(base, first)
+    (first / "workspace/package-0/module-1.js").write_text("changed")
+    (first / "workspace/package-1/module-51.js").unlink()
+    second = restored(packed(first)[0], base)
+    assert_same(first, second)
+
+
+def test_memory_does_not_grow_with_a_file(base: Path) -> None:
+    """Packing and unpacking 100 MB in one file takes a few MiB."""
+    with (base / "workspace/large").open("wb") as file:
+        file.truncate(100 << 20)
+    (base / "into").mkdir()
+    limits = Limits(10, 1 << 30, 1100)
+    tracemalloc.start()
+    with (base / "session.zip").open("w+b") as archive:
+        pack({name: base / name for name in ("workspace", "claude")}, archive, limits)
+        unpack(archive, base / "into", limits)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert (base / "into/workspace/large").stat().st_size == 100 << 20
+    assert peak < 16 << 20
+
+
+def test_offsets_beyond_four_gibibytes(base: Path) -> None:
+    """Beyond 4 GiB the archive is ZIP64, and still opens everywhere; bytes of no member are passed over."""
+    path, members = base / "session.zip", []
+    with path.open("w+b") as archive:
+        for member, data in (*ROOTS, X):
+            if data:
+                archive.seek(5 << 30)
+            members.append(member._replace(offset=archive.tell()))
+            archive.write(local_header(members[-1]) + data)
+        records = b"".join(map(central_record, members))
+        end = Directory(len(members), archive.tell(), len(records), zlib.crc32(records))
+        archive.write(records + end_record(end))
+        (base / "into").mkdir()
+        assert unpack(archive, base / "into", LIMITS) == members
+    assert (base / "into/workspace/x").read_bytes() == b"content " * 100
+    assert_tools_open(path)
+
+
+def test_more_than_65535_members(base: Path) -> None:
+    """More members than 16 bits count need ZIP64, and get it."""
+    members = [Member("workspace", DIR | 0o755, 0), Member("claude", DIR | 0o755, 0)]
+    members += [Member(f"workspace/{number}", FILE | 0o644, number) for number in range(70_000)]
+    (base / "session.zip").write_bytes(forged(*((member, b"") for member in members)))
+    with (base / "session.zip").open("rb") as archive:
+        assert len(contents(archive, LIMITS)) == 70_002
+    assert_tools_open(base / "session.zip")
+
+
+def test_members_of_more_than_four_gibibytes() -> None:
+    """Sizes and offsets of more than 32 bits are written to the ZIP64 field and read back."""
+    large = Member("workspace/large", FILE | 0o600, 1, 6 << 30, 5 << 30, 7, 9 << 30)
+    near = Member("workspace/near", FILE | 0o600, 1, (1 << 32) - 2, 4, 7, 1)
+    far = Member("workspace/far", FILE | 0o600, 1, 3, 4, 7, 9 << 30)
+    raw = b"".join(map(central_record, (large, near, far)))
+    directory = Directory(3, 0, len(raw), zlib.crc32(raw))
+    assert list(read_members(io.BytesIO(raw), directory, LIMITS)) == [large, near, far]
+    assert len(local_header(large)) == large.data - large.offset == 30 + 15 + 20 + 9
+
+
+# --- hostile archives ---
+
+
+def item(path: str, content: bytes = b"", mode: int = FILE | 0o644) -> Item:
+    """A member and its bytes as they should be: each case spoils one thing."""
+    deflate = zlib.compressobj(6, zlib.DEFLATED, -15)
+    data = deflate.compress(content) + deflate.flush() if content and stat.S_ISREG(mode) else content
+    return Member(path, mode, 1, len(content), len(data), zlib.crc32(content)), data
+
+
+def lying(entry: Item, **lies: Any) -> Item:
+    """The same bytes under a member that says something else."""
+    return entry[0]._replace(**lies), entry[1]
+
+
+ROOTS = (item("workspace", mode=DIR | 0o755), item("claude", mode=DIR | 0o755))
+
+
+def unchanged(record: bytes) -> bytes:
+    """What an honest writer does to a record."""
+    return record
+
+
+def forged(
+    *items: Item,
+    local: Callable[[bytes], bytes] = unchanged,
+    record: Callable[[bytes], bytes] = unchanged,
+    directory: Callable[[Directory], Directory] = unchanged,  # type: ignore[assignment] # the same identity
+    at: int | None = None,
+) -> bytes:
+    """An archive of these members; the last one's records, its offset, or the end are spoiled as asked."""
+    out, records = bytearray(), bytearray()
+    for number, (member, data) in enumerate(items):
+        last = number == len(items) - 1
+        placed = member._replace(offset=len(out))
+        header = local_header(placed)
+        out += (local(header) if last else header) + data
+        entry = central_record(placed if at is None or not last else placed._replace(offset=at))
+        records += record(entry) if last else entry
+    end = directory(Directory(len(items), len(out), len(records), zlib.crc32(records)))
+    return bytes(out + records + end_record(end))
+
+
+def patched(offset: int, form: str, value: int) -> Callable[[bytes], bytes]:
+    """A record with one field overwritten."""
+
+    def patch(record: bytes) -> bytes:
+        size = struct.calcsize(form)
+        return record[:offset] + struct.pack(form, value) + record[offset + size :]
+
+    return patch
+
+
+def with_extra(record: bytes) -> bytes:
+    """A directory record with an extra field that nobody knows."""
+    return patched(30, "<H", 13)(record) + b"\x99\x99\x00\x00"
+
+
+def by_zipfile() -> bytes:
+    """What Python's own writer makes."""
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as archive:
+        archive.writestr("workspace/x", "x")
+    return out.getvalue()
+
+
+X = item("workspace/x", b"content " * 100)
+HUGE = item("workspace/huge", bytes(3 << 20))
+GOOD = forged(*ROOTS, X)
+SMALL = Limits(members=4, bytes=1000, ratio=2000)
+
+HOSTILE: dict[str, tuple[bytes, str]] = {
+    "absolute path": (forged(*ROOTS, item("/etc/passwd")), "name is not valid"),
+    "parent path": (forged(*ROOTS, item("workspace/../../x")), "name is not valid"),
+    "dot path": (forged(*ROOTS, item("workspace/./x")), "name is not valid"),
+    "empty part": (forged(*ROOTS, item("workspace//x")), "name is not valid"),
+    "empty name": (forged(*ROOTS, item("")), "name is not valid"),
+    "NUL in a name": (forged(*ROOTS, item("workspace/a\0b")), "name is not valid"),
+    "long part": (forged(*ROOTS, item("workspace/" + "n" * 256)), "name is too long"),
+    "long path": (forged(*ROOTS, item("workspace" + "/n" * 2000)), "name is too long"),
+    "another root": (forged(*ROOTS, item("other", mode=DIR | 0o755)), "outside of the session's two"),
+    "drive letter": (forged(*ROOTS, item("C:\\x")), "outside of the session's two"),
+    "root is a file": (forged(ROOTS[0], item("claude", b"x")), "it is not a directory"),
+    "root is a link": (forged(ROOTS[0], item("claude", b"/tmp", LINK | 0o777)), "it is not a directory"),
+    "below a link": (
+        forged(*ROOTS, item("workspace/l", b"/tmp", LINK | 0o777), item("workspace/l/x", b"x")),
+        "not a directory of the archive",
+    ),
+    "below a link that comes later": (
+        forged(*ROOTS, item("workspace/l/x", b"x"), item("workspace/l", b"/tmp", LINK | 0o777)),
+        "not a directory of the archive",
+    ),
+    "below a link to a link": (
+        forged(
+            *ROOTS,
+            item("workspace/a", b"/tmp", LINK | 0o777),
+            item("workspace/b", b"a", LINK | 0o777),
+            item("workspace/b/d", mode=DIR | 0o755),
+        ),
+        "not a directory of the archive",
+    ),
+    "link and directory of one name": (
+        forged(
+            *ROOTS,
+            item("workspace/l", mode=DIR | 0o755),
+            item("workspace/l", b"/tmp", LINK | 0o777),
+            item("workspace/l/x", b"x"),
+        ),
+        "there twice",
+    ),
+    "below a file": (forged(*ROOTS, X, item("workspace/x/y", b"y")), "not a directory of the archive"),
+    "no parent": (forged(*ROOTS, item("workspace/no/x")), "not a directory of the archive"),
+    "twice": (forged(*ROOTS, X, X), "there twice"),
+    "FIFO": (forged(*ROOTS, item("workspace/f", mode=stat.S_IFIFO | 0o644)), "special file"),
+    "device": (forged(*ROOTS, item("workspace/d", mode=stat.S_IFBLK | 0o644)), "special file"),
+    "socket": (forged(*ROOTS, item("workspace/s", mode=stat.S_IFSOCK | 0o644)), "special file"),
+    "no kind": (forged(*ROOTS, item("workspace/n", mode=0o644)), "special file"),
+    "set user id": (forged(*ROOTS, item("workspace/s", b"x", FILE | 0o4755)), "user or group id"),
+    "set group id": (forged(*ROOTS, item("workspace/s", mode=DIR | 0o2755)), "user or group id"),
+    "empty link": (forged(*ROOTS, item("workspace/l", b"", LINK | 0o777)), "no link target"),
+    "NUL in a link": (forged(*ROOTS, item("workspace/l", b"a\0b", LINK | 0o777)), "no link target"),
+    "long link": (forged(*ROOTS, item("workspace/l", b"a" * 5000, LINK | 0o777)), "no link target"),
+    "directory with content": (forged(*ROOTS, item("workspace/d", b"x", DIR | 0o755)), "yet has content"),
+    "empty file with content": (forged(*ROOTS, lying(X, size=0)), "no size, yet content"),
+    "encrypted": (forged(*ROOTS, X, record=patched(8, "<H", 1)), "encrypted"),
+    "strong encryption": (forged(*ROOTS, X, record=patched(8, "<H", 0x41)), "encrypted"),
+    "bzip2": (forged(*ROOTS, X, record=patched(10, "<H", 12)), "compression method 12"),
+    "stored": (
+        forged(*ROOTS, X, record=patched(10, "<H", 0)),
+        "not as a session's archive",
+    ),
+    "data descriptor": (forged(*ROOTS, X, record=patched(8, "<H", 8)), "not as a session's archive"),
+    "made on DOS": (forged(*ROOTS, X, record=patched(4, "<H", 20)), "not as a session's archive"),
+    "unknown extra field": (forged(*ROOTS, X, record=with_extra), "not as a session's archive"),
+    "ZIP64 without its field": (
+        forged(*ROOTS, X, record=patched(42, "<I", 0xFFFFFFFF)),
+        "ZIP64 field is cut",
+    ),
+    "on another disk": (forged(*ROOTS, X, record=patched(34, "<H", 1)), "another disk"),
+    "several disks": (GOOD.replace(b"PK\5\6\0\0", b"PK\5\6\1\0"), "several disks"),
+    "wrong CRC": (forged(*ROOTS, lying(X, crc=1)), "wrong size or CRC"),
+    "link with a wrong CRC": (
+        forged(*ROOTS, lying(item("workspace/l", b"a", LINK | 0o777), crc=1)),
+        "wrong size or CRC",
+    ),
+    "bigger than it says": (forged(*ROOTS, lying(X, size=10)), "more than its size"),
+    "smaller than it says": (forged(*ROOTS, lying(X, size=5000)), "wrong size or CRC"),
+    "compressed data cut": (
+        forged(*ROOTS, lying(X, compressed=X[0].compressed - 3)),
+        "compressed data are cut",
+    ),
+    "bytes after the compressed data": (
+        forged(*ROOTS, (X[0]._replace(compressed=X[0].compressed + 4), X[1] + b"junk")),
+        "compressed data are cut, or more",
+    ),
+    "no DEFLATE at all": (forged(*ROOTS, (X[0], b"\xff" * len(X[1]))), "invalid"),
+    "another local name": (
+        forged(*ROOTS, X, local=lambda header: header.replace(b"/x", b"/y")),
+        "local header differs",
+    ),
+    "another local size": (forged(*ROOTS, X, local=patched(22, "<I", 5)), "local header differs"),
+    "locally encrypted": (forged(*ROOTS, X, local=patched(6, "<H", 1)), "local header differs"),
+    "the same bytes twice": (
+        forged(*ROOTS, X, item("workspace/y", b"content " * 100), at=81),
+        "another member's too",
+    ),
+    "into the directory": (forged(*ROOTS, X, at=len(GOOD) - 260), "or the directory's"),
+    "beyond the end": (forged(*ROOTS, X, at=1 << 40), "or the directory's"),
+    "too many members": (forged(*ROOTS, *(item(f"workspace/{n}") for n in range(3))), "more than 4 files"),
+    "too many bytes": (
+        forged(*ROOTS, item("workspace/a", b"a" * 500), item("workspace/b", b"b" * 501)),
+        "1,000 bytes",
+    ),
+    "too many bytes of names": (forged(*ROOTS, item("workspace/" + "n" * 2500)), "2,048 bytes of names"),
+    "too many bytes, it says": (forged(*ROOTS, lying(X, size=1 << 62)), "1,000 bytes"),
+    "bomb": (forged(*ROOTS, HUGE), "workspace/huge: it inflates more than 200-fold"),
+    "bomb in pieces": (
+        forged(*ROOTS, *(item(f"workspace/{number}", bytes(1 << 20)) for number in range(4))),
+        "archive: it inflates more than 200-fold",
+    ),
+    "count too high": (forged(*ROOTS, X, directory=lambda end: end._replace(members=4)), "cut or garbled"),
+    "count too low": (
+        forged(*ROOTS, X, directory=lambda end: end._replace(members=2)),
+        "not what the end record says",
+    ),
+    "another checksum": (
+        forged(*ROOTS, X, directory=lambda end: end._replace(crc=1)),
+        "not what the end record says",
+    ),
+    "another offset": (forged(*ROOTS, X, directory=lambda end: end._replace(offset=3)), "end record lies"),
+    "another size": (forged(*ROOTS, X, directory=lambda end: end._replace(size=9)), "end record lies"),
+    "ZIP64 that is not needed": (
+        forged(*ROOTS, X, directory=lambda end: end._replace(size=1 << 40)),
+        "lies about",
+    ),
+    "count of ZIP64 without it": (
+        GOOD.replace(b"PK\5\6\0\0\0\0\3\0\3\0", b"PK\5\6\0\0\0\0\xff\xff\xff\xff"),
+        "end record",
+    ),
+    "bytes before": (b"#!/bin/sh\n" + GOOD, "end record lies"),
+    "bytes after": (GOOD + b"\0", "bytes follow it"),
+    "cut": (GOOD[:-1], "it is cut"),
+    "its beginning only": (GOOD[: len(GOOD) // 2], "it is cut"),
+    "nothing": (b"", "it is cut"),
+    "no zip": (b"hello " * 100, "it is cut"),
+    "empty directory": (end_record(Directory(0, 5, 0, 0)), "end record lies"),
+    "another program's": (by_zipfile(), "no end record"),
+}
+TIGHT = {"too many members", "too many bytes", "too many bytes of names", "too many bytes, it says"}
+
+
+def test_the_forger_can_be_honest(base: Path) -> None:
+    """What the hostile cases spoil is an archive that opens."""
+    into = restored(GOOD, base)
+    assert (into / "workspace/x").read_bytes() == b"content " * 100
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_hostile_archives_are_refused(case: str) -> None:
+    """Every trick gets its own reason, and nothing outside of the directory is touched."""
+    archive, reason = HOSTILE[case]
+    assert reason in refusal(archive, SMALL if case in TIGHT else LIMITS)
+
+
+def test_a_link_is_made_after_everything_that_could_go_through_it(base: Path) -> None:
+    """Where names are folded a link could stand for a directory: while files are made there is none."""
+    outside = base / "outside"
+    outside.mkdir()
+    link = item("workspace/L", os.fsencode(outside), LINK | 0o777)
+    archive = forged(*ROOTS, link, item("workspace/l", mode=DIR | 0o755), item("workspace/l/x", b"x"))
+    into = base / "into"
+    into.mkdir()
+    with suppress(SessionDamaged):  # where L and l are one name, the link comes too late
+        unpack(io.BytesIO(archive), into, LIMITS)
+    assert (into / "workspace/l/x").read_text() == "x"
+    assert list(outside.iterdir()) == []
+
+
+def test_unpacks_only_into_an_empty_directory(base: Path) -> None:
+    """The promise about links needs a directory in which none can be yet."""
+    with pytest.raises(ValueError, match="not empty"):
+        unpack(io.BytesIO(GOOD), base, LIMITS)
+
+
+# --- properties ---
+
+QUICK = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+names = (
+    st.binary(min_size=1, max_size=12).filter(lambda name: not {b"/"[0], 0} & set(name) and name not in (b".", b".."))
+    if RAW_NAMES
+    else st.from_regex(rb"[a-z0-9]{1,12}", fullmatch=True)
+)
+times = st.integers(-(2**31), 2**31 - 1)
+leaves = st.one_of(
+    st.tuples(st.just("file"), st.binary(max_size=2000), st.sampled_from([0o644, 0o755, 0o400, 0o666]), times),
+    st.tuples(st.just("link"), names, st.just(0), times),
+)
+trees = st.recursive(
+    st.dictionaries(names, leaves, max_size=4),
+    lambda below: st.dictionaries(names, st.one_of(leaves, below), max_size=4),
+    max_leaves=20,
+)
+
+
+def grow(root: Path, tree: dict[bytes, Any]) -> None:
+    """Make a drawn tree below an existing directory."""
+    for name, node in tree.items():
+        path = root / os.fsdecode(name)
+        if isinstance(node, dict):
+            path.mkdir()
+            grow(path, node)
+            path.chmod(0o555)
+            continue
+        kind, data, mode, seconds = node
+        if kind == "link":
+            path.symlink_to(os.fsdecode(data))
+        else:
+            path.write_bytes(data)
+            path.chmod(mode)
+        os.utime(path, (seconds, seconds), follow_symlinks=False)
+
+
+@QUICK
+@given(trees, trees)
+def test_any_tree_survives(workspace: dict[bytes, Any], claude: dict[bytes, Any]) -> None:
+    """Whatever tree a run leaves, the next run gets."""
+    with scratch() as base:
+        grow(base / "workspace", workspace)
+        grow(base / "claude", claude)
+        archive, said = packed(base)
+        assert contents(io.BytesIO(archive), LIMITS) == said.members
+        assert_same(base, restored(archive, base))
+
+
+PLAIN = forged(
+    *ROOTS,
+    X,
+    item("workspace/d", mode=DIR | 0o500),
+    item("workspace/d/ü", b"more content " * 30),
+    item("workspace/l", b"../x", LINK | 0o777),
+    item("claude/empty"),
+)
+
+
+def outcome(archive: bytes) -> Photo | None:
+    """What an archive unpacks to, None if it is refused; all else is as it was."""
+    with scratch() as base:
+        into = base / "workspace"
+        before = photo(base / "claude")
+        try:
+            unpack(io.BytesIO(archive), into, Limits(50, 1 << 20, 200))
+        except SessionDamaged:
+            return None
+        finally:
+            assert photo(base / "claude") == before
+            assert sorted(path.name for path in base.iterdir()) == ["claude", "workspace"]
+            assert {path.name for path in into.iterdir()} <= {"workspace", "claude"}
+        return photo(into / "workspace") | photo(into / "claude")
+
+
+@st.composite
+def damaged(draw: st.DrawFn) -> bytes:
+    """The plain archive with bytes overwritten, cut out, put in, or moved."""
+    raw = PLAIN
+    for _ in range(draw(st.integers(1, 3))):
+        start, end = sorted(draw(st.tuples(st.integers(0, len(raw)), st.integers(0, len(raw)))))
+        piece = draw(st.one_of(st.binary(min_size=1, max_size=4), st.just(b""), st.just(raw[start:end])))
+        kind = draw(st.sampled_from(["overwrite", "replace", "insert"]))
+        raw = raw[:start] + piece + raw[{"overwrite": start + len(piece), "replace": end, "insert": start}[kind] :]
+    return raw
+
+
+@settings(QUICK, max_examples=400)
+@given(damaged())
+def test_damage_is_noticed(archive: bytes) -> None:
+    """A damaged archive is refused or unpacks to the very same tree."""
+    whole = outcome(PLAIN)
+    assert whole
+    assert outcome(archive) in (None, whole)
+
+
+@settings(QUICK, max_examples=300)
+@given(st.integers(0, 6), st.integers(0, 60), st.binary(min_size=1, max_size=4), st.booleans())
+def test_a_forged_directory_does_no_harm(which: int, at: int, piece: bytes, both: bool) -> None:
+    """Whoever changes the directory and its checksum gets nothing written outside."""
+    with io.BytesIO(PLAIN) as source:
+        end = find_directory(source)
+        members = list(read_members(source, end, LIMITS))
+    records = [central_record(member) for member in members]
+    records[which] = records[which][:at] + piece + records[which][at + len(piece) :]
+    body, raw = bytearray(PLAIN[: end.offset]), b"".join(records)
+    if both and at >= 46:
+        name = members[which].offset + 30 + at - 46
+        body[name : name + len(piece)] = piece
+    outcome(bytes(body) + raw + end_record(Directory(len(members), len(body), len(raw), zlib.crc32(raw))))

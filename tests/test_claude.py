@@ -1,0 +1,318 @@
+"""One turn of the agent: the real CLI through the real SDK and the real proxy, against the scripted model."""
+
+import asyncio
+import json
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lambdas.agent.claude import REFUSALS, Outcome, Turn, converse
+from lambdas.agent.credentials import Proxy, Secret, anthropic
+from lambdas.agent.sandbox import Scratch
+from lambdas.errors import (
+    AgentCrashed,
+    ModelOverloaded,
+    ModelRateLimited,
+    ModelRejected,
+    ModelUnauthorized,
+    SessionDamaged,
+    WorkflowError,
+)
+from local.model import MARK, ScriptedModel
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[ScriptedModel]:
+    """One stand-in for all tests of this file: stopping one takes a moment."""
+    with ScriptedModel() as served:
+        yield served
+
+
+@pytest.fixture
+def model(server: ScriptedModel) -> ScriptedModel:
+    """The stand-in, with no requests on its record."""
+    server.requests.clear()
+    return server
+
+
+@pytest.fixture
+def scratch(tmp_path: Path) -> Iterator[Scratch]:
+    """The directory of a run, kept over the turns of a test as restoring a session would."""
+    with Scratch(tmp_path / "session-1") as scratch:
+        yield scratch
+
+
+def first(prompt: str, **wishes: Any) -> Turn:
+    """The first turn of a new session."""
+    return Turn(prompt, claude_session=str(uuid.uuid4()), resume=False, **wishes)
+
+
+def again(turn: Turn, prompt: str, **wishes: Any) -> Turn:
+    """A later turn of the same session."""
+    return replace(turn, prompt=prompt, resume=True, **wishes)
+
+
+def run(turn: Turn, scratch: Scratch, url: str, seconds: float = 20) -> Outcome:
+    """Run a turn against the model at `url`; the deadline is `seconds` away."""
+    with Proxy([anthropic(Secret(lambda: "sk-the-real-key"), url)]) as proxy:
+        return asyncio.run(converse(turn, scratch, proxy, time.time() + seconds))
+
+
+def test_a_new_session_and_its_next_turn(model: ScriptedModel, scratch: Scratch) -> None:
+    """The first turn writes a file, the second knows the conversation and reads it."""
+    notes = scratch.workspace / "notes.txt"
+    turn = first(f"write {notes}: hello")
+    outcome = run(turn, scratch, model.url)
+    assert (outcome.stop_reason, outcome.num_turns, notes.read_text()) == ("end_turn", 2, "hello")
+    assert list(scratch.claude.glob(f"projects/*/{turn.claude_session}.jsonl"))
+
+    later = run(again(turn, f"read {notes}"), scratch, model.url)
+    assert later.result is not None
+    assert f"began with “write {notes}: hello”" in later.result
+    assert "hello" in later.result
+    assert later.usage["output_tokens"] > 0
+    assert later.duration_ms > 0
+
+
+def test_messages_are_what_the_cli_printed(model: ScriptedModel, scratch: Scratch) -> None:
+    """Every object of the stream comes as it was, block types included, and nothing of the SDK's protocol."""
+    outcome = run(first("run echo hi"), scratch, model.url)
+    assert [message["type"] for message in outcome.messages] == ["system", "assistant", "user", "assistant", "result"]
+    assert outcome.messages[0]["subtype"] == "init"
+    assert outcome.messages[1]["message"]["content"][0]["type"] == "tool_use"
+    assert outcome.messages[-1]["result"] == outcome.result
+    json.dumps(outcome.messages)
+
+
+HARD = "\n".join(
+    [
+        "quotes ' \" ` \\ \\n", "@@", "$foo ${foo} $(id)", "#set($x = 1)", "@/etc/passwd", "@README.md", "/help",
+        "emoji 🦊👩‍👩‍👧 é ü \u2028 \u00a0", "\ttab", "<system>&amp;</system>", "%s {0} {{x}}", "---",
+    ]
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("prompt", [HARD + "\n" + "x" * 100_000 + "\n\n", "/help", "@/etc/passwd", "!ls", "--help"])
+def test_prompts_arrive_byte_for_byte(prompt: str, model: ScriptedModel, scratch: Scratch) -> None:
+    """A prompt reaches the model as it was given; nothing in it is expanded, run or attached."""
+    run(first(prompt), scratch, model.url)
+    assert model.requests[0].conversation.prompts == [prompt]
+    assert b"root:x:0:0" not in model.requests[0].raw
+
+
+def test_appended_system_prompt_arrives(model: ScriptedModel, scratch: Scratch) -> None:
+    """The text is added to Claude Code's own system prompt, as it is."""
+    text = "Be “brief”; $foo @/etc/passwd\nand 'kind' 🦊." * 1000
+    run(first("hello", append_system_prompt=text), scratch, model.url)
+    system = "\n".join(block["text"] for block in model.requests[0].body["system"])
+    assert text in system
+    assert len(system) > len(text) + 1000
+
+
+def test_only_allowed_tools_exist(model: ScriptedModel, scratch: Scratch) -> None:
+    """Under ["Read"] a model that calls Bash or Write all the same runs nothing."""
+    evil = scratch.workspace / "evil"
+    outcome = run(first(f"run touch {evil}\nwrite {evil}2: x", allowed_tools=("Read",)), scratch, model.url)
+    assert outcome.result is not None
+    assert outcome.result.count("No such tool available") == 2
+    assert list(scratch.workspace.iterdir()) == []
+    offered = {tool["name"] for tool in model.requests[0].body["tools"]}
+    assert offered - {"DeferredToolPlaceholder"} == {"Read"}
+
+
+def test_disallowed_tools_do_not_exist(model: ScriptedModel, scratch: Scratch) -> None:
+    """A tool taken away is neither offered nor run; the others stay."""
+    evil = scratch.workspace / "evil"
+    run(first(f"run touch {evil}", disallowed_tools=("Bash",)), scratch, model.url)
+    offered = {tool["name"] for tool in model.requests[0].body["tools"]}
+    assert "Write" in offered
+    assert "Bash" not in offered
+    assert not evil.exists()
+
+
+def test_no_tools_at_all(model: ScriptedModel, scratch: Scratch) -> None:
+    """An empty list leaves nothing."""
+    evil = scratch.workspace / "evil"
+    run(first(f"run touch {evil}", allowed_tools=()), scratch, model.url)
+    assert not evil.exists()
+
+
+def test_structured_output(model: ScriptedModel, scratch: Scratch) -> None:
+    """With a schema the answer is data, and the run has ended as any other."""
+    schema = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
+    outcome = run(first('json {"n": 7}', output_schema=schema), scratch, model.url)
+    assert outcome.structured_output == {"n": 7}
+    assert outcome.stop_reason == "end_turn"
+
+
+def test_cost_is_the_runs_own(model: ScriptedModel, scratch: Scratch) -> None:
+    """The CLI's total goes on over a session; what is told is the difference."""
+    turn = first("run echo 1\nrun echo 2\nrun echo 3")
+    costs = [run(turn, scratch, model.url)] + [run(again(turn, "hello"), scratch, model.url) for _ in range(2)]
+    totals = [outcome.messages[-1]["total_cost_usd"] for outcome in costs]
+    assert totals[0] < totals[1] < totals[2]
+    assert sum(outcome.cost_usd for outcome in costs) == pytest.approx(totals[2])
+    assert costs[1].cost_usd < costs[0].cost_usd
+
+
+def test_budget_counts_the_run_alone_and_ends_it_completed(model: ScriptedModel, scratch: Scratch) -> None:
+    """A budget below what the session has cost already suffices for a cheap turn, and stops a dear one."""
+    turn = first("cost 100000\nhello")
+    spent = run(turn, scratch, model.url).cost_usd
+    assert run(again(turn, "hello", max_budget_usd=spent / 2), scratch, model.url).stop_reason == "end_turn"
+    dear = run(again(turn, "cost 100000\nrun echo 1\nrun echo 2", max_budget_usd=spent / 2), scratch, model.url)
+    assert (dear.stop_reason, dear.result) == ("max_budget", None)
+    assert dear.cost_usd >= spent / 2
+    assert run(again(turn, "hello"), scratch, model.url).stop_reason == "end_turn"
+
+
+def test_max_turns_ends_the_run_completed(model: ScriptedModel, scratch: Scratch) -> None:
+    """The run stops after as many answers, and the session goes on."""
+    turn = first("run echo 1\nrun echo 2\nrun echo 3", max_turns=2)
+    outcome = run(turn, scratch, model.url)
+    assert (outcome.stop_reason, outcome.result, len(model.requests)) == ("max_turns", None, 2)
+    assert run(again(turn, "hello", max_turns=None), scratch, model.url).stop_reason == "end_turn"
+
+
+@pytest.mark.parametrize(
+    "prompt", ["run echo 1\nwait 30", "run sleep 30", "wait 30\nhello", "run trap '' TERM INT; sleep 30"]
+)
+def test_deadline(prompt: str, model: ScriptedModel, scratch: Scratch) -> None:
+    """In the middle of a stream or of a tool, the run ends as completed and the session can go on."""
+    turn = first(prompt)
+    began = time.monotonic()
+    outcome = run(turn, scratch, model.url, seconds=1.5)
+    assert time.monotonic() - began < 8
+    assert (outcome.stop_reason, outcome.result) == ("deadline", None)
+    assert outcome.cost_usd > 0
+    later = run(again(turn, "hello"), scratch, model.url)
+    assert later.stop_reason == "end_turn"
+    assert "began with" in str(later.result)
+    assert prompt.split("\n")[0] in model.requests[-1].conversation.prompts[0]
+
+
+def test_deadline_before_the_first_turn(model: ScriptedModel, scratch: Scratch) -> None:
+    """Nothing came from the model, so there is nothing to keep: a repeat can help."""
+    with pytest.raises(ModelOverloaded, match="deadline passed before the first turn") as caught:
+        run(first("wait 30 silent\nstatus 500"), scratch, model.url, seconds=2)
+    assert caught.value.cost_usd == 0
+
+
+@pytest.mark.parametrize("seconds", [-5.0, 0.0, 0.05, 0.3])
+def test_deadline_while_the_cli_starts(seconds: float, model: ScriptedModel, scratch: Scratch) -> None:
+    """A deadline that is over or comes too soon ends the run at once."""
+    began = time.monotonic()
+    with pytest.raises(ModelOverloaded):
+        run(first("hello\nwait 20"), scratch, model.url, seconds=seconds)
+    assert time.monotonic() - began < 6
+
+
+@pytest.mark.parametrize(
+    ("prompt", "error"),
+    [
+        ("status 400", ModelRejected),
+        ("status 401", ModelUnauthorized),
+        ("status 403", ModelUnauthorized),
+        ("status 404", ModelRejected),
+        ("status 413", ModelRejected),
+        ("status 429 retry-after 120", ModelRateLimited),
+        ("status 500", ModelOverloaded),
+        ("status 529", ModelOverloaded),
+        ("cut", ModelOverloaded),
+        ("garbage", ModelOverloaded),
+    ],
+)
+def test_what_the_provider_refuses(
+    prompt: str, error: type[WorkflowError], model: ScriptedModel, scratch: Scratch
+) -> None:
+    """Each status of the API becomes its error, with what the CLI said for the operator alone."""
+    with pytest.raises(error) as caught:
+        run(first(prompt), scratch, model.url)
+    assert type(caught.value) is error
+    assert caught.value.said == error.sentence
+    assert "API" in caught.value.detail or "model" in caught.value.detail or "large" in caught.value.detail
+    assert caught.value.retry_after == (120 if error is ModelRateLimited else None)
+
+
+def test_a_failure_after_work_was_done_tells_its_cost(model: ScriptedModel, scratch: Scratch) -> None:
+    """What was spent before the provider failed is in the error."""
+    with pytest.raises(ModelRejected) as caught:
+        run(first("run echo 1\nstatus 413"), scratch, model.url)
+    assert caught.value.cost_usd > 0
+
+
+def test_nobody_listens(scratch: Scratch) -> None:
+    """A provider that refuses the connection is an overloaded one."""
+    with pytest.raises(ModelOverloaded):
+        run(first("hello"), scratch, "http://127.0.0.1:1")
+
+
+def test_every_refusal_of_the_api_is_mapped() -> None:
+    """No status of the API's documentation that a repeat can't cure counts as an overload."""
+    assert {400, 401, 402, 403, 404, 413, 422, 429} == set(REFUSALS)
+
+
+def test_the_cli_dies(model: ScriptedModel, scratch: Scratch) -> None:
+    """A killed CLI is a crash, and the next turn of the session works."""
+    turn = first("run echo 1\ncrash")
+    with pytest.raises(AgentCrashed) as caught:
+        run(turn, scratch, model.url)
+    assert "exit code" in caught.value.detail
+    assert run(again(turn, "hello"), scratch, model.url).stop_reason == "end_turn"
+
+
+def test_an_agent_that_stops_its_cli_is_killed(model: ScriptedModel, scratch: Scratch) -> None:
+    """A CLI that does not answer the interrupt any more is ended; with what it has written the session goes on."""
+    turn = first("run sleep 0.3\nrun kill -STOP $PPID; sleep 60")
+    outcome = run(turn, scratch, model.url, seconds=2)
+    assert outcome.stop_reason == "deadline"
+    assert run(again(turn, "hello"), scratch, model.url).stop_reason == "end_turn"
+
+
+def test_resuming_without_a_transcript(model: ScriptedModel, scratch: Scratch) -> None:
+    """A session that promises a history and has none is damaged, and no new one is begun in its place."""
+    with pytest.raises(SessionDamaged):
+        run(again(first(""), "hello"), scratch, model.url)
+    assert not model.requests
+
+
+def test_a_session_is_named_by_a_uuid_alone(model: ScriptedModel, scratch: Scratch) -> None:
+    """The CLI would take a path or a title, too."""
+    with pytest.raises(ValueError, match="UUID"):
+        run(Turn("hello", claude_session="/etc/passwd", resume=False), scratch, model.url)
+
+
+def test_the_agent_sees_no_credential(model: ScriptedModel, scratch: Scratch, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`env` in a tool shows the built environment and nothing of the handler's; the real key reaches the model."""
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "planted-secret")
+    monkeypatch.setenv("S3_BUCKET_NAME", "planted-bucket")
+    outcome = run(first("run env; cat /proc/$PPID/environ | tr '\\0' '\\n'"), scratch, model.url)
+    shown = str(outcome.result)
+    assert "ANTHROPIC_BASE_URL=http://127.0.0.1:" in shown
+    for hidden in ("planted-", "AWS_", "sk-the-real-key", "S3_BUCKET", "PYTEST"):
+        assert hidden not in shown
+    assert model.requests[0].headers["x-api-key"] == "sk-the-real-key"
+
+
+def test_nothing_outlives_a_run(model: ScriptedModel, scratch: Scratch) -> None:
+    """Daemons that ignore signals, changed their session and cleared their environment are dead afterwards."""
+    beat = scratch.workspace / "beat"
+    loop = f"trap '' TERM HUP INT; while :; do date +%N > {beat}; sleep 0.02; done"
+    outcome = run(
+        first(f'run (setsid env -i /bin/sh -c "{loop}" >/dev/null 2>&1 &) ; sleep 0.3; cat {beat}'), scratch, model.url
+    )
+    assert outcome.stop_reason == "end_turn"
+    assert beat.exists()
+    last = beat.read_bytes()
+    time.sleep(0.3)
+    assert beat.read_bytes() == last
+
+
+def test_answers_say_what_they_are(model: ScriptedModel, scratch: Scratch) -> None:
+    """The stand-in's mark comes through the whole chain."""
+    assert str(run(first("hello"), scratch, model.url).result).startswith(MARK)

@@ -1,0 +1,168 @@
+"""What comes in at the door, field by field."""
+
+import json
+from dataclasses import asdict
+from typing import Any
+
+import pytest
+
+from lambdas.contract import BODY_BYTES, Allowance, Request, Result, Staged, run_id
+from lambdas.errors import InvalidRequest, RequestTooLarge
+from lambdas.settings import Caps, Clocks
+
+CAPS = Caps(max_turns=50, max_budget_usd=2.0, allowed_tools=None)
+CLOCKS = Clocks(29)
+
+
+def parsed(body: object, caps: Caps = CAPS, **envelope: Any) -> Request:
+    sent = {"caller": "default", "key": "k1", "key_given": True, "requested_at": 1_700_000_000_000, "body": body}
+    return Request.parse(sent | envelope, caps, CLOCKS)
+
+
+def test_a_prompt_is_all_that_is_needed() -> None:
+    """The smallest request is valid, and its times are seconds."""
+    request = parsed({"prompt": "Hello"})
+    assert (request.caller, request.key, request.requested_at) == ("default", "k1", 1_700_000_000.0)
+    assert request.session_id is None
+    assert not request.fork
+
+
+WRONG = [
+    ({}, "prompt"),
+    ({"prompt": ""}, "prompt"),
+    ({"prompt": " \n"}, "prompt"),
+    ({"prompt": 7}, "prompt"),
+    ({"prompt": None}, "prompt"),
+    ({"prompt": "half \ud83d"}, "prompt"),
+    ({"prompt": "nul \0"}, "prompt"),
+    ({"prompt": "x", "colour": "red"}, "'colour'"),
+    ({"prompt": "x", "session_id": "../etc"}, "session_id"),
+    ({"prompt": "x", "session_id": "session-a\n"}, "session_id"),
+    ({"prompt": "x", "session_id": "session-" + "a" * 81}, "session_id"),
+    ({"prompt": "x", "fork": "yes"}, "fork"),
+    ({"prompt": "x", "fork": True}, "session_id"),
+    ({"prompt": "x", "model": "--dangerous"}, "model"),
+    ({"prompt": "x", "append_system_prompt": "a" * 70_000}, "append_system_prompt"),
+    ({"prompt": "x", "max_turns": 0}, "max_turns"),
+    ({"prompt": "x", "max_turns": True}, "max_turns"),
+    ({"prompt": "x", "max_turns": 1.5}, "max_turns"),
+    ({"prompt": "x", "max_turns": 51}, "at most 50"),
+    ({"prompt": "x", "max_budget_usd": 0}, "max_budget_usd"),
+    ({"prompt": "x", "max_budget_usd": float("nan")}, "max_budget_usd"),
+    ({"prompt": "x", "max_budget_usd": 2.01}, "at most 2"),
+    ({"prompt": "x", "output_schema": "{}"}, "output_schema"),
+    ({"prompt": "x", "allowed_tools": "Read"}, "allowed_tools"),
+    ({"prompt": "x", "allowed_tools": ["Bash(git *)"]}, "allowed_tools"),
+    ({"prompt": "x", "disallowed_tools": [1]}, "disallowed_tools"),
+    ({"prompt": "x", "timeout_seconds": 22}, "at most 21"),
+    ({"prompt": "x", "timeout_seconds": -1}, "timeout_seconds"),
+    ([], "JSON object"),
+    ("prompt", "JSON object"),
+    (None, "JSON object"),
+]
+
+
+@pytest.mark.parametrize(("body", "named"), WRONG)
+def test_a_wrong_body_is_refused_by_the_name_of_its_field(body: object, named: str) -> None:
+    """Bad input is turned away before anything is spent, with a sentence that says which field is wrong."""
+    with pytest.raises(InvalidRequest) as refused:
+        parsed(body)
+    assert named in refused.value.said
+
+
+@pytest.mark.parametrize("letter", ["a", "é", "🎈"])
+def test_a_body_over_240_kib_of_utf8_is_too_large(letter: str) -> None:
+    """Bytes count, not characters: Step Functions carries 256 KiB of UTF-8."""
+    fits = letter * ((BODY_BYTES - 100) // len(letter.encode()))
+    assert parsed({"prompt": fits}).body["prompt"] == fits
+    with pytest.raises(RequestTooLarge):
+        parsed({"prompt": fits + letter * 100})
+
+
+def test_the_gateway_can_say_that_a_body_was_too_large_to_hand_on() -> None:
+    """It then sends no body at all."""
+    with pytest.raises(RequestTooLarge):
+        parsed(None, oversize=True)
+
+
+@pytest.mark.parametrize("key", ["", "a" * 65, "a b", "ü", 'x","caller":"bob'])
+def test_a_key_that_is_none_is_refused(key: str) -> None:
+    """The header is checked, not repaired: two clients must not meet in one repaired key."""
+    with pytest.raises(InvalidRequest, match="Idempotency-Key"):
+        parsed({"prompt": "x"}, key=key)
+
+
+def test_the_gateways_own_id_is_made_safe() -> None:
+    """Without the header the API's request id is the key, and a client that lost its answer can send it back."""
+    assert parsed({"prompt": "x"}, key="aB/c+d=", key_given=False).key == "aB_c_d="
+    assert parsed({"prompt": "x"}, key="aB/c+d=").key == "aB_c_d="
+
+
+def test_another_callers_key_is_another_run() -> None:
+    """A key says nothing about anybody else's runs."""
+    assert run_id("alice", "k") == run_id("alice", "k")
+    assert run_id("alice", "k") != run_id("bob", "k")
+
+
+def test_the_order_of_fields_does_not_make_another_body() -> None:
+    """Bodies are compared as canonical JSON."""
+    one = parsed({"prompt": "x", "max_turns": 3})
+    assert one.body_hash == parsed({"max_turns": 3, "prompt": "x"}).body_hash
+    assert one.body_hash != parsed({"prompt": "x", "max_turns": 4}).body_hash
+
+
+def test_the_deployments_tools_can_only_be_narrowed() -> None:
+    """A request takes tools away and cannot add one."""
+    caps = Caps(50, 2.0, ("Read", "Write"))
+    assert Allowance.of({}, caps).allowed_tools == ["Read", "Write"]
+    assert Allowance.of({"allowed_tools": ["Read"]}, caps).allowed_tools == ["Read"]
+    with pytest.raises(InvalidRequest, match="Bash"):
+        parsed({"prompt": "x", "allowed_tools": ["Bash"]}, caps)
+
+
+def staged_result(**changed: Any) -> dict[str, Any]:
+    result = Result(
+        result="done",
+        structured_output=None,
+        stop_reason="end_turn",
+        num_turns=1,
+        cost_usd=0.01,
+        usage={},
+        duration_ms=900,
+        files=[],
+        files_total=0,
+        file_count=2,
+        last_message={"type": "result"},
+        changes=Staged("v1", '"e1"', 100),
+        messages=Staged("v2", '"e2"', 100),
+    )
+    return asdict(result) | changed
+
+
+def test_a_staged_result_comes_back_as_it_was() -> None:
+    """What RunClaude stages, PersistSession reads."""
+    assert asdict(Result.load(json.loads(json.dumps(staged_result())))) == staged_result()
+
+
+HOSTILE: list[dict[str, Any]] = [
+    {"cost_usd": -1},
+    {"cost_usd": float("nan")},
+    {"cost_usd": "0"},
+    {"num_turns": True},
+    {"stop_reason": "End turn"},
+    {"stop_reason": "x" * 100},
+    {"files": [1]},
+    {"usage": []},
+    {"last_message": "text"},
+    {"changes": {"version_id": "v"}},
+    {"changes": None},
+    {"format": 2},
+    {"owner": "somebody else"},
+]
+
+
+@pytest.mark.parametrize("changed", HOSTILE)
+def test_a_staged_result_of_another_shape_is_refused(changed: dict[str, Any]) -> None:
+    """Strangers' code may have written it."""
+    with pytest.raises(ValueError, match=r"result\.json"):
+        Result.load(staged_result(**changed))

@@ -1,0 +1,310 @@
+"""The loopback proxy, over HTTP, between a client in the agent's place and a small real upstream."""
+
+import http.client
+import http.server
+import json
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+
+from lambdas.agent.credentials import Proxy, Secret, anthropic, supabase
+from lambdas.errors import ModelUnauthorized
+
+MESSAGES = "/model/v1/messages"
+
+
+@dataclass
+class Service:
+    """An upstream that knows its key, and does as the path or the header `act` says."""
+
+    url: str = ""
+    key: str = "sk-1"
+    seen: list[tuple[str, str, dict[str, str], bytes]] = field(default_factory=list)
+    hung_up: threading.Event = field(default_factory=threading.Event)
+    go_on: threading.Event = field(default_factory=threading.Event)
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    """The service's side of one connection."""
+
+    service: Service
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the library's name
+        """Quiet."""
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["content-length"]))
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        self.service.seen.append((self.command, self.path, headers, body))
+        act = headers.get("act", "")
+        if self.service.key not in (headers.get("x-api-key"), headers.get("apikey")):
+            self._whole(401, b'{"error": "key"}')
+        elif act.startswith("status "):
+            self._whole(int(act[7:]), b"{}", {"retry-after": "17", "request-id": "req_1"})
+        elif act == "hold":
+            self._until_gone()
+        else:
+            self._stream(act)
+
+    do_GET = do_POST  # noqa: N815 - the library's name
+
+    def _whole(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
+        self.send_response(status)
+        for name, value in ({"content-length": str(len(body))} | (headers or {})).items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def _stream(self, act: str) -> None:
+        self.send_response(200)
+        self.send_header("content-type", "text/event-stream")
+        self.send_header("transfer-encoding", "chunked")
+        self.end_headers()
+        self.wfile.write(b"5\r\nfirst\r\n")
+        if act == "slow":
+            self.service.go_on.wait(10)
+        if act == "hold on":
+            return self._until_gone()
+        if act == "cut":
+            self.connection.shutdown(socket.SHUT_RDWR)
+            self.close_connection = True
+            return None
+        self.wfile.write(b"6\r\nsecond\r\n0\r\n\r\n")
+        return None
+
+    def _until_gone(self) -> None:
+        if self.connection.recv(1) == b"":
+            self.service.hung_up.set()
+        self.close_connection = True
+
+
+@pytest.fixture
+def service() -> Iterator[Service]:
+    """The upstream, running."""
+    state = Service()
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (Handler,), {"service": state}))
+    server.daemon_threads = True
+    state.url = f"http://127.0.0.1:{server.server_port}"
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    yield state
+    state.go_on.set()
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.fixture
+def proxy(service: Service) -> Iterator[Proxy]:
+    """The proxy before it, with the key that the service has just now."""
+    with Proxy([anthropic(Secret(lambda: service.key), service.url)]) as running:
+        yield running
+
+
+@contextmanager
+def asked(
+    proxy: Proxy, method: str = "POST", path: str = MESSAGES, body: bytes = b"{}", **headers: str
+) -> Iterator[http.client.HTTPResponse]:
+    """The proxy's answer to a request with the run's token, or with the headers given."""
+    token = proxy.environment["ANTHROPIC_API_KEY"]
+    connection = http.client.HTTPConnection(str(urlsplit(proxy.url).netloc), timeout=10)
+    connection.request(method, path, body, {"x-api-key": token} | {n.replace("_", "-"): v for n, v in headers.items()})
+    try:
+        yield connection.getresponse()
+    finally:
+        connection.close()
+
+
+def test_the_key_replaces_the_token(service: Service, proxy: Proxy) -> None:
+    """The service sees the key and the agent's other headers, path and body; of the token it sees nothing."""
+    body = "{'prompt': 🦊}".encode() * 1000
+    with asked(proxy, path=MESSAGES + "?beta=true", body=body, anthropic_beta="b1") as response:
+        assert (response.status, response.read()) == (200, b"firstsecond")
+    method, path, headers, received = service.seen[0]
+    assert (method, path, received) == ("POST", "/v1/messages?beta=true", body)
+    assert (headers["x-api-key"], headers["anthropic-beta"]) == ("sk-1", "b1")
+    assert proxy.environment["ANTHROPIC_API_KEY"] not in json.dumps(headers)
+    assert "sk-1" not in json.dumps(proxy.environment)
+    assert proxy.answers == 1
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("POST", "/v1/messages"),
+        ("GET", MESSAGES),
+        ("POST", "/model/v1/models"),
+        ("POST", "/model/v1/messages/../files"),
+        ("POST", "/model/v1/messages/batches"),
+        ("POST", "/model//v1/messages"),
+        ("POST", "/model/%2e%2e/v1/messages"),
+        ("POST", "http://example.com/model/v1/messages"),
+        ("POST", "/"),
+        ("DELETE", "/other/v1/messages"),
+    ],
+)
+def test_other_requests_are_refused(method: str, path: str, service: Service, proxy: Proxy) -> None:
+    """Only the Messages API's two paths are there."""
+    with asked(proxy, method, path) as response:
+        assert response.status == 403
+    assert service.seen == []
+
+
+@pytest.mark.parametrize("token", ["", "sk-1", "run-x", "ünï"])
+def test_without_the_token_nothing_is_done(token: str, service: Service, proxy: Proxy) -> None:
+    """Whoever else is on this machine gets nothing, the key itself is no token."""
+    with asked(proxy, x_api_key=token) as response:
+        assert response.status == 403
+    assert service.seen == []
+
+
+def test_tokens_are_of_one_run(service: Service, proxy: Proxy) -> None:
+    """Another run's token opens nothing."""
+    with Proxy([anthropic(Secret(lambda: "k"), service.url)]) as other:
+        token = other.environment["ANTHROPIC_API_KEY"]
+        with asked(proxy, x_api_key=token) as response:
+            assert response.status == 403
+
+
+def test_a_rotated_key_is_read_again(service: Service) -> None:
+    """A refused key is read once more and the request repeated; the new one serves the next runs, too."""
+    reads: list[str] = []
+
+    def read() -> str:
+        reads.append(service.key)
+        return service.key
+
+    secret = Secret(read)
+    with Proxy([anthropic(secret, service.url)]) as proxy:
+        with asked(proxy) as response:
+            assert response.status == 200
+        service.key = "sk-2"
+        with asked(proxy) as response:
+            assert response.status == 200
+    with Proxy([anthropic(secret, service.url)]) as proxy, asked(proxy) as response:
+        assert response.status == 200
+    assert reads == ["sk-1", "sk-2"]
+    assert [headers["x-api-key"] for _, _, headers, _ in service.seen] == ["sk-1", "sk-1", "sk-2", "sk-2"]
+
+
+def test_a_bad_key_is_told_once_it_is_read_again(service: Service) -> None:
+    """With nothing newer to try, the refusal goes to the agent after one request."""
+    with Proxy([anthropic(Secret(lambda: "sk-old"), service.url)]) as proxy, asked(proxy) as response:
+        assert (response.status, response.read()) == (401, b'{"error": "key"}')
+    assert len(service.seen) == 1
+
+
+def test_an_unset_secret_stops_the_run_before_it_begins(service: Service) -> None:
+    """An empty secret is the deployment's mistake, and is called so."""
+    with pytest.raises(ModelUnauthorized), Proxy([anthropic(Secret(lambda: " \n"), service.url)]):
+        pass
+
+
+def test_refusals_come_through_as_they_are(proxy: Proxy) -> None:
+    """Status, retry-after and request-id reach the agent; what was asked to wait is noted for the caller."""
+    with asked(proxy, act="status 429") as response:
+        assert (response.status, response.headers["retry-after"], response.headers["request-id"]) == (
+            429,
+            "17",
+            "req_1",
+        )
+    assert (proxy.retry_after, proxy.answers) == (17, 0)
+
+
+def test_a_stream_is_not_held_back(service: Service, proxy: Proxy) -> None:
+    """The first event is there before the second is made."""
+    with asked(proxy, act="slow") as response:
+        assert response.read(5) == b"first"
+        service.go_on.set()
+        assert response.read() == b"second"
+
+
+def test_a_cut_stream_is_cut(proxy: Proxy) -> None:
+    """What breaks off upstream does not look complete here."""
+    with asked(proxy, act="cut") as response, pytest.raises(http.client.IncompleteRead):
+        response.read()
+
+
+@pytest.mark.parametrize("act", ["hold", "hold on"])
+def test_hanging_up_ends_the_call_upstream(act: str, service: Service, proxy: Proxy) -> None:
+    """Before the first byte of an answer or in its middle: what nobody waits for is not paid for."""
+    token = proxy.environment["ANTHROPIC_API_KEY"]
+    agent = socket.create_connection(("127.0.0.1", int(urlsplit(proxy.url).port or 0)))
+    agent.sendall(
+        f"POST {MESSAGES} HTTP/1.1\r\nhost: x\r\nact: {act}\r\nx-api-key: {token}\r\ncontent-length: 0\r\n\r\n".encode()
+    )
+    while not service.seen:
+        time.sleep(0.01)
+    agent.close()
+    assert service.hung_up.wait(5)
+
+
+def test_the_end_of_the_run_ends_everything(service: Service) -> None:
+    """Calls that still run are dropped, connections closed, and the port is free."""
+    with Proxy([anthropic(Secret(lambda: service.key), service.url)]) as proxy:
+        port = int(urlsplit(proxy.url).port or 0)
+        token = proxy.environment["ANTHROPIC_API_KEY"]
+        waiting = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+        waiting.request("POST", MESSAGES, b"{}", {"x-api-key": token, "act": "hold on"})
+        response = waiting.getresponse()
+        idle = socket.create_connection(("127.0.0.1", port))
+        idle.settimeout(5)
+        time.sleep(0.1)
+    assert service.hung_up.wait(5)
+    with pytest.raises(http.client.IncompleteRead):
+        response.read()
+    assert idle.recv(1) == b""
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", port))
+    waiting.close()
+    idle.close()
+
+
+def test_nobody_upstream_is_a_502() -> None:
+    """A refused connection is an answer that the agent's client may repeat."""
+    with Proxy([anthropic(Secret(lambda: "k"), "http://127.0.0.1:1")]) as proxy, asked(proxy) as response:
+        assert response.status == 502
+
+
+def test_requests_in_parallel(service: Service, proxy: Proxy) -> None:
+    """Sixteen at once, many times, each with its own answer."""
+
+    def one(number: int) -> bytes:
+        with asked(proxy, body=str(number).encode()) as response:
+            return response.read()
+
+    with ThreadPoolExecutor(16) as pool:
+        answers = list(pool.map(one, range(200)))
+    assert answers == [b"firstsecond"] * 200
+    assert sorted(int(body) for _, _, _, body in service.seen) == list(range(200))
+
+
+def test_a_body_without_a_length_is_refused(service: Service, proxy: Proxy) -> None:
+    """Chunked requests, which could be smuggled past the proxy's reading, are not taken."""
+    with asked(proxy, transfer_encoding="chunked", body=b"0\r\n\r\n") as response:
+        assert response.status == 413
+    assert service.seen == []
+
+
+def test_supabase_is_one_more_upstream(service: Service) -> None:
+    """Its clients get an address and the token for a key; the service sees the service key in both of its headers."""
+    with Proxy([anthropic(Secret(lambda: "k"), service.url), supabase(Secret(lambda: "sk-1"), service.url)]) as proxy:
+        given = proxy.environment
+        assert given["SUPABASE_URL"] == f"{proxy.url}/supabase"
+        bearer = f"Bearer {given['SUPABASE_KEY']}"
+        with asked(proxy, "GET", "/supabase/rest/v1/t?id=eq.1", x_api_key="", authorization=bearer) as response:
+            assert response.status == 200
+        with asked(proxy, "GET", "/supabase/auth/v1/admin/users", x_api_key="", authorization=bearer) as response:
+            assert response.status == 403
+    _, path, headers, _ = service.seen[0]
+    assert (path, headers["apikey"], headers["authorization"]) == ("/rest/v1/t?id=eq.1", "sk-1", "Bearer sk-1")
+    assert proxy.answers == 0

@@ -1,0 +1,78 @@
+"""The context of cdk.json: what it may say, and what it may not."""
+
+import json
+from typing import Any
+
+import pytest
+
+from stacks.deployment import BadContext, Deployment
+from stacks.workflow import CDK_JSON
+
+CONTEXT: dict[str, Any] = json.loads(CDK_JSON.read_text())["context"]
+
+
+def test_cdk_json_is_whole() -> None:
+    """cdk.json as it stands is a deployment."""
+    assert Deployment.read(CONTEXT).callers == {"default": (1,)}
+
+
+def test_the_cli_gives_text() -> None:
+    """`cdk -c name=value` hands over text, which is read as what the value has to be."""
+    said = {"integration_timeout": "120", "retain_data": "false", "allowed_tools": '["Read"]', "max_budget_usd": "2.5"}
+    read = Deployment.read(CONTEXT | said)
+    assert (read.integration_timeout, read.retain_data, read.allowed_tools) == (120, False, ("Read",))
+    assert read.max_budget_usd == 2.5
+
+
+def test_the_cdk_has_keys_of_its_own() -> None:
+    """Keys of the CDK in the same context are left alone."""
+    Deployment.read(CONTEXT | {"aws:cdk:bundling-stacks": ["**"], "@aws-cdk/core:some-flag": True})
+
+
+def test_ephemeral_storage_fits_the_session() -> None:
+    """/tmp holds archive, files and staged changes at once, and never more than Lambda gives."""
+    largest = Deployment.read(CONTEXT | {"max_session_mb": 3242})
+    assert 3 * 3242 < largest.ephemeral_mb <= 10240
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "sentence"),
+    [
+        ("integration_timeout", 10, "between 15 and 300"),
+        ("integration_timeout", "soon", "soon"),
+        ("integration_timeout", 29.5, "whole number"),
+        ("integration_timeout", True, "whole number"),
+        ("integration_timeout", None, "null"),
+        ("auth", "key", "api-key, iam, none"),
+        ("provider", "vertex", "anthropic, bedrock"),
+        ("provider", "bedrock", "bedrock_models"),
+        ("bedrock_models", ["arn:aws:bedrock:eu-west-1:1:application-inference-profile/x"], "is none"),
+        ("architecture", "arm", "arm64"),
+        ("callers", {}, "at least one caller"),
+        ("callers", {"public": [1]}, "not public"),
+        ("callers", {"Alice": [1]}, "small letters"),
+        ("callers", {"alice": 1}, "generation"),
+        ("callers", {"alice": []}, "generation"),
+        ("callers", {"alice": [1, 2, 3]}, "generation"),
+        ("callers", {"alice": [1, 1]}, "generation"),
+        ("cors_origin", "it's mine", "one origin"),
+        ("max_budget_usd", 0, "above 0"),
+        ("max_session_mb", 4000, "between 1 and 3242"),
+        ("allowed_tools", "Read", "Read"),
+        ("allowed_tools", [1], "list of names"),
+        ("retain_data", 1, "true or false"),
+        ("stack_name", "my stack", "letters"),
+        ("intergration_timeout", 29, "intergration_timeout is unknown"),
+    ],
+)
+def test_a_bad_value_stops_with_a_sentence(name: str, value: Any, sentence: str) -> None:
+    """The sentence names the value and what would do."""
+    with pytest.raises(BadContext, match=sentence) as stopped:
+        Deployment.read(CONTEXT | {name: value})
+    assert len(str(stopped.value).splitlines()) == 1
+
+
+def test_a_missing_value_stops_with_its_name() -> None:
+    """Nothing is guessed for a value that cdk.json lost."""
+    with pytest.raises(BadContext, match="rate is missing"):
+        Deployment.read({name: value for name, value in CONTEXT.items() if name != "rate"})

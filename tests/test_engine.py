@@ -1,0 +1,438 @@
+"""The engine: the definition walked state by state, policies enforced, data that survive, no process that stays."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from copy import deepcopy
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lambdas import errors
+from local import deploy, engine
+from local.deploy import Deployed
+from local.engine import Engine, EngineFailed
+from local.mend import mend
+
+Json = dict[str, Any]
+ROOT = Path(__file__).resolve().parent.parent
+BUCKET = deploy.BUCKET
+STATES = ("RestoreSession", "RunClaude", "PersistSession", "RecordFailure")
+
+
+def with_stand_ins(template: Json) -> Json:
+    """The template with the functions of tests/stand_in.py, of which RunClaude has two seconds."""
+    changed = deepcopy(template)
+    for resource in changed["Resources"].values():
+        if resource["Type"] == "AWS::Lambda::Function":
+            properties = resource["Properties"]
+            name = properties.get("Handler", "lambdas.run_claude.handler").split(".")[1]
+            properties["Handler"] = f"tests.stand_in.{name}"
+            if name == "run_claude":
+                properties["Timeout"] = 2
+    return changed
+
+
+@dataclass
+class Workflow:
+    """The deployed machine with stand-ins, and what its functions were called with."""
+
+    engine: Engine
+    deployed: Deployed
+    folder: Path
+
+    def run(self, **script: Any) -> Json:
+        machine = self.engine.client("stepfunctions")
+        envelope = json.dumps({"caller": "default", "key": "key-1", "body": {"folder": str(self.folder), **script}})
+        answer: Json = machine.start_sync_execution(stateMachineArn=self.deployed.state_machine_arn, input=envelope)
+        return answer
+
+    def calls(self, state: str) -> list[Json]:
+        folder = self.folder / state
+        return [json.loads(path.read_text()) for path in folder.iterdir()] if folder.exists() else []
+
+    def visited(self) -> set[str]:
+        return {state for state in STATES if self.calls(state)}
+
+
+@pytest.fixture(scope="module")
+def started(template: Json, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Engine, Deployed]]:
+    with engine.running(tmp_path_factory.mktemp("state")) as running:
+        yield running, deploy.deploy(running, with_stand_ins(template), secret={"ANTHROPIC_API_KEY": "sk-test"})
+
+
+@pytest.fixture
+def workflow(started: tuple[Engine, Deployed], tmp_path: Path) -> Workflow:
+    return Workflow(*started, tmp_path)
+
+
+def failure(answer: Json) -> Json:
+    assert answer["status"] == "FAILED"
+    cause: Json = json.loads(answer["cause"])
+    return cause
+
+
+def test_a_run_goes_through_three_states(workflow: Workflow) -> None:
+    """RunClaude gets its task alone; PersistSession gets the claim, and nothing of what RunClaude said."""
+    answer = workflow.run()
+    assert answer["status"] == "SUCCEEDED"
+    assert json.loads(answer["output"])["of"] == "PersistSession"
+    assert workflow.visited() == {"RestoreSession", "RunClaude", "PersistSession"}
+    assert set(workflow.calls("RunClaude")[0]) == {"script", "task"}
+    assert set(workflow.calls("PersistSession")[0]) == {"script", "session_id", "run_id"}
+
+
+def test_restore_session_learns_its_execution(workflow: Workflow) -> None:
+    """Envelope, execution and start, which the lease is made of."""
+    answer = workflow.run()
+    call = workflow.calls("RestoreSession")[0]
+    assert set(call) == {"envelope", "execution", "started_at"}
+    assert call["execution"] == answer["executionArn"]
+    assert abs(datetime.fromisoformat(call["started_at"]).timestamp() - time.time()) < 60
+
+
+def test_a_staged_result_is_only_persisted(workflow: Workflow) -> None:
+    """`persist` goes past the model."""
+    assert workflow.run(next="persist")["status"] == "SUCCEEDED"
+    assert workflow.visited() == {"RestoreSession", "PersistSession"}
+
+
+def test_a_committed_answer_is_only_given(workflow: Workflow) -> None:
+    """`done` goes past model and commit."""
+    assert json.loads(workflow.run(next="done")["output"]) == {"answered": "before"}
+    assert workflow.visited() == {"RestoreSession"}
+
+
+def test_an_unknown_decision_fails(workflow: Workflow) -> None:
+    """No step is a default."""
+    answer = workflow.run(next="something else")
+    assert (answer["status"], answer["error"]) == ("FAILED", "States.NoChoiceMatched")
+
+
+@pytest.mark.parametrize("kind", errors.Refused.__subclasses__(), ids=lambda kind: kind.__name__)
+def test_a_refusal_fails_at_once_in_its_own_words(workflow: Workflow, kind: type[errors.Refused]) -> None:
+    """The class is the execution's error, its facts the cause; nothing is recorded."""
+    answer = workflow.run(RestoreSession={"raises": kind.__name__})
+    assert answer["error"] == kind.code()
+    assert failure(answer)["session_id"] == "session-1"
+    assert failure(answer)["retryable"] is kind.retryable
+    assert workflow.visited() == {"RestoreSession"}
+    assert len(workflow.calls("RestoreSession")) == 1
+
+
+def test_another_error_of_restore_session_is_recorded_without_a_claim(workflow: Workflow) -> None:
+    """What was not claimed is null, not missing."""
+    answer = workflow.run(RestoreSession={"raises": "SessionMoved"})
+    assert failure(answer)["raised"] == "SessionMoved"
+    assert workflow.calls("RecordFailure")[0]["claim"] is None
+    assert workflow.calls("RecordFailure")[0]["state"] == "RestoreSession"
+
+
+@pytest.mark.parametrize("state", ["RestoreSession", "PersistSession"])
+def test_storage_troubles_are_waited_out(workflow: Workflow, state: str) -> None:
+    """Both are idempotent: the second attempt succeeds, and so does the run."""
+    assert workflow.run(**{state: {"raises": "StorageUnavailable", "times": 1}})["status"] == "SUCCEEDED"
+    assert len(workflow.calls(state)) == 2
+
+
+def test_persist_session_gives_up_after_three_attempts(workflow: Workflow) -> None:
+    """Then the failure is recorded under the claim."""
+    answer = workflow.run(PersistSession={"raises": "StorageUnavailable"})
+    assert failure(answer) == {"code": "Internal", "error": "recorded", "raised": "StorageUnavailable", "claimed": True}
+    assert len(workflow.calls("PersistSession")) == 3
+
+
+@pytest.mark.parametrize("kind", ["AgentCrashed", "ModelRateLimited", "StorageUnavailable", "Internal"])
+def test_run_claude_is_called_once_whatever_it_raises(workflow: Workflow, kind: str) -> None:
+    """It may have been paid."""
+    assert failure(workflow.run(RunClaude={"raises": kind}))["raised"] == kind
+    assert len(workflow.calls("RunClaude")) == 1
+    assert workflow.calls("RecordFailure")[0]["state"] == "RunClaude"
+
+
+def test_a_function_that_dies_is_recorded(workflow: Workflow) -> None:
+    """Lambda reports that its runtime exited."""
+    assert failure(workflow.run(RunClaude={"exits": 3}))["raised"] == "Runtime.ExitError"
+    assert len(workflow.calls("RunClaude")) == 1
+
+
+def test_a_function_that_hangs_is_cut_off_with_all_that_it_started(workflow: Workflow) -> None:
+    """Its timeout is recorded, and no child of it lives on, however detached."""
+    assert failure(workflow.run(RunClaude={"hangs": True}))["raised"] == "Sandbox.Timedout"
+    pids = [int(pid) for pid in (workflow.folder / "pids").read_text().split()]
+    own_session, orphan = pids
+    assert wait_until_gone([own_session, orphan] if sys.platform == "linux" else [])
+
+
+def test_a_throttle_of_lambda_is_waited_out_for_run_claude(workflow: Workflow) -> None:
+    """The one error that certainly came before the handler."""
+    throttled = {"raises": "Lambda.TooManyRequestsException", "times": 1}
+    assert workflow.run(RunClaude=throttled)["status"] == "SUCCEEDED"
+    assert len(workflow.calls("RunClaude")) == 2
+
+
+@pytest.mark.parametrize("error", ["Lambda.ServiceException", "Lambda.Unknown", "Sandbox.Timedout", "States.Timeout"])
+def test_service_troubles_are_waited_out_but_not_for_run_claude(workflow: Workflow, error: str) -> None:
+    """They may come after the handler ran: harmless for what is idempotent, paid twice for the model."""
+    once = {"raises": error, "times": 1}
+    answer = workflow.run(RestoreSession=once, RunClaude=once)
+    assert failure(answer)["raised"] == error
+    assert len(workflow.calls("RestoreSession")) == 2
+    assert len(workflow.calls("RunClaude")) == 1
+
+
+@pytest.mark.parametrize("state", ["RestoreSession", "RunClaude", "PersistSession"])
+def test_too_much_data_is_recorded_like_any_failure(workflow: Workflow, state: str) -> None:
+    """`States.ALL` does not cover it in AWS, so it is caught by name."""
+    answer = workflow.run(**{state: {"raises": "States.DataLimitExceeded"}})
+    assert failure(answer)["raised"] == "States.DataLimitExceeded"
+
+
+def function_id(deployed: Deployed, handler: str) -> str:
+    found: str = next(
+        name
+        for name, resource in deployed.template["Resources"].items()
+        if resource["Type"] == "AWS::Lambda::Function" and resource["Properties"]["Handler"].endswith(handler)
+    )
+    return found
+
+
+def test_a_failure_that_cannot_be_recorded_is_still_an_answer(workflow: Workflow) -> None:
+    """With the ids of the claim."""
+    answer = workflow.run(RunClaude={"raises": "AgentCrashed"}, RecordFailure={"raises": "StorageUnavailable"})
+    assert answer["error"] == "Internal"
+    assert (failure(answer)["session_id"], failure(answer)["run_id"]) == ("session-1", "run-1")
+    assert failure(answer)["retryable"] is True
+
+
+def test_a_failure_before_the_claim_that_cannot_be_recorded_has_no_ids(workflow: Workflow) -> None:
+    """Null where there was nothing."""
+    answer = workflow.run(RestoreSession={"raises": "SessionDamaged"}, RecordFailure={"raises": "StorageUnavailable"})
+    assert (failure(answer)["session_id"], failure(answer)["code"]) == (None, "Internal")
+
+
+@pytest.mark.parametrize(
+    ("state", "call", "outcome"),
+    [
+        ("RunClaude", f's3 put_object {{"Bucket": "{BUCKET}", "Key": "runs/x"}}', "AccessDenied"),
+        ("RunClaude", f's3 get_object {{"Bucket": "{BUCKET}", "Key": "session-1.zip"}}', "AccessDenied"),
+        ("RunClaude", f's3 list_objects_v2 {{"Bucket": "{BUCKET}"}}', "AccessDenied"),
+        ("RunClaude", "lambda list_functions {}", "AccessDeniedException"),
+        ("RunClaude", "stepfunctions list_state_machines {}", "AccessDeniedException"),
+        ("PersistSession", f's3 put_object {{"Bucket": "{BUCKET}", "Key": "session-x.zip"}}', "allowed"),
+        ("PersistSession", f's3 put_object {{"Bucket": "{BUCKET}", "Key": "elsewhere"}}', "AccessDenied"),
+        ("PersistSession", f's3 get_object {{"Bucket": "{BUCKET}", "Key": "runs/none"}}', "NoSuchKey"),
+        ("PersistSession", "secretsmanager list_secrets {}", "AccessDeniedException"),
+    ],
+)
+def test_the_policies_of_the_template_are_enforced(workflow: Workflow, state: str, call: str, outcome: str) -> None:
+    """Every function's calls are judged by its role, RunClaude's above all."""
+    with_result = workflow.run(next="run" if state == "RunClaude" else "persist", **{state: {"calls": [call]}})
+    if state == "PersistSession":
+        assert json.loads(with_result["output"])["calls"] == {call: outcome}
+        return
+    lambdas = workflow.engine.client("lambda")
+    name = workflow.deployed.resources[function_id(workflow.deployed, "run_claude")]
+    event = {"script": {"folder": str(workflow.folder), state: {"calls": [call]}}}
+    invoked = lambdas.invoke(FunctionName=name, Payload=json.dumps(event))
+    assert json.load(invoked["Payload"])["calls"] == {call: outcome}
+
+
+def test_functions_see_nothing_of_the_users_environment(
+    template: Json, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither credentials nor settings of the terminal that started the service."""
+    for name in ("ANTHROPIC_API_KEY", "AWS_PROFILE", "AWS_SECRET_ACCESS_KEY", "CLAUDE_CODE_X", "SUPABASE_KEY"):
+        monkeypatch.setenv(name, "the user's own")
+    with engine.running(tmp_path / "state") as running:
+        workflow = Workflow(running, deploy.deploy(running, with_stand_ins(template)), tmp_path)
+        environment = json.loads(workflow.run(next="persist")["output"])["environment"]
+    assert "the user's own" not in environment.values()
+    assert environment["S3_BUCKET_NAME"] == BUCKET
+    assert environment["AWS_ENDPOINT_URL"].startswith("http://127.0.0.1:")
+
+
+def test_settings_replace_only_what_the_template_has(template: Json) -> None:
+    """A model's URL reaches the function that reads it, and no other."""
+    fitted = deploy.fit(template, {"ANTHROPIC_BASE_URL": "http://model"})["Resources"].values()
+    functions = [one["Properties"] for one in fitted if one["Type"] == "AWS::Lambda::Function"]
+    having = [one for one in functions if "ANTHROPIC_BASE_URL" in one["Environment"]["Variables"]]
+    assert [one["Handler"] for one in having] == ["lambdas.run_claude.handler"]
+    assert having[0]["Environment"]["Variables"]["ANTHROPIC_BASE_URL"] == "http://model"
+
+
+def test_the_secret_is_what_it_was_given(workflow: Workflow) -> None:
+    """Written as the operator does it in AWS."""
+    vault = workflow.engine.client("secretsmanager")
+    stored = vault.get_secret_value(SecretId=workflow.deployed.secret_arn)["SecretString"]
+    assert json.loads(stored) == {"ANTHROPIC_API_KEY": "sk-test"}
+
+
+def test_links_serve_pages_of_the_allowed_origin(workflow: Workflow) -> None:
+    """The bucket's CORS rules are the template's."""
+    s3 = workflow.engine.client("s3")
+    s3.put_object(Bucket=BUCKET, Key="session-cors.zip", Body=b"zip")
+    link = s3.generate_presigned_url("get_object", {"Bucket": BUCKET, "Key": "session-cors.zip"})
+    request = urllib.request.Request(link, headers={"Origin": "https://example.com"})
+    with urllib.request.urlopen(request) as response:
+        assert response.headers["Access-Control-Allow-Origin"] == "*"
+
+
+def test_the_bucket_is_versioned_as_in_the_template(workflow: Workflow) -> None:
+    """Although the bucket was there before the stack."""
+    assert workflow.engine.client("s3").get_bucket_versioning(Bucket=BUCKET)["Status"] == "Enabled"
+
+
+def test_nobody_reads_the_bucket_without_a_signature(workflow: Workflow) -> None:
+    """The engine's S3 is no open door on loopback."""
+    workflow.engine.client("s3").put_object(Bucket=BUCKET, Key="session-private.zip", Body=b"zip")
+    with pytest.raises(urllib.error.HTTPError, match="403"):
+        urllib.request.urlopen(f"{workflow.engine.url}/{BUCKET}/session-private.zip")
+
+
+def test_data_survive_the_engines_sudden_end(template: Json, tmp_path: Path) -> None:
+    """Both versions of an object and their metadata are there after a kill -9 and a new start."""
+    with engine.running(tmp_path) as running:
+        deploy.deploy(running, template)
+        s3 = running.client("s3")
+        for body in (b"one", b"two"):
+            s3.put_object(Bucket=BUCKET, Key="session-1.zip", Body=body, Metadata={"run": body.decode()})
+        os.kill(running.pid, signal.SIGKILL)
+    with engine.running(tmp_path) as running:
+        deploy.deploy(running, template)
+        s3 = running.client("s3")
+        assert s3.get_object(Bucket=BUCKET, Key="session-1.zip")["Body"].read() == b"two"
+        versions = s3.list_object_versions(Bucket=BUCKET, Prefix="session-1")["Versions"]
+        metadata = [
+            s3.head_object(Bucket=BUCKET, Key="session-1.zip", VersionId=version["VersionId"])["Metadata"]
+            for version in versions
+        ]
+        assert metadata == [{"run": "two"}, {"run": "one"}]
+
+
+SERVICE = """
+import json, sys, time
+from pathlib import Path
+from local import deploy, engine
+with engine.running(Path(sys.argv[1])) as running:
+    template = json.loads(Path(sys.argv[2]).read_text())
+    deployed = deploy.deploy(running, template)
+    machine = running.client("stepfunctions")
+    machine.start_sync_execution(
+        stateMachineArn=deployed.state_machine_arn, input=json.dumps({"body": {"folder": sys.argv[1]}})
+    )
+    print(running.pid, flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT])
+def test_nothing_lives_on_after_the_service(template: Json, tmp_path: Path, sent: signal.Signals) -> None:
+    """Killed or interrupted: engine and workers end, and the next start on the same data is free to begin."""
+    (tmp_path / "template.json").write_text(json.dumps(with_stand_ins(template)))
+    command = [sys.executable, "-c", SERVICE, str(tmp_path / "state"), str(tmp_path / "template.json")]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as service:
+        assert service.stdout is not None
+        started = int(service.stdout.readline())
+        family = [started, *below(started)]
+        assert len(family) >= 7  # the engine and three functions of two processes each
+        service.send_signal(sent)
+    assert wait_until_gone(family)
+    with engine.running(tmp_path / "state") as running:
+        assert running.pid not in family
+
+
+def test_the_way_out_leaves_no_process_and_no_file(template: Json, tmp_path: Path) -> None:
+    """What the engine started is gone shortly after, its temporary directory at once."""
+    with engine.running(tmp_path / "state") as running:
+        workflow = Workflow(running, deploy.deploy(running, with_stand_ins(template)), tmp_path)
+        environment = json.loads(workflow.run()["output"])["environment"]
+        family = [running.pid, *below(running.pid)]
+    assert wait_until_gone(family)
+    assert not Path(environment["TMPDIR"]).exists()
+
+
+def test_two_services_never_share_their_data(tmp_path: Path) -> None:
+    """The second one is told so in a sentence."""
+    with (
+        engine.running(tmp_path),
+        pytest.raises(EngineFailed, match=r"Another service uses .*--state\."),
+        engine.running(tmp_path),
+    ):
+        pass
+
+
+def test_the_template_is_made_once(tmp_path: Path) -> None:
+    """The second start takes the kept one, and says nothing."""
+    said: list[str] = []
+    first = deploy.synthesized(tmp_path, said.append)
+    assert deploy.synthesized(tmp_path, said.append) == first
+    assert len(said) == 1
+
+
+def stored(s3: Path, name: str, body: str, meta: Json | None, *, torn: bool = False) -> Path:
+    path = s3 / "000000000000" / "bucket" / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(body)
+    os.utime(path, ns=(10**18, 10**18 + torn))
+    if meta is not None:
+        described = path.with_name(path.name + ".meta.json")
+        described.write_text(json.dumps(meta))
+        os.utime(described, ns=(10**18, 10**18))
+    return path
+
+
+def test_half_a_write_is_taken_back(tmp_path: Path) -> None:
+    """Bytes younger than their description give way to the version that they replaced."""
+    path = stored(tmp_path, "runs/a/x.zip", "new bytes", {"version_id": "v1"}, torn=True)
+    aside = tmp_path / ".versions/000000000000/bucket/v1/runs/a/x.zip"
+    aside.parent.mkdir(parents=True)
+    aside.write_text("old bytes")
+    assert mend(tmp_path) == [path]
+    assert path.read_text() == "old bytes"
+    assert mend(tmp_path) == []
+
+
+def test_bytes_that_nothing_describes_are_dropped(tmp_path: Path) -> None:
+    """They replaced nothing, and nobody was told of them."""
+    path = stored(tmp_path, "session-1.zip", "bytes", None)
+    assert mend(tmp_path) == [path]
+    assert not path.exists()
+
+
+def test_what_is_whole_is_left_alone(tmp_path: Path) -> None:
+    """An object as the engine leaves it, and a directory that is not there yet."""
+    stored(tmp_path, "session-1.zip", "bytes", {"version_id": "v1"})
+    assert mend(tmp_path) == []
+    assert mend(tmp_path / "none") == []
+
+
+def below(pid: int) -> list[int]:
+    """All processes under `pid`."""
+    listed = subprocess.run(["ps", "-A", "-o", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
+    pairs = [tuple(map(int, line.split())) for line in listed.splitlines()]
+    children = [child for child, parent in pairs if parent == pid]
+    return children + [deeper for child in children for deeper in below(child)]
+
+
+def wait_until_gone(pids: list[int], seconds: float = 15) -> bool:
+    deadline = time.monotonic() + seconds
+    while any(is_alive(pid) for pid in pids):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+def is_alive(pid: int) -> bool:
+    state = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False).stdout
+    return bool(state.strip()) and not state.startswith("Z")

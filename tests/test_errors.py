@@ -1,0 +1,63 @@
+"""The tree of errors is the definition's, the gateway's and the README's table."""
+
+import json
+
+import pytest
+
+from lambdas import errors
+from lambdas.errors import SessionBusy, StorageUnavailable, WorkflowError
+
+
+def test_an_errors_text_is_its_facts_as_json() -> None:
+    """Lambda hands on nothing but text, so the text carries every fact the answer needs."""
+    facts = json.loads(str(SessionBusy(retry_after=7, session_id="session-a", run_id="run-b")))
+    assert facts == {
+        "success": False,
+        "error": SessionBusy.sentence,
+        "code": "SessionBusy",
+        "retryable": True,
+        "session_id": "session-a",
+        "run_id": "run-b",
+        "cost_usd": 0.0,
+        "retry_after": 7,
+    }
+
+
+def test_the_services_own_troubles_share_one_code() -> None:
+    """A caller sees Internal for every kind of it; only the operator sees the detail."""
+    error = StorageUnavailable(detail="writing runs/x: SlowDown")
+    assert error.facts()["code"] == "Internal"
+    assert "SlowDown" not in json.dumps(error.facts())
+    assert "SlowDown" in str(error)
+
+
+@pytest.mark.parametrize("kind", errors.tree())
+def test_every_class_is_drawn_in_the_tree_and_says_a_sentence(kind: type[WorkflowError]) -> None:
+    """The drawing at the top of errors.py leaves no class out."""
+    assert f" {kind.__name__} " in f" {errors.__doc__} ".replace("\n", " ")
+    assert kind.sentence.endswith(".")
+
+
+def test_statuses_are_those_of_the_contract() -> None:
+    """What the API answers with is fixed: clients branch on it."""
+    assert errors.statuses() == {
+        "InvalidRequest": 400,
+        "SessionNotFound": 404,
+        "SessionBusy": 409,
+        "RunInProgress": 409,
+        "RequestTooLarge": 413,
+        "IdempotencyMismatch": 422,
+        "SessionMoved": 409,
+        "SessionTooLarge": 413,
+        "ModelRejected": 422,
+        "ModelRateLimited": 429,
+        "ModelUnauthorized": 502,
+        "ModelOverloaded": 503,
+        "AgentCrashed": 502,
+        "RunTimedOut": 504,
+        "Internal": 500,
+        "Forbidden": 403,
+        "MethodNotAllowed": 405,
+        "UnsupportedMediaType": 415,
+        "Throttled": 429,
+    }

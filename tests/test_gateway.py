@@ -1,0 +1,513 @@
+"""The front gateway with the template that goes to AWS; Step Functions is a small real server that answers as told."""
+
+import http.client
+import json
+import re
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+
+from lambdas import errors
+from local.api import Api, NotUnderstood, read_api
+from local.gateway import serving
+from local.mapping import Input, Text, Util, render
+
+Json = dict[str, Any]
+KEY, OTHER_KEY = "a-key-of-twenty-characters", "another-key-of-the-same-kind"
+PATH = "/claude-code"
+NASTY = (
+    "\"quotes\" 'single' \\ \\' \\\" @@ $foo ${bar} $!baz #set($x = 1) ## #* *# {% $y %} "
+    "\u2028\u2029 \t\r\n é 😀 \x7f /\\/"
+)
+
+
+@dataclass
+class Machine:
+    """What stands for Step Functions: keeps every call, and answers with what `reply` makes of its input."""
+
+    reply: Callable[[Json], tuple[int, Json]]
+    url: str = ""
+    calls: list[Json] = field(default_factory=list)
+    stopped: list[str] = field(default_factory=list)
+
+    def answers(self, **execution: Any) -> None:
+        self.reply = lambda _: (200, execution)
+
+    def fails(self, failure: errors.WorkflowError) -> None:
+        self.answers(status="FAILED", error=failure.code(), cause=json.dumps(failure.facts()))
+
+    @property
+    def envelope(self) -> Json:
+        envelope: Json = json.loads(self.calls[-1]["input"])
+        return envelope
+
+
+class _StepFunctions(BaseHTTPRequestHandler):
+    machine: Machine
+
+    def do_POST(self) -> None:
+        call = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        status, answer = 200, dict[str, Any]()
+        if self.headers["X-Amz-Target"].endswith("StopExecution"):
+            self.machine.stopped.append(call["executionArn"])
+        else:
+            self.machine.calls.append(call)
+            status, answer = self.machine.reply(call)
+        body = json.dumps(answer).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 (the base class's name)
+        pass
+
+
+@pytest.fixture
+def machine() -> Iterator[Machine]:
+    machine = Machine(lambda _: (200, {"status": "SUCCEEDED", "output": json.dumps({"success": True})}))
+    handler = type("Handler", (_StepFunctions,), {"machine": machine})
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        machine.url = f"http://127.0.0.1:{server.server_address[1]}"
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        yield machine
+        server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def api(template: Json) -> Api:
+    described = read_api(template, {})
+    return replace(described, rate=1000, burst=1000)
+
+
+@dataclass
+class Answer:
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def json(self) -> Json:
+        parsed: Json = json.loads(self.body)
+        return parsed
+
+
+@dataclass
+class Client:
+    address: str
+
+    def send(self, method: str, body: bytes | str | None = None, path: str = PATH, **headers: str) -> Answer:
+        connection = http.client.HTTPConnection(self.address, timeout=20)
+        try:
+            sent = {name.replace("_", "-"): value for name, value in headers.items()}
+            connection.request(method, path, body.encode() if isinstance(body, str) else body, sent)
+            response = connection.getresponse()
+            return Answer(response.status, {n.lower(): v for n, v in response.getheaders()}, response.read())
+        finally:
+            connection.close()
+
+    def post(self, body: bytes | str = '{"prompt": "hello"}', **headers: str) -> Answer:
+        return self.send("POST", body, **{"x_api_key": KEY, **headers})
+
+    def raw(self, request: bytes) -> bytes:
+        host, port = self.address.split(":")
+        with socket.create_connection((host, int(port)), timeout=10) as connection:
+            connection.sendall(request)
+            connection.shutdown(socket.SHUT_WR)
+            return b"".join(iter(lambda: connection.recv(65536), b""))
+
+
+@contextmanager
+def client_of(api: Api, machine: Machine) -> Iterator[Client]:
+    keys = {KEY: api.api_keys[0], OTHER_KEY: "SomebodyElsesKey"} if api.api_keys else {}
+    with serving(api, machine.url, keys) as url:
+        yield Client(url.removeprefix("http://"))
+
+
+@pytest.fixture
+def client(api: Api, machine: Machine) -> Iterator[Client]:
+    with client_of(api, machine) as client:
+        yield client
+
+
+def assert_refused(answer: Answer, status: int, code: str) -> None:
+    """The status, the JSON shape of every failure, and the CORS header."""
+    assert answer.status == status, answer.body
+    assert answer.json["code"] == code
+    assert answer.json["success"] is False
+    assert answer.json["error"]
+    assert {"retryable", "session_id", "run_id", "cost_usd"} <= set(answer.json)
+    assert answer.headers["access-control-allow-origin"] == "*"
+    assert answer.headers["content-type"] == "application/json"
+
+
+def test_an_answer_is_the_output_of_the_execution(client: Client, machine: Machine) -> None:
+    """What PersistSession worded arrives as it is, non-ASCII text too, readable from a browser."""
+    output = {"success": True, "result": NASTY}
+    machine.answers(status="SUCCEEDED", output=json.dumps(output))
+    answer = client.post()
+    assert (answer.status, answer.json) == (200, output)
+    assert answer.headers["access-control-allow-origin"] == "*"
+    assert answer.headers["access-control-expose-headers"] == "Retry-After"
+
+
+def test_the_envelope_says_who_asked_what_and_when(client: Client, machine: Machine) -> None:
+    """Caller, key and time come from the gateway; the body travels inside."""
+    before = time.time() * 1000
+    answer = client.post('{"prompt": "hello", "caller": "me"}')
+    envelope = machine.envelope
+    assert envelope["caller"] == "default"
+    assert envelope["body"] == {"prompt": "hello", "caller": "me"}
+    assert before - 1 <= envelope["requested_at"] <= time.time() * 1000
+    assert (envelope["key_given"], envelope["oversize"]) == (False, False)
+    assert envelope["key"] == answer.headers["x-amz-apigw-id"]
+    assert re.fullmatch(r"[A-Za-z0-9._=-]{1,64}", envelope["key"])
+
+
+def test_a_nasty_prompt_of_100_kb_arrives_byte_for_byte(client: Client, machine: Machine) -> None:
+    """Neither VTL nor JSON within JSON changes a character."""
+    prompt = NASTY * (100_000 // len(NASTY.encode()))
+    client.post(json.dumps({"prompt": prompt}, ensure_ascii=False))
+    assert machine.envelope["body"]["prompt"] == prompt
+    client.post(json.dumps({"prompt": prompt}))
+    assert machine.envelope["body"]["prompt"] == prompt
+
+
+@pytest.mark.parametrize("name", ["Idempotency-Key", "idempotency-key", "IDEMPOTENCY-KEY"])
+def test_the_idempotency_key_is_found_whatever_its_case(client: Client, machine: Machine, name: str) -> None:
+    """Header names have no case."""
+    client.send("POST", '{"prompt": "x"}', x_api_key=KEY, **{name: "run.1_a=b"})
+    assert (machine.envelope["key"], machine.envelope["key_given"]) == ("run.1_a=b", True)
+
+
+@pytest.mark.parametrize("key", ['", "caller": "admin', "\\", "'", '\\", "x": "', "$context.requestId", "#set($a = 1)"])
+def test_a_header_cannot_write_into_the_envelope(client: Client, machine: Machine, key: str) -> None:
+    """An Idempotency-Key of any text stays one text in the envelope."""
+    client.post(idempotency_key=key)
+    assert machine.envelope["key"] == key
+    assert machine.envelope["caller"] == "default"
+
+
+def test_another_callers_key_is_another_caller(client: Client, machine: Machine) -> None:
+    """A key that the template does not name is a caller of its own."""
+    client.post(x_api_key=OTHER_KEY)
+    assert machine.envelope["caller"] == "key:SomebodyElsesKey"
+
+
+@pytest.mark.parametrize("headers", [{}, {"x_api_key": "wrong"}, {"x_api_key": ""}, {"authorization": KEY}])
+def test_without_its_key_the_api_starts_nothing(client: Client, machine: Machine, headers: dict[str, str]) -> None:
+    """No key, a wrong one and one in another header are refused alike."""
+    assert_refused(client.send("POST", '{"prompt": "x"}', **headers), 403, "Forbidden")
+    assert machine.calls == []
+
+
+@pytest.mark.parametrize("path", ["/", "/other", "/claude-code/more", "/CLAUDE-CODE", "/prod/claude-code"])
+def test_an_unknown_path_is_forbidden(client: Client, path: str) -> None:
+    """As API Gateway has it, so that nobody learns what exists."""
+    assert_refused(client.send("POST", "{}", path=path, x_api_key=KEY), 403, "Forbidden")
+
+
+@pytest.mark.parametrize("content_type", ["application/json", "text/plain", "application/xml", ""])
+@pytest.mark.parametrize("method", ["GET", "PUT", "PATCH", "DELETE", "HEAD"])
+def test_other_methods_are_not_allowed(client: Client, machine: Machine, method: str, content_type: str) -> None:
+    """405 with `Allow`, whatever the content type, with or without a key."""
+    headers = {"content_type": content_type} if content_type else {}
+    answer = client.send(method, None if method in ("GET", "HEAD") else "{}", **headers)
+    if method == "HEAD":
+        assert (answer.status, answer.body) == (405, b"")
+    else:
+        assert_refused(answer, 405, "MethodNotAllowed")
+        assert "not allowed" in answer.json["error"]
+    assert answer.headers["allow"] == "POST, OPTIONS"
+    assert machine.calls == []
+
+
+def test_options_serves_browsers_without_a_key(client: Client) -> None:
+    """204 with all that a preflight asks for."""
+    answer = client.send("OPTIONS", origin="https://example.com", access_control_request_method="POST")
+    assert (answer.status, answer.body) == (204, b"")
+    assert answer.headers["access-control-allow-origin"] == "*"
+    assert "POST" in answer.headers["access-control-allow-methods"]
+    allowed = answer.headers["access-control-allow-headers"].lower()
+    assert {"content-type", "x-api-key", "authorization", "idempotency-key"} <= set(re.split(r"[ ,]+", allowed))
+    assert answer.headers["access-control-expose-headers"] == "Retry-After"
+
+
+@pytest.mark.parametrize("body", ["", "not json", "[]", '"text"', "null", "1", '{"prompt": ', "[" * 100_000])
+def test_a_body_that_is_no_json_object_is_refused(client: Client, machine: Machine, body: str) -> None:
+    """The sentence names `prompt`, and nothing is started."""
+    answer = client.post(body)
+    assert_refused(answer, 400, "InvalidRequest")
+    assert "prompt" in answer.json["error"]
+    assert machine.calls == []
+
+
+@pytest.mark.parametrize("content_type", ["text/plain", "application/xml", "multipart/form-data; boundary=x", "x"])
+def test_only_json_is_understood(client: Client, machine: Machine, content_type: str) -> None:
+    """Anything else by its content type is 415."""
+    assert_refused(client.post(content_type=content_type), 415, "UnsupportedMediaType")
+    assert machine.calls == []
+
+
+@pytest.mark.parametrize("content_type", ["application/json; charset=utf-8", "Application/JSON"])
+def test_parameters_of_the_content_type_do_not_matter(client: Client, content_type: str) -> None:
+    """A charset or capitals are still JSON."""
+    assert client.post(content_type=content_type).status == 200
+
+
+def test_a_body_over_240_kib_does_not_travel(client: Client, machine: Machine) -> None:
+    """The envelope says that it was too large, and RestoreSession refuses it by name."""
+    client.post(json.dumps({"prompt": "x" * 250_000}))
+    assert (machine.envelope["oversize"], machine.envelope["body"]) == (True, None)
+
+
+def test_an_input_over_256_kib_is_refused_as_step_functions_does(client: Client, machine: Machine) -> None:
+    """Characters that grow in UTF-8 pass the template's own check; the service's limit catches them."""
+    assert_refused(client.post(json.dumps({"prompt": "é" * 140_000}, ensure_ascii=False)), 413, "RequestTooLarge")
+    assert machine.calls == []
+
+
+def test_a_body_over_10_mb_is_refused_by_the_gateway(client: Client, machine: Machine) -> None:
+    """API Gateway reads no more."""
+    assert_refused(client.post(b'{"prompt": "' + b"x" * 10_500_000 + b'"}'), 413, "RequestTooLarge")
+    assert machine.calls == []
+
+
+WORKFLOW_ERRORS = [kind for kind in errors.tree() if kind not in (errors.WorkflowError, errors.Refused)]
+
+
+@pytest.mark.parametrize("kind", WORKFLOW_ERRORS, ids=lambda kind: kind.__name__)
+def test_every_failure_of_the_workflow_has_its_status(
+    client: Client, machine: Machine, kind: type[errors.WorkflowError]
+) -> None:
+    """Status by code; sentence, ids, cost and Retry-After as the workflow worded them, no detail of the operator's."""
+    sentence = f"Something {NASTY}"
+    machine.fails(kind(sentence, session_id="session-1", run_id="run-1", cost_usd=0.25, retry_after=7, detail="SECRET"))
+    answer = client.post()
+    assert_refused(answer, kind.status, kind.code())
+    assert answer.json["error"] == sentence
+    assert (answer.json["session_id"], answer.json["run_id"]) == ("session-1", "run-1")
+    assert (answer.json["cost_usd"], answer.json["retryable"]) == (0.25, kind.retryable)
+    assert answer.headers["retry-after"] == "7"
+    assert b"SECRET" not in answer.body
+
+
+def test_a_failure_without_ids_has_nulls_and_no_retry_after(client: Client, machine: Machine) -> None:
+    """Absent is null, never an empty text."""
+    machine.fails(errors.InvalidRequest("The field prompt is missing."))
+    answer = client.post()
+    assert (answer.json["session_id"], answer.json["run_id"]) == (None, None)
+    assert "retry-after" not in answer.headers
+
+
+@pytest.mark.parametrize("error", ["States.Runtime", "RuntimeError", "Lambda.Unknown", "States.NoChoiceMatched", None])
+def test_an_unknown_cause_never_leaks(client: Client, machine: Machine, error: str | None) -> None:
+    """What the workflow did not word is `Internal`, in the API's own words."""
+    machine.answers(status="FAILED", error=error, cause="Traceback: s3://bucket arn:aws:secret")
+    answer = client.post()
+    assert_refused(answer, 500, "Internal")
+    assert b"arn:" not in answer.body
+    assert b"Traceback" not in answer.body
+
+
+@pytest.mark.parametrize(
+    ("kind", "status", "code"),
+    [
+        ("ThrottlingException", 429, "Throttled"),
+        ("com.amazonaws.swf#ThrottlingException", 429, "Throttled"),
+        ("InvalidExecutionInput", 400, "InvalidRequest"),
+        ("StateMachineDoesNotExist", 500, "Internal"),
+    ],
+)
+def test_a_refusal_of_step_functions_has_its_own_answer(
+    client: Client, machine: Machine, kind: str, status: int, code: str
+) -> None:
+    """Its throttle is the caller's 429; anything of the deployment's own is 500 without a word of why."""
+    machine.reply = lambda _: (400, {"__type": kind, "message": "arn:aws:states:secret"})
+    answer = client.post()
+    assert_refused(answer, status, code)
+    assert b"arn:" not in answer.body
+    assert ("retry-after" in answer.headers) == (status == 429)
+
+
+def test_a_failing_step_functions_is_internal(client: Client, machine: Machine) -> None:
+    """5xx of the service, and a service that is gone."""
+    machine.reply = lambda _: (503, {"__type": "ServiceUnavailable", "message": "secret"})
+    assert_refused(client.post(), 500, "Internal")
+
+
+def test_a_service_that_is_gone_is_an_honest_error(api: Api, machine: Machine) -> None:
+    """No connection to the engine does not leave the caller without an answer."""
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        nobody = replace(machine, url=f"http://127.0.0.1:{unused.getsockname()[1]}")
+        with client_of(api, nobody) as client:
+            assert_refused(client.post(), 500, "Internal")
+
+
+def test_the_state_machines_own_timeout_ends_the_execution(api: Api, machine: Machine) -> None:
+    """The answer is TIMED_OUT's, 504 with the key to ask again with, and the execution is stopped."""
+    release = threading.Event()
+    machine.reply = lambda _: (release.wait(10), (200, {"status": "SUCCEEDED", "output": "{}"}))[1]
+    with client_of(replace(api, machine_timeout=0.2), machine) as client:
+        answer = client.post()
+        assert_refused(answer, 504, "RunTimedOut")
+        assert answer.json["idempotency_key"] == answer.headers["x-amz-apigw-id"]
+        deadline = time.monotonic() + 10
+        while not machine.stopped and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert machine.stopped[0].endswith(machine.calls[-1]["name"])
+        release.set()
+
+
+def test_the_integration_timeout_is_the_gateways_own_answer(api: Api, machine: Machine) -> None:
+    """When Step Functions says nothing in time, the gateway does."""
+    post = api.methods[PATH]["POST"]
+    hasty = replace(post, integration=replace(post.integration, timeout=0.2))
+    release = threading.Event()
+    machine.reply = lambda _: (release.wait(10), (200, {"status": "SUCCEEDED", "output": "{}"}))[1]
+    methods = {PATH: {**api.methods[PATH], "POST": hasty}}
+    with client_of(replace(api, methods=methods, machine_timeout=None), machine) as client:
+        answer = client.post()
+        assert_refused(answer, 504, "RunTimedOut")
+        assert answer.json["idempotency_key"] == answer.headers["x-amz-apigw-id"]
+        release.set()
+
+
+def test_an_output_over_256_kib_is_a_failed_execution(client: Client, machine: Machine) -> None:
+    """Step Functions would not have carried it."""
+    machine.answers(status="SUCCEEDED", output=json.dumps({"result": "x" * 262_144}))
+    assert_refused(client.post(), 500, "Internal")
+
+
+def test_an_output_just_below_the_limit_is_measured_in_utf8(client: Client, machine: Machine) -> None:
+    """How the engine escapes its JSON does not count."""
+    machine.answers(status="SUCCEEDED", output=json.dumps({"result": "é" * 130_000}))
+    assert client.post().status == 200
+
+
+def test_each_key_has_the_rate_of_the_usage_plan(api: Api, machine: Machine) -> None:
+    """Beyond the burst a key gets 429 with Retry-After; another key is not touched."""
+    with client_of(replace(api, rate=0.01, burst=2), machine) as client:
+        assert [client.post().status for _ in range(2)] == [200, 200]
+        answer = client.post()
+        assert_refused(answer, 429, "Throttled")
+        assert int(answer.headers["retry-after"]) > 0
+        assert client.post(x_api_key=OTHER_KEY).status == 200
+
+
+def test_the_usage_plan_is_the_templates(template: Json) -> None:
+    """Rate and burst are read, not repeated here."""
+    described = read_api(template, {})
+    assert (described.rate, described.burst) == (5, 10)
+
+
+def test_thirty_requests_wait_side_by_side(client: Client, machine: Machine) -> None:
+    """No request waits for another's run."""
+    all_in = threading.Barrier(30)
+    machine.reply = lambda _: (all_in.wait(15), (200, {"status": "SUCCEEDED", "output": "{}"}))[1]
+    with ThreadPoolExecutor(30) as pool:
+        answers = list(pool.map(lambda _: client.post(), range(30)))
+    assert {answer.status for answer in answers} == {200}
+    assert len({answer.headers["x-amz-apigw-id"] for answer in answers}) == 30
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        b"\x00\x01\x02\r\n\r\n",
+        b"GET\r\n\r\n",
+        b"POST /claude-code HTTP/1.1\r\nContent-Length: -5\r\n\r\n",
+        b"POST /claude-code HTTP/1.1\r\nContent-Length: five\r\n\r\n",
+        b"POST /claude-code HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+        b"GET /" + b"x" * 70_000 + b" HTTP/1.1\r\n\r\n",
+        b"GET / HTTP/1.1\r\n" + b"a: b\r\n" * 200 + b"\r\n",
+        b"GET / HTTP/9.9\r\n\r\n",
+    ],
+)
+def test_what_is_no_http_gets_the_same_shape_and_does_no_harm(client: Client, request_: bytes) -> None:
+    """Broken requests end with a JSON refusal, and the next request is served."""
+    head, _, body = client.raw(request_).partition(b"\r\n\r\n")
+    assert re.match(rb"HTTP/1\.1 4\d\d|HTTP/1\.1 5\d\d", head), head
+    assert b"Access-Control-Allow-Origin: *" in head
+    assert json.loads(body)["success"] is False
+    assert client.post().status == 200
+
+
+def test_a_chunked_body_is_a_body(client: Client, machine: Machine) -> None:
+    """Clients that stream are understood."""
+    head = f"POST {PATH} HTTP/1.1\r\nX-Api-Key: {KEY}\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n"
+    answer = client.raw(head.encode() + b'8\r\n{"prompt\r\n5;x=y\r\n": "a\r\n2\r\n"}\r\n0\r\n\r\n')
+    assert answer.startswith(b"HTTP/1.1 200")
+    assert machine.envelope["body"] == {"prompt": "a"}
+
+
+def test_a_client_that_leaves_does_no_harm(client: Client) -> None:
+    """Its run goes on, and others are served."""
+    client.raw(f"POST {PATH} HTTP/1.1\r\nX-Api-Key: {KEY}\r\nContent-Length: 999\r\n\r\n{{".encode())
+    assert client.post().status == 200
+
+
+def test_a_busy_port_is_an_os_error(api: Api, machine: Machine) -> None:
+    """The command line words it."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(OSError, match="in use"), serving(api, machine.url, {}, port=taken.getsockname()[1]):
+            pass
+
+
+def test_without_authentication_nobody_is_asked(synthesized: Any, machine: Machine) -> None:
+    """A deployment with `auth: none` needs no key here either, and its caller is the public."""
+    text = (synthesized(auth="none") / "ClaudeAgentWorkflow.template.json").read_text()
+    with client_of(read_api(json.loads(text), {}), machine) as client:
+        assert client.send("POST", '{"prompt": "x"}').status == 200
+        assert machine.envelope["caller"] == "public"
+
+
+def test_what_cannot_be_done_locally_is_said_at_the_start(synthesized: Any) -> None:
+    """`auth: iam` needs AWS: no difference shows up later, at a request."""
+    text = (synthesized(auth="iam") / "ClaudeAgentWorkflow.template.json").read_text()
+    with pytest.raises(NotUnderstood, match="AWS_IAM"):
+        read_api(json.loads(text), {})
+
+
+def test_intrinsics_are_worked_out(template: Json) -> None:
+    """The request template names the machine that was deployed."""
+    name = next(n for n, r in template["Resources"].items() if r["Type"] == "AWS::StepFunctions::StateMachine")
+    described = read_api(template, {name: "arn:of:the:machine"})
+    post = described.methods[PATH]["POST"]
+    assert '"arn:of:the:machine"' in post.integration.templates["application/json"]
+
+
+def test_escape_javascript_does_as_aws_does() -> None:
+    """Apache Commons' `escapeEcmaScript`: apostrophes and slashes too, and UTF-16 for all beyond ASCII."""
+    escaped = Util().escapeJavaScript("'\"\\/\n\x01é😀\u2028")
+    assert escaped == "\\'\\\"\\\\\\/\\n\\u0001\\u00E9\\uD83D\\uDE00\\u2028"
+
+
+def test_text_has_javas_methods() -> None:
+    """What templates call on strings means the same as in Java."""
+    assert Text("a1b22").replaceAll(r"(\d+)", "<$1>") == "a<1>b<22>"
+    assert Text(r"it\'s").replaceAll(r"\\'", "'") == "it's"
+    assert Text("x.y").replaceAll(r"\.", r"\\") == "x\\y"
+    assert Text("😀").length() == 2
+    assert Text("Ab").matches("(?i)ab")
+    assert not Text("abc").matches("ab")
+
+
+def test_input_reads_paths_and_parameters() -> None:
+    """`$input.path` and `$input.json` by names and indexes; what is not there is nothing."""
+    source = Input('{"a": {"b": [1, {"c": "é"}]}}', {"path": {}, "querystring": {"q": "1"}, "header": {"H": "2"}})
+    assert (
+        render("$input.json('$.a.b[1]')|$input.path('$.a.b[1].c')|$!input.path('$.x.y')", source, {}) == '{"c":"é"}|é|'
+    )
+    assert render("$input.params('q')$input.params('H')$!input.params('none')", source, {}) == "12"

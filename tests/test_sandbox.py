@@ -1,0 +1,232 @@
+"""The scratch directory, the environment and the processes of a run."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from lambdas.agent.sandbox import Processes, Scratch, environment, wipe
+from lambdas.errors import Internal, SessionBusy
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="a kernel interface of Linux")
+
+
+def alive(pid: int) -> bool:
+    """Whether a process with this number runs."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_scratch_is_empty_private_and_gone_afterwards(tmp_path: Path) -> None:
+    """What an earlier run left is not there, only this user can look in, and nothing stays."""
+    root = tmp_path / "agents" / "session-1"
+    root.mkdir(parents=True)
+    (root / "left-over").write_text("secret of an earlier run")
+    with Scratch(root) as scratch:
+        assert not (root / "left-over").exists()
+        for directory in (root, scratch.workspace, scratch.claude, scratch.home, scratch.tmp, scratch.private):
+            assert directory.stat().st_mode & 0o777 == 0o700
+        (scratch.workspace / "file").write_text("x")
+    assert list(root.parent.iterdir()) == []
+
+
+def test_scratch_is_wiped_after_a_failure(tmp_path: Path) -> None:
+    """An exception leaves as little behind as a success."""
+    with pytest.raises(ZeroDivisionError), Scratch(tmp_path / "session-1"):
+        raise ZeroDivisionError
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_two_runs_of_one_session_exclude_each_other(tmp_path: Path) -> None:
+    """The second would wipe the first one's files; it is refused, and another session's is not."""
+    with Scratch(tmp_path / "session-1") as scratch:
+        (scratch.workspace / "file").write_text("x")
+        with pytest.raises(SessionBusy), Scratch(tmp_path / "session-1"):
+            pass
+        with Scratch(tmp_path / "session-2"):
+            pass
+        assert (scratch.workspace / "file").exists()
+    with Scratch(tmp_path / "session-1"):
+        pass
+
+
+def test_scratch_is_not_made_where_a_link_leads(tmp_path: Path) -> None:
+    """A parent that is a link, as another user might have put into /tmp, is refused."""
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "agents").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(Internal), Scratch(tmp_path / "agents" / "session-1"):
+        pass
+
+
+def test_wiping_hostile_trees(tmp_path: Path) -> None:
+    """Modes, links, pipes, odd names and a tree deeper than any path are no hindrance; links are not followed."""
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "kept").write_text("x")
+    root = tmp_path / "session-1"
+    root.mkdir()
+    (root / "link").symlink_to(outside)
+    (root / "dangling").symlink_to("nowhere")
+    os.mkfifo(root / "pipe")
+    (root / os.fsdecode(b"\xff\n -rf")).mkdir()
+    locked = root / "locked"
+    (locked / "in").mkdir(parents=True)
+    (locked / "in" / "file").write_text("x")
+    (locked / "in").chmod(0)
+    locked.chmod(0)
+    deep = os.open(root, os.O_RDONLY)
+    for _ in range(3000):
+        os.mkdir("d" * 100, dir_fd=deep)
+        below = os.open("d" * 100, os.O_RDONLY, dir_fd=deep)
+        os.close(deep)
+        deep = below
+    os.close(deep)
+    wipe(root)
+    assert not root.exists()
+    assert (outside / "kept").read_text() == "x"
+
+
+def test_wiping_what_is_a_link_removes_the_link(tmp_path: Path) -> None:
+    """The directory behind a link that stands in the scratch directory's place stays."""
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "session-1").symlink_to(tmp_path / "outside")
+    wipe(tmp_path / "session-1")
+    assert [path.name for path in tmp_path.iterdir()] == ["outside"]
+
+
+def test_launcher_gives_exactly_the_environment_and_the_arguments(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is inherited, and values with quotes, spaces, newlines and dollars arrive as they are."""
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "planted")
+    wanted = {"PLAIN": "1", "HARD": "a 'b' \"c\" $HOME `id`\nline \\ 🦊", "EMPTY": ""}
+    with Scratch(tmp_path / "session 1'") as scratch:
+        code = "import json, os, sys; print(json.dumps([dict(os.environ), sys.argv[1:]]))"
+        launch = scratch.launcher(Path(sys.executable), wanted)
+        said = subprocess.run([launch, "-c", code, "--flag", "x y"], capture_output=True, check=True).stdout
+    seen, arguments = json.loads(said)
+    seen.pop("LC_CTYPE", None)  # Python's own doing
+    assert (seen, arguments) == (wanted, ["--flag", "x y"])
+
+
+def test_environment_is_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of this process' variables none is in it, and every path leads into the scratch directory or the system."""
+    monkeypatch.setenv("AWS_SESSION_TOKEN", "planted")
+    monkeypatch.setenv("ANTHROPIC_API_KEY", "planted")
+    scratch = Scratch(tmp_path / "session-1")
+    built = environment(scratch)
+    assert "planted" not in built.values()
+    assert not [name for name in built if name.startswith(("AWS_", "ANTHROPIC_"))]
+    assert {built[name] for name in ("HOME", "TMPDIR", "CLAUDE_CONFIG_DIR", "PWD")} == {
+        str(path) for path in (scratch.home, scratch.tmp, scratch.claude, scratch.workspace)
+    }
+
+
+DAEMON = """
+import os, signal, sys, time
+for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT): signal.signal(number, signal.SIG_IGN)
+if os.fork(): os._exit(0)
+os.setsid()
+if os.fork(): os._exit(0)
+os.environ.clear()
+open(sys.argv[1], "w").write(str(os.getpid()))
+time.sleep(60)
+"""
+
+
+def pid_in(path: Path) -> int:
+    """The number that a daemon writes down when it is ready."""
+    until = time.monotonic() + 10
+    while not (path.exists() and path.read_text()):
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    return int(path.read_text())
+
+
+@linux
+def test_daemons_are_dead_afterwards(tmp_path: Path) -> None:
+    """A process that forked twice, left its session and ignores signals does not outlive the block."""
+    with Processes(tmp_path):
+        subprocess.run([sys.executable, "-c", DAEMON, str(tmp_path / "pid")], check=True)
+        pid = pid_in(tmp_path / "pid")
+        assert alive(pid)
+    assert not alive(pid)
+
+
+@linux
+def test_processes_die_after_an_exception(tmp_path: Path) -> None:
+    """The block's own failure comes through, and its processes are dead all the same."""
+
+    def run() -> None:
+        with Processes(tmp_path):
+            subprocess.run([sys.executable, "-c", DAEMON, str(tmp_path / "pid")], check=True)
+            pid_in(tmp_path / "pid")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        run()
+    assert not alive(pid_in(tmp_path / "pid"))
+
+
+def test_earlier_children_are_left_alone(tmp_path: Path) -> None:
+    """Only what was started in the block is killed."""
+    with subprocess.Popen(["/bin/sleep", "60"]) as earlier:
+        with Processes(tmp_path), subprocess.Popen(["/bin/sleep", "60"]) as started:
+            started.kill()
+        assert earlier.poll() is None
+        earlier.kill()
+
+
+FORKER = """
+import os, signal, time
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+until = time.monotonic() + 20
+while time.monotonic() < until:
+    if os.fork():
+        time.sleep(0.002)
+        os._exit(0)
+"""
+
+
+@linux
+def test_a_process_that_forks_on_is_caught(tmp_path: Path) -> None:
+    """Chains that replace themselves faster than a process list is read come to an end."""
+    with Processes(tmp_path) as processes:
+        for _ in range(4):
+            subprocess.Popen([sys.executable, "-c", FORKER]).wait()
+        processes.kill()
+        assert processes._alive() == set()
+
+
+@linux
+def test_a_leader_that_ended_before_its_threads_is_not_taken_for_dead(tmp_path: Path) -> None:
+    """Such a process shows as a zombie and runs on."""
+    code = (
+        "import ctypes, os, sys, threading, time\n"
+        "def on():\n"
+        "    time.sleep(0.2); open(sys.argv[1], 'w').write(str(os.getpid())); time.sleep(60)\n"
+        "threading.Thread(target=on).start()\n"
+        "ctypes.CDLL(None).syscall(60 if os.uname().machine == 'x86_64' else 93, 0)\n"
+    )
+    with Processes(tmp_path):
+        child = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "pid")])
+        pid_in(tmp_path / "pid")
+    child.wait()
+    assert not alive(child.pid)
+
+
+@linux
+def test_a_sealed_process_is_not_dumpable() -> None:
+    """The kernel then lets no other process of this user read its environment, memory or files (prctl(2))."""
+    code = (
+        "import ctypes; from lambdas.agent.sandbox import seal\n"
+        "assert ctypes.CDLL(None).prctl(3) == 1; seal(); assert ctypes.CDLL(None).prctl(3) == 0"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,420 @@
+"""The whole thing: real HTTP, the template on the engine, the real CLI, real zips; only the model is scripted."""
+
+import base64
+import hashlib
+import io
+import json
+import os
+import signal
+import stat
+import subprocess
+import time
+import uuid
+import zipfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import urllib3
+
+from lambdas.contract import ANSWER_BYTES
+from lambdas.sessions.archive import unpack
+from lambdas.sessions.records import Limits
+from local import service
+from local.model import MARK, ScriptedModel
+from local.service import Model, Service
+
+Json = dict[str, Any]
+HTTP = urllib3.PoolManager(maxsize=32, retries=False, timeout=60)
+ANY = Limits(members=10**6, bytes=10**10, ratio=2000)
+
+
+@pytest.fixture(scope="module")
+def model() -> Iterator[ScriptedModel]:
+    with ScriptedModel() as scripted:
+        yield scripted
+
+
+@pytest.fixture(scope="module")
+def running(model: ScriptedModel, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    with service.running(tmp_path_factory.mktemp("state"), Model(model.url, "sk-scripted"), key="k" * 24) as started:
+        yield started
+
+
+class Client:
+    """Posts, and looks at what came of it."""
+
+    def __init__(self, running: Service) -> None:
+        self.service = running
+        self.s3 = running.engine.client("s3")
+
+    def post(self, body: object, **headers: str) -> tuple[int, Json, dict[str, str]]:
+        sent = body if isinstance(body, bytes) else json.dumps(body, ensure_ascii=False).encode()
+        sending = {"content-type": "application/json", "x-api-key": self.service.key}
+        sending |= {name.replace("_", "-"): value for name, value in headers.items()}
+        response = HTTP.request("POST", self.service.url, body=sent, headers=sending)
+        return response.status, response.json(), {name.lower(): value for name, value in response.headers.items()}
+
+    def ask(self, prompt: str, session: Json | None = None, **more: Any) -> Json:
+        """A request that has to succeed, in a new session or in that of an earlier answer."""
+        body = {"prompt": prompt, **more} | ({"session_id": session["session_id"]} if session else {})
+        status, answer, _ = self.post(body)
+        assert status == 200, answer
+        return answer
+
+    def archive(self, answer: Json) -> zipfile.ZipFile:
+        got = self.s3.get_object(Bucket=self.service.deployed.bucket, Key=f"{answer['session_id']}.zip")
+        return zipfile.ZipFile(io.BytesIO(got["Body"].read()))
+
+    def metadata(self, answer: Json) -> dict[str, str]:
+        head = self.s3.head_object(Bucket=self.service.deployed.bucket, Key=f"{answer['session_id']}.zip")
+        return dict(head["Metadata"])
+
+    def keys(self, prefix: str) -> list[str]:
+        listed = self.s3.list_objects_v2(Bucket=self.service.deployed.bucket, Prefix=prefix)
+        return [entry["Key"] for entry in listed.get("Contents", [])]
+
+
+@pytest.fixture
+def client(running: Service) -> Client:
+    return Client(running)
+
+
+def test_a_post_runs_claude_and_answers(client: Client) -> None:
+    """The answer has every field of the contract, and the CLI's own messages."""
+    answer = client.ask("Hello there")
+    assert answer["success"] is True
+    assert answer["session_id"].startswith("session-")
+    assert answer["run_id"].startswith("run-")
+    assert MARK in answer["result"]
+    assert (answer["stop_reason"], answer["num_turns"]) == ("end_turn", 1)
+    assert answer["cost_usd"] > 0
+    assert answer["session_cost_usd"] == pytest.approx(answer["cost_usd"], abs=1e-5)
+    assert answer["messages"][0]["type"] == "system"
+    assert answer["messages"][-1]["type"] == "result"
+    assert answer["s3_url"] == f"s3://{client.service.deployed.bucket}/{answer['session_id']}.zip"
+    assert answer["structured_output"] is None
+    assert answer["files"] == []
+    assert zipfile.ZipFile(io.BytesIO(HTTP.request("GET", answer["session_url"]).data)).testzip() is None
+
+
+def test_the_conversation_and_its_files_go_on(client: Client) -> None:
+    """The second turn knows the first, and reads the file that it wrote."""
+    first = client.ask("write notes.txt: remember the milk")
+    assert first["files"] == [{"path": "notes.txt", "change": "added", "size": 17}]
+    second = client.ask("read notes.txt", first)
+    assert "remember the milk" in second["result"]
+    assert second["files"] == []
+    assert "Turn 3" in client.ask("What did I say first?", second)["result"]
+    assert "write notes.txt" in client.ask("And now?", second)["result"]
+
+
+def test_a_session_says_what_it_is(client: Client) -> None:
+    """Metadata tell the owner, the turns and the cost; the zip holds the workspace and what resuming needs."""
+    first = client.ask("write a/b.txt: x")
+    second = client.ask("Hello again", first)
+    described = client.metadata(second)
+    assert (described["owner"], described["turns"], described["format"]) == ("default", "2", "1")
+    assert described["run"] == second["run_id"]
+    assert float(described["cost-usd"]) == pytest.approx(second["session_cost_usd"])
+    assert second["session_cost_usd"] == pytest.approx(first["cost_usd"] + second["cost_usd"], abs=1e-5)
+    names = client.archive(second).namelist()
+    assert "workspace/a/b.txt" in names
+    assert [name for name in names if name.endswith(".jsonl")] == [
+        name for name in names if name.endswith(f"/{described['claude-session']}.jsonl")
+    ]
+    assert not [name for name in names if not name.startswith(("workspace/", "claude/projects/", "claude/"))]
+    assert described["file-count"] == str(len([name for name in names if not name.endswith("/")]))
+
+
+def test_nothing_of_a_run_is_left_but_its_record(client: Client) -> None:
+    """The lease is free, and the record holds what the design lists."""
+    answer = client.ask("Hello")
+    assert client.keys(f"locks/{answer['session_id']}") == []
+    kept = [key.rsplit("/", 1)[1] for key in client.keys(f"runs/{answer['run_id']}/")]
+    assert sorted(kept) == sorted(
+        ["started", "changes.zip", "messages.json", "result.json", "base.json", "request.json", "response.json"]
+    )
+
+
+NASTY = (
+    'He said "it\'s" \\ and \\\' and \\" and @@ and $foo ${bar} $!x #set($a = 1) #foreach #end %s {% raw %} '
+    '</script>\n\tüñí 🎈👩‍👩‍👧 \u2028 \u2029 \u0001 {"json": [1, 2]} @/etc/passwd /help\r\n'
+)
+
+
+def test_a_large_and_nasty_prompt_reaches_the_model_byte_for_byte(client: Client, model: ScriptedModel) -> None:
+    """Neither templates nor shells nor the CLI's own mentions touch it."""
+    prompt = (NASTY * (100_000 // len(NASTY.encode()) + 1)).strip()
+    assert len(prompt.encode()) > 100_000 - len(NASTY.encode())
+    client.ask(prompt)
+    assert model.requests[-1].conversation.prompts[-1] == prompt
+
+
+def test_allowed_tools_restrict(client: Client) -> None:
+    """A model that calls Bash although only Read exists runs nothing."""
+    answer = client.ask("run touch made-by-bash.txt", allowed_tools=["Read"])
+    assert answer["files"] == []
+    assert "workspace/made-by-bash.txt" not in client.archive(answer).namelist()
+    assert client.ask("run touch made-by-bash.txt")["files_total"] == 1
+    assert client.ask("run touch made-by-bash.txt", disallowed_tools=["Bash"])["files_total"] == 0
+
+
+def test_at_its_deadline_a_run_is_saved(client: Client) -> None:
+    """The agent is interrupted, the session kept, and the next request goes on with it."""
+    began = time.time()
+    answer = client.ask("write before.txt: kept\nwait 60\nsay never", timeout_seconds=6)
+    assert answer["stop_reason"] == "deadline"
+    assert time.time() - began < 15
+    assert "kept" in client.ask("read before.txt", answer)["result"]
+
+
+def test_limits_of_the_request_stop_the_run_and_save_it(client: Client) -> None:
+    """A run that stopped at a limit is complete: 200, saved, and it can go on."""
+    turns = client.ask("write a.txt: 1\nwrite b.txt: 2\nwrite c.txt: 3", max_turns=2)
+    assert turns["stop_reason"] == "max_turns"
+    assert turns["result"] is None
+    budget = client.ask("cost 100000\nwrite a.txt: 1\nwrite b.txt: 2", max_budget_usd=0.01)
+    assert budget["stop_reason"] == "max_budget"
+    assert "Turn 2" in client.ask("Go on", budget)["result"]
+
+
+def test_a_schema_gives_structured_output(client: Client) -> None:
+    """The answer holds the object, beside the text."""
+    schema = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
+    assert client.ask('json {"n": 7}', output_schema=schema)["structured_output"] == {"n": 7}
+
+
+def test_messages_that_do_not_fit_are_behind_a_link(client: Client) -> None:
+    """The answer stays below what Step Functions carries; all of it can be had."""
+    answer = client.ask("big 120")
+    assert answer["messages_truncated"] is True
+    assert len(json.dumps(answer, ensure_ascii=False).encode()) <= ANSWER_BYTES
+    assert len(answer["messages"]) == 1
+    everything = HTTP.request("GET", answer["messages_url"]).json()
+    assert everything[-1]["type"] == "result"
+    assert len(everything[-1]["result"]) > 120 * 1024
+
+
+def test_the_same_key_gets_the_same_answer_for_nothing(client: Client, model: ScriptedModel) -> None:
+    """The model is asked once; the body decides whether it is the same request."""
+    key = str(uuid.uuid4())
+    first = client.post({"prompt": "Hello"}, idempotency_key=key)
+    asked = len(model.requests)
+    second = client.post({"prompt": "Hello"}, Idempotency_KEY=key)
+    assert len(model.requests) == asked
+    links = ("session_url",)
+    assert {k: v for k, v in second[1].items() if k not in links} == {
+        k: v for k, v in first[1].items() if k not in links
+    }
+    status, answer, _ = client.post({"prompt": "Something else"}, idempotency_key=key)
+    assert (status, answer["code"]) == (422, "IdempotencyMismatch")
+
+
+def test_a_fork_leaves_its_origin_alone(client: Client) -> None:
+    """It starts as a copy, and both go on by themselves."""
+    origin = client.ask("write a.txt: origin")
+    fork = client.ask("run echo fork > b.txt", origin, fork=True)
+    assert fork["session_id"] != origin["session_id"]
+    assert "workspace/b.txt" not in client.archive(origin).namelist()
+    assert {"workspace/a.txt", "workspace/b.txt"} <= set(client.archive(fork).namelist())
+    assert client.metadata(origin)["turns"] == "1"
+
+
+def test_a_busy_session_says_when_to_come_again(client: Client) -> None:
+    """A second writer gets 409 with Retry-After, and the first one's turn is not disturbed."""
+    session = client.ask("Hello")
+    with ThreadPoolExecutor(1) as pool:
+        slow = pool.submit(client.ask, "wait 4\nsay done", session)
+        time.sleep(2)
+        status, answer, headers = client.post({"prompt": "Me too", "session_id": session["session_id"]})
+        assert (status, answer["code"], answer["retryable"]) == (409, "SessionBusy", True)
+        assert int(headers["retry-after"]) > 0
+        assert "done" in slow.result()["result"]
+
+
+MODEL_ERRORS = [
+    ("status 401", 502, "ModelUnauthorized"),
+    ("status 403", 502, "ModelUnauthorized"),
+    ("status 400", 422, "ModelRejected"),
+    ("status 404", 422, "ModelRejected"),
+    ("status 429 retry-after 300", 429, "ModelRateLimited"),
+    ("status 529", 503, "ModelOverloaded"),
+    ("crash", 502, "AgentCrashed"),
+]
+
+
+@pytest.mark.parametrize(("prompt", "status", "code"), MODEL_ERRORS)
+def test_what_the_provider_does_has_its_own_answer(client: Client, prompt: str, status: int, code: str) -> None:
+    """The status, the code, the CORS header, and a session that is as it was."""
+    session = client.ask("Hello")
+    before = client.metadata(session)
+    got, answer, headers = client.post({"prompt": prompt, "session_id": session["session_id"]})
+    assert (got, answer["code"]) == (status, code)
+    assert answer["success"] is False
+    assert answer["session_id"] == session["session_id"]
+    assert answer["run_id"].startswith("run-")
+    assert headers["access-control-allow-origin"] == "*"
+    assert ("retry-after" in headers) == (status == 429)
+    assert client.metadata(session) == before
+    assert client.keys(f"locks/{session['session_id']}") == []
+    assert client.keys(f"runs/{answer['run_id']}/failure.json")
+
+
+def test_a_deadline_before_the_first_turn_commits_nothing(client: Client) -> None:
+    """Nothing was said and nothing was spent, so the caller is told to come again."""
+    session = client.ask("Hello")
+    before = client.metadata(session)
+    hurried = {"prompt": "Hello", "session_id": session["session_id"], "timeout_seconds": 0.1}
+    status, answer, _ = client.post(hurried)
+    assert (status, answer["code"], answer["retryable"]) == (503, "ModelOverloaded", True)
+    assert client.metadata(session) == before
+
+
+REFUSED: list[tuple[object, int, str, str]] = [
+    ({}, 400, "InvalidRequest", "prompt"),
+    ({"prompt": ""}, 400, "InvalidRequest", "prompt"),
+    ({"prompt": 7}, 400, "InvalidRequest", "prompt"),
+    ({"prompt": "x", "color": "red"}, 400, "InvalidRequest", "color"),
+    ([], 400, "InvalidRequest", "prompt"),
+    (b"{", 400, "InvalidRequest", "prompt"),
+    (b"", 400, "InvalidRequest", "prompt"),
+    ({"prompt": "x", "session_id": f"session-{uuid.uuid4()}"}, 404, "SessionNotFound", "not found"),
+    ({"prompt": "x" * 250_000}, 413, "RequestTooLarge", "240 KiB"),
+    ({"prompt": "é" * 123_000}, 413, "RequestTooLarge", "240 KiB"),
+    ({"prompt": "x", "max_turns": 1000}, 400, "InvalidRequest", "max_turns"),
+]
+
+
+@pytest.mark.parametrize(("body", "status", "code", "says"), REFUSED)
+def test_a_bad_request_is_refused_before_anything_is_spent(
+    client: Client, model: ScriptedModel, body: object, status: int, code: str, says: str
+) -> None:
+    """It costs no model call, and the sentence says what is wrong."""
+    asked = len(model.requests)
+    got, answer, headers = client.post(body)
+    assert (got, answer["code"]) == (status, code)
+    assert says in answer["error"]
+    assert answer["retryable"] is False
+    assert headers["access-control-allow-origin"] == "*"
+    assert set(answer) >= {"success", "error", "code", "retryable", "session_id", "run_id", "cost_usd"}
+    assert len(model.requests) == asked
+
+
+def test_eight_sessions_at_once(client: Client) -> None:
+    """All are answered, none is another's."""
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda n: client.ask(f"write who.txt: number {n}"), range(8)))
+        assert len({answer["session_id"] for answer in answers}) == 8
+        reads = list(pool.map(lambda answer: client.ask("read who.txt", answer)["result"], answers))
+    assert all(f"number {n}" in text for n, text in enumerate(reads))
+
+
+MAKE_TREE = """
+import os, random
+random.seed(7)
+for n in range(5000):
+    folder = f"d{n % 50}/e{n % 7}"
+    os.makedirs(folder, exist_ok=True)
+    with open(f"{folder}/f{n}.bin", "wb") as file:
+        file.write(random.randbytes(6000) + b"text " * 1200)
+    os.chmod(f"{folder}/f{n}.bin", 0o755 if n % 3 == 0 else 0o640)
+os.symlink("d1", "to-directory"); os.symlink("nowhere", "dangling"); os.mkdir("empty"); os.utime("empty", (1e9, 1e9))
+os.makedirs("n\\u00e4me \\U0001f388"); os.symlink("../d2/e2/f2.bin", "d1/to-file")
+"""
+
+
+def tree(archive: bytes, into: Path) -> dict[str, Any]:
+    """Every path of a session's workspace with kind, mode, time and content."""
+    into.mkdir()
+    unpack(io.BytesIO(archive), into, ANY)
+    found = {}
+    for path in sorted((into / "workspace").rglob("*")):
+        facts = path.lstat()
+        content = hashlib.sha256(path.read_bytes()).hexdigest() if stat.S_ISREG(facts.st_mode) else None
+        content = str(path.readlink()) if path.is_symlink() else content
+        times = None if path.is_symlink() else int(facts.st_mtime)
+        found[str(path.relative_to(into))] = (stat.filemode(facts.st_mode), times, content)
+    return found
+
+
+def test_sixty_megabytes_of_five_thousand_files_come_back_identical(client: Client, tmp_path: Path) -> None:
+    """Content, modes, links, times, empty directories and names survive two turns."""
+    script = base64.b64encode(MAKE_TREE.encode()).decode()
+    first = client.ask(f"run echo {script} | base64 -d | python3 -")
+    assert first["files_total"] == 5003
+    before = tree(HTTP.request("GET", first["session_url"]).data, tmp_path / "first")
+    second = client.ask("Hello", first)
+    assert second["files"] == []
+    assert tree(HTTP.request("GET", second["session_url"]).data, tmp_path / "second") == before
+    assert len(before) > 5000
+
+
+def test_another_caller_does_not_find_the_session(client: Client) -> None:
+    """A session is its owner's alone."""
+    answer = client.ask("Hello")
+    bucket, key = client.service.deployed.bucket, f"{answer['session_id']}.zip"
+    head = client.s3.head_object(Bucket=bucket, Key=key)
+    client.s3.copy_object(
+        Bucket=bucket,
+        Key=key,
+        CopySource=f"{bucket}/{key}",
+        Metadata=head["Metadata"] | {"owner": "bob"},
+        MetadataDirective="REPLACE",
+    )
+    status, refused, _ = client.post({"prompt": "Hello", "session_id": answer["session_id"]})
+    assert (status, refused["code"]) == (404, "SessionNotFound")
+
+
+def test_a_damaged_session_is_an_error_and_not_a_new_conversation(client: Client, model: ScriptedModel) -> None:
+    """A cut archive is noticed before the model is asked."""
+    answer = client.ask("Hello")
+    bucket, key = client.service.deployed.bucket, f"{answer['session_id']}.zip"
+    whole = client.s3.get_object(Bucket=bucket, Key=key)
+    client.s3.put_object(Bucket=bucket, Key=key, Body=whole["Body"].read()[:-200], Metadata=whole["Metadata"])
+    asked = len(model.requests)
+    status, refused, _ = client.post({"prompt": "Hello", "session_id": answer["session_id"]})
+    assert (status, refused["code"]) == (500, "Internal")
+    assert len(model.requests) == asked
+
+
+def test_no_secret_reaches_an_answer(client: Client) -> None:
+    """The model's credential is nowhere in what a run can print."""
+    answer = client.ask("run env; cat /proc/self/environ; ls -la ~")
+    assert "sk-scripted" not in json.dumps(answer)
+    assert "AWS_" not in json.dumps(answer)
+
+
+def test_sessions_survive_the_service(model: ScriptedModel, tmp_path: Path) -> None:
+    """The second turn, served after the engine was killed and started anew, reads what the first wrote."""
+    started = Model(model.url, "sk-scripted")
+    with service.running(tmp_path, started, key="k" * 24) as running:
+        first = Client(running).ask("write notes.txt: still here")
+        os.kill(running.engine.pid, signal.SIGKILL)
+    with service.running(tmp_path, started, key="k" * 24) as running:
+        assert "still here" in Client(running).ask("read notes.txt", first)["result"]
+
+
+def test_killing_the_service_at_any_point_leaves_a_session_that_opens(model: ScriptedModel, tmp_path: Path) -> None:
+    """Killed at five instants of a turn, it is always the old version or the new one."""
+    started = Model(model.url, "sk-scripted")
+    with service.running(tmp_path, started, key="k" * 24) as running:
+        session = Client(running).ask("write n.txt: 0")
+    for number in range(1, 6):
+        with service.running(tmp_path, started, key="k" * 24) as running:
+            client = Client(running)
+            with ThreadPoolExecutor(1) as pool:
+                racing = pool.submit(
+                    client.post, {"prompt": f"run echo {number} > n.txt", "session_id": session["session_id"]}
+                )
+                time.sleep(0.4 * number)
+                os.kill(running.engine.pid, signal.SIGKILL)
+                racing.exception()
+        with service.running(tmp_path, started, key="k" * 24) as running:
+            archive = Client(running).archive(session)
+            assert archive.testzip() is None
+            content = int(archive.read("workspace/n.txt"))
+            assert content <= number
+    assert subprocess.run(["pgrep", "-f", str(tmp_path)], check=False).returncode == 1

@@ -1,0 +1,80 @@
+"""The environment and the clocks."""
+
+import pytest
+
+from lambdas.settings import AgentSettings, Clocks, MissingSetting, RecordSettings
+
+RECORD = {
+    "S3_BUCKET_NAME": "sessions",
+    "INTEGRATION_TIMEOUT": "29",
+    "MAX_TURNS": "50",
+    "MAX_BUDGET_USD": "1.5",
+    "ALLOWED_TOOLS": "null",
+}
+AGENT = {
+    "MODEL_PROVIDER": "anthropic",
+    "ANTHROPIC_BASE_URL": "https://model.example/",
+    "SECRET_ARN": "arn:aws:secretsmanager:eu-west-1:1:secret:s",
+    "MAX_SESSION_BYTES": "1000",
+    "MAX_SESSION_FILES": "10",
+    "SCRATCH": "/tmp/claude-agent",
+}
+
+
+@pytest.mark.parametrize("integration", range(15, 301))
+def test_the_clocks_nest(integration: int) -> None:
+    """agent < function < state < machine < gateway, with room to persist, for every timeout a deployment can choose."""
+    clocks = Clocks(integration)
+    assert 5 <= clocks.agent < clocks.run_function < clocks.run_state < clocks.machine < clocks.integration
+    assert clocks.run_function - clocks.agent >= 3
+    assert clocks.machine - clocks.run_state >= 3
+    assert clocks.run_function <= 300
+    assert clocks.restore_function < clocks.restore_state
+    assert clocks.persist_function < clocks.persist_state
+    assert clocks.record_function < clocks.record_state
+
+
+@pytest.mark.parametrize("integration", [0, 14, 301])
+def test_a_timeout_that_leaves_no_room_is_refused(integration: int) -> None:
+    """An express execution ends at 300 s, and below 15 s nothing is left for the agent."""
+    with pytest.raises(MissingSetting, match="INTEGRATION_TIMEOUT"):
+        Clocks(integration)
+
+
+@pytest.mark.parametrize("name", RECORD)
+def test_a_missing_setting_stops_with_its_name(name: str) -> None:
+    """No default stands in for what the deployment forgot."""
+    with pytest.raises(MissingSetting, match=name):
+        RecordSettings.read({key: value for key, value in RECORD.items() if key != name})
+
+
+@pytest.mark.parametrize("name", AGENT)
+def test_a_setting_that_the_agent_misses_stops_with_its_name(name: str) -> None:
+    """No default stands in for what the deployment forgot."""
+    with pytest.raises(MissingSetting, match=name):
+        AgentSettings.read({key: value for key, value in AGENT.items() if key != name})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("MAX_TURNS", "many"), ("ALLOWED_TOOLS", "Read"), ("ALLOWED_TOOLS", "[1]"), ("MAX_TURNS", " ")]
+)
+def test_a_malformed_setting_stops_with_its_name(name: str, value: str) -> None:
+    """A typing error is found at the start, not in the middle of a run."""
+    with pytest.raises(MissingSetting, match=name):
+        RecordSettings.read(RECORD | {name: value})
+
+
+def test_the_providers() -> None:
+    """Bedrock needs a model to ask for, Anthropic has its own; others do not exist."""
+    assert AgentSettings.read(AGENT | {"BEDROCK_MODEL": "anthropic.claude-x"}).bedrock_model is None
+    bedrock = AGENT | {"MODEL_PROVIDER": "bedrock"}
+    assert AgentSettings.read(bedrock | {"BEDROCK_MODEL": "anthropic.claude-x"}).bedrock_model == "anthropic.claude-x"
+    with pytest.raises(MissingSetting, match="BEDROCK_MODEL"):
+        AgentSettings.read(bedrock)
+    with pytest.raises(MissingSetting, match="MODEL_PROVIDER"):
+        AgentSettings.read(AGENT | {"MODEL_PROVIDER": "vertex"})
+
+
+def test_the_agents_settings_name_no_bucket() -> None:
+    """The function that runs strangers' code does not even know where sessions lie."""
+    assert not any("bucket" in name for name in AgentSettings.__dataclass_fields__)

@@ -1,0 +1,548 @@
+"""The synthesized template: what must never change about it, and a snapshot of the rest."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aws_cdk.aws_apigateway import ResponseType
+from syrupy.assertion import SnapshotAssertion
+from syrupy.extensions.json import JSONSnapshotExtension
+
+from lambdas import errors
+from lambdas.settings import AgentSettings, Clocks, RecordSettings
+from stacks.machine import definition
+from stacks.workflow import CDK_JSON
+
+Template = dict[str, Any]
+ROOT = CDK_JSON.parent
+STATES = ("RestoreSession", "RunClaude", "PersistSession", "RecordFailure")
+BUCKET, SESSIONS, RUNS, LOCKS = "the bucket", "/session-*.zip", "/runs/*", "/locks/*"
+OWN_LOG = ["logs:CreateLogStream", "logs:PutLogEvents"]
+TRACES = ["xray:PutTelemetryRecords", "xray:PutTraceSegments"]
+
+
+def _of(template: Template, kind: str) -> dict[str, Any]:
+    """The properties of every resource of a kind, by logical id."""
+    return {name: r.get("Properties", {}) for name, r in template["Resources"].items() if r["Type"] == f"AWS::{kind}"}
+
+
+def _one(template: Template, kind: str) -> dict[str, Any]:
+    (properties,) = _of(template, kind).values()
+    assert isinstance(properties, dict)
+    return properties
+
+
+def _named(template: Template, kind: str, part: str) -> dict[str, Any]:
+    (properties,) = [properties for name, properties in _of(template, kind).items() if part in name]
+    assert isinstance(properties, dict)
+    return properties
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _resource(resource: Any) -> str:
+    """A statement's resource in short: the key pattern in the bucket, the name of what is referred to, or the text."""
+    if isinstance(resource, str):
+        return resource
+    if "Fn::Join" in resource:
+        parts = resource["Fn::Join"][1]
+        return "".join(part if isinstance(part, str) else "" for part in parts)
+    name = resource.get("Ref") or resource["Fn::GetAtt"][0]
+    return BUCKET if name.startswith("StorageBucket") else re.sub(r"[0-9A-F]{8}[0-9a-f]*$", "", name)
+
+
+def _allowed(template: Template, role: str) -> dict[str, list[str]]:
+    """What a role may do, as sorted actions by resource: statements that allow, without condition, are all it has."""
+    assert "ManagedPolicyArns" not in _named(template, "IAM::Role", role)
+    statements = _named(template, "IAM::Policy", role)["PolicyDocument"]["Statement"]
+    allowed: dict[str, list[str]] = {}
+    for statement in statements:
+        assert statement.keys() == {"Action", "Effect", "Resource"}
+        assert statement["Effect"] == "Allow"
+        for resource in _listed(statement["Resource"]):
+            allowed.setdefault(_resource(resource), []).extend(_listed(statement["Action"]))
+    return {resource: sorted(actions) for resource, actions in allowed.items()}
+
+
+def _post(template: Template) -> dict[str, Any]:
+    return _named(template, "ApiGateway::Method", "POST")
+
+
+def _request_template(template: Template) -> str:
+    text = _post(template)["Integration"]["RequestTemplates"]["application/json"]
+    return "".join(part if isinstance(part, str) else part["Ref"] for part in text["Fn::Join"][1])
+
+
+# --- roles ---
+
+
+def test_run_claude_has_no_right_on_any_bucket(template: Template) -> None:
+    """The function that runs strangers' code may read its secret, and write its own log and traces."""
+    assert _allowed(template, "FunctionsRunClaude") == {
+        "FunctionsRunClaudeLogs": OWN_LOG,
+        "*": TRACES,
+        "ModelSecret": ["secretsmanager:GetSecretValue"],
+    }
+
+
+def test_bedrock_adds_the_named_models_only(synthesized: Any) -> None:
+    """With Bedrock, RunClaude may invoke the configured models and profiles, and still nothing in S3."""
+    models = ["anthropic.claude-x-v1:0", "eu.anthropic.claude-y-v1:0"]
+    folder = synthesized(provider="bedrock", bedrock_models=models)
+    allowed = _allowed(json.loads((folder / "ClaudeAgentWorkflow.template.json").read_text()), "FunctionsRunClaude")
+    streaming = ["bedrock:InvokeModelWithResponseStream"]
+    invoke = {resource for resource, actions in allowed.items() if actions == streaming}
+    assert {resource.rpartition("/")[2] for resource in invoke} == {models[0], models[1], "anthropic.claude-y-v1:0"}
+    assert not any(action.startswith("s3:") for actions in allowed.values() for action in actions)
+
+
+def test_restore_session_reads_sessions_and_keeps_the_record(template: Template) -> None:
+    """It cannot write a session. What it may read and write, it may also grant."""
+    assert _allowed(template, "FunctionsRestoreSession") == {
+        "FunctionsRestoreSessionLogs": OWN_LOG,
+        "*": TRACES,
+        SESSIONS: ["s3:GetObject", "s3:GetObjectVersion"],
+        RUNS: ["s3:GetObject", "s3:GetObjectVersion", "s3:PutObject"],
+        LOCKS: ["s3:DeleteObject", "s3:GetObject", "s3:PutObject"],
+        BUCKET: ["s3:ListBucket", "s3:ListBucketVersions"],
+    }
+
+
+def test_persist_session_alone_writes_sessions(template: Template) -> None:
+    """It can write sessions but delete none, not even a version."""
+    assert _allowed(template, "FunctionsPersistSession") == {
+        "FunctionsPersistSessionLogs": OWN_LOG,
+        "*": TRACES,
+        SESSIONS: ["s3:AbortMultipartUpload", "s3:GetObject", "s3:GetObjectVersion", "s3:PutObject"],
+        RUNS: ["s3:GetObject", "s3:GetObjectVersion", "s3:PutObject"],
+        LOCKS: ["s3:DeleteObject", "s3:GetObject", "s3:PutObject"],
+        BUCKET: ["s3:ListBucket", "s3:ListBucketVersions"],
+    }
+
+
+def test_record_failure_touches_no_session(template: Template) -> None:
+    """It writes the record and frees the lease."""
+    assert _allowed(template, "FunctionsRecordFailure") == {
+        "FunctionsRecordFailureLogs": OWN_LOG,
+        "*": TRACES,
+        RUNS: ["s3:GetObject", "s3:PutObject"],
+        LOCKS: ["s3:DeleteObject", "s3:GetObject", "s3:PutObject"],
+        BUCKET: ["s3:ListBucket"],
+    }
+
+
+def test_the_machine_invokes_the_four_versions(template: Template) -> None:
+    """The machine's role may invoke what its definition names, and deliver logs and traces."""
+    allowed = _allowed(template, "MachineRole")
+    everywhere = allowed.pop("*")
+    assert allowed == {f"Functions{state}CurrentVersion": ["lambda:InvokeFunction"] for state in STATES}
+    assert {action.split(":")[0] for action in everywhere} == {"logs", "xray"}
+
+
+def test_the_door_starts_executions_and_nothing_else(template: Template) -> None:
+    """API Gateway's role knows one action on one machine."""
+    assert _allowed(template, "DoorRole") == {"Machine": ["states:StartSyncExecution"]}
+
+
+def test_every_role_is_asserted_here(template: Template) -> None:
+    """A new role needs a test of its own."""
+    known = {"MachineRole", "DoorRole", *(f"Functions{state}Role" for state in STATES)}
+    assert {re.sub(r"[0-9A-F]{8}$", "", name) for name in _of(template, "IAM::Role")} == known
+
+
+# --- functions ---
+
+
+def test_functions_find_their_settings(template: Template) -> None:
+    """The environment is what settings.py reads: nothing is missing, malformed or left over."""
+    record = {"S3_BUCKET_NAME", "INTEGRATION_TIMEOUT", "MAX_TURNS", "MAX_BUDGET_USD", "ALLOWED_TOOLS"}
+    for state in STATES:
+        environment = _named(template, "Lambda::Function", f"Functions{state}")["Environment"]["Variables"]
+        texts = {name: value if isinstance(value, str) else "a reference" for name, value in environment.items()}
+        if state == "RunClaude":
+            assert AgentSettings.read(texts).max_session_bytes == 1024 * 1024 * 1024
+            assert not record & texts.keys()
+        else:
+            assert RecordSettings.read(texts).clocks == Clocks(29)
+            assert texts.keys() == record
+
+
+def test_with_bedrock_run_claude_knows_its_model(synthesized: Any) -> None:
+    """The first of the models is the one for runs that name none."""
+    folder = synthesized(provider="bedrock", bedrock_models=["anthropic.claude-x-v1:0", "eu.anthropic.claude-y-v1:0"])
+    template = json.loads((folder / "ClaudeAgentWorkflow.template.json").read_text())
+    environment = _named(template, "Lambda::Function", "FunctionsRunClaude")["Environment"]["Variables"]
+    assert (environment["MODEL_PROVIDER"], environment["BEDROCK_MODEL"]) == ("bedrock", "anthropic.claude-x-v1:0")
+
+
+def test_functions_end_before_their_states(synthesized: Any) -> None:
+    """Each function's timeout is that of the clocks, for another integration timeout than the default, too."""
+    folder = synthesized(integration_timeout=120, stack_name="Slow", max_concurrent_runs=3, architecture="arm64")
+    template = json.loads((folder / "Slow.template.json").read_text())
+    clocks = Clocks(120)
+    functions = {state: _named(template, "Lambda::Function", f"Functions{state}") for state in STATES}
+    assert {state: function["Timeout"] for state, function in functions.items()} == {
+        "RestoreSession": clocks.restore_function,
+        "RunClaude": clocks.run_function,
+        "PersistSession": clocks.persist_function,
+        "RecordFailure": clocks.record_function,
+    }
+    assert _post(template)["Integration"]["TimeoutInMillis"] == 120_000
+    assert json.loads(_one(template, "StepFunctions::StateMachine")["DefinitionString"])["TimeoutSeconds"] == 119
+    assert functions["RunClaude"]["ReservedConcurrentExecutions"] == 3
+    assert all(function["Architectures"] == ["arm64"] for function in functions.values())
+
+
+def test_run_claude_is_an_image_of_two_gigabytes(template: Template) -> None:
+    """Memory for the CLI, and a /tmp that the session cap fits into."""
+    function = _named(template, "Lambda::Function", "FunctionsRunClaude")
+    assert (function["PackageType"], function["MemorySize"]) == ("Image", 2048)
+    assert function["EphemeralStorage"]["Size"] >= 3 * 1024
+
+
+def test_functions_log_into_groups_that_expire(template: Template) -> None:
+    """Every log group has a retention, and no function falls back on one of its own making."""
+    assert all(group["RetentionInDays"] == 30 for group in _of(template, "Logs::LogGroup").values())
+    assert all("LoggingConfig" in function for function in _of(template, "Lambda::Function").values())
+    assert all(f["TracingConfig"] == {"Mode": "Active"} for f in _of(template, "Lambda::Function").values())
+
+
+def test_there_are_four_functions(template: Template) -> None:
+    """No construct brought one of its own along."""
+    assert len(_of(template, "Lambda::Function")) == 4
+    assert not [r["Type"] for r in template["Resources"].values() if r["Type"].startswith("Custom::")]
+
+
+def test_the_zip_holds_the_record_keepers_only(synthesized: Any) -> None:
+    """Three functions share one zip without the agent; the image's context is the folder lambdas/."""
+    zipped, image = sorted(
+        (
+            {str(path.relative_to(asset)) for path in asset.rglob("*") if path.is_file()}
+            for asset in _assets(synthesized())
+        ),
+        key=lambda files: "lambdas/Dockerfile" in files,
+    )
+    assert {"lambdas/__init__.py", "lambdas/restore_session.py", "lambdas/sessions/store.py"} <= zipped
+    assert not [name for name in zipped if not name.endswith(".py") or "agent" in name or "run_claude" in name]
+    assert {"lambdas/Dockerfile", "lambdas/requirements.txt", "lambdas/agent/__init__.py"} <= image
+    assert all(name.startswith("lambdas/") and "__pycache__" not in name for name in zipped | image)
+
+
+def _assets(folder: Path) -> list[Path]:
+    return [path for path in folder.glob("asset.*") if path.is_dir()]
+
+
+# --- machine ---
+
+
+def test_the_machine_shows_every_state(template: Template) -> None:
+    """Express, logged at level ALL with its data, traced: the console sees every run."""
+    machine = _one(template, "StepFunctions::StateMachine")
+    assert machine["StateMachineType"] == "EXPRESS"
+    assert machine["TracingConfiguration"] == {"Enabled": True}
+    logging = machine["LoggingConfiguration"]
+    assert (logging["Level"], logging["IncludeExecutionData"]) == ("ALL", True)
+    assert _named(template, "Logs::LogGroup", "MachineLogs")["LogGroupName"].startswith("/aws/vendedlogs/states/")
+
+
+def test_the_definition_is_inline_and_calls_published_versions(template: Template) -> None:
+    """Linters see the definition, and a deploy in mid-run mixes nothing: old versions stay."""
+    machine = _one(template, "StepFunctions::StateMachine")
+    assert machine["DefinitionString"] == definition(Clocks(29))
+    versions = _of(template, "Lambda::Version")
+    called = {state: reference["Ref"] for state, reference in machine["DefinitionSubstitutions"].items()}
+    assert called.keys() == set(STATES)
+    assert set(called.values()) == versions.keys()
+    for state, version in called.items():
+        assert versions[version]["FunctionName"]["Ref"].startswith(f"Functions{state}")
+        assert template["Resources"][version]["DeletionPolicy"] == "Retain"
+
+
+# --- bucket ---
+
+
+def test_the_bucket_is_private_versioned_and_kept(template: Template) -> None:
+    """Nothing of it is public, nothing travels in clear, and deleting the stack keeps it."""
+    bucket = _one(template, "S3::Bucket")
+    assert bucket["VersioningConfiguration"] == {"Status": "Enabled"}
+    assert set(bucket["PublicAccessBlockConfiguration"].values()) == {True}
+    assert len(bucket["PublicAccessBlockConfiguration"]) == 4
+    assert "BucketEncryption" in bucket
+    (statement,) = _one(template, "S3::BucketPolicy")["PolicyDocument"]["Statement"]
+    assert (statement["Effect"], statement["Action"]) == ("Deny", "s3:*")
+    assert statement["Condition"] == {"Bool": {"aws:SecureTransport": "false"}}
+    (resource,) = [r for r in template["Resources"].values() if r["Type"] == "AWS::S3::Bucket"]
+    assert resource["DeletionPolicy"] == resource["UpdateReplacePolicy"] == "Retain"
+
+
+def test_current_sessions_never_expire(template: Template) -> None:
+    """Runs and leases go after 30 days, replaced session versions no sooner, sessions themselves never."""
+    rules = {rule["Id"]: rule for rule in _one(template, "S3::Bucket")["LifecycleConfiguration"]["Rules"]}
+    expiring = {rule.get("Prefix"): rule["ExpirationInDays"] for rule in rules.values() if "ExpirationInDays" in rule}
+    assert expiring == {"runs/": 30, "index/": 30, "locks/": 30}
+    assert rules["replaced-sessions"]["Prefix"] == "session-"
+    assert rules["replaced-sessions"]["NoncurrentVersionExpiration"] == {"NoncurrentDays": 30}
+    assert rules["leftovers"]["AbortIncompleteMultipartUpload"] == {"DaysAfterInitiation": 1}
+
+
+def test_the_bucket_answers_the_same_origin_as_the_api(synthesized: Any) -> None:
+    """One context value is the origin of every answer, of the gateway's own and of the bucket."""
+    folder = synthesized(cors_origin="https://app.example", stack_name="Cors", auth="none", retain_data=False)
+    template = json.loads((folder / "Cors.template.json").read_text())
+    (rule,) = _one(template, "S3::Bucket")["CorsConfiguration"]["CorsRules"]
+    assert (rule["AllowedMethods"], rule["AllowedOrigins"]) == (["GET"], ["https://app.example"])
+    origins = re.findall(r"header\.Access-Control-Allow-Origin\": \"('[^']*')\"", json.dumps(template))
+    assert set(origins) == {"'https://app.example'"}
+
+
+# --- door ---
+
+
+def test_the_api_is_regional(template: Template) -> None:
+    """An edge-optimized API could never wait longer than 29 seconds."""
+    assert _one(template, "ApiGateway::RestApi")["EndpointConfiguration"] == {"Types": ["REGIONAL"]}
+    assert _post(template)["Integration"]["TimeoutInMillis"] == 29_000
+
+
+def test_post_wants_a_key_and_a_json_object(template: Template) -> None:
+    """Without a key, or with a body of another kind, no execution starts."""
+    post = _post(template)
+    assert post["ApiKeyRequired"] is True
+    assert post["Integration"]["PassthroughBehavior"] == "NEVER"
+    assert post["Integration"]["RequestTemplates"].keys() == {"application/json"}
+    validator = _of(template, "ApiGateway::RequestValidator")[post["RequestValidatorId"]["Ref"]]
+    assert validator["ValidateRequestBody"] is True
+    assert _one(template, "ApiGateway::Model")["Schema"]["type"] == "object"
+
+
+def test_iam_and_none_open_the_door_otherwise(synthesized: Any) -> None:
+    """`iam` wants signed requests, `none` nothing; neither makes keys, and callers come from `$context` still."""
+    for auth, kind, caller in (("iam", "AWS_IAM", "$context.identity.accountId:"), ("none", "NONE", '"public"')):
+        template = json.loads((synthesized(auth=auth) / "ClaudeAgentWorkflow.template.json").read_text())
+        post = _post(template)
+        assert (post["AuthorizationType"], post.get("ApiKeyRequired", False)) == (kind, False)
+        assert not _of(template, "ApiGateway::ApiKey")
+        assert "ApiKeyId" not in template["Outputs"]
+        assert caller in _request_template(template)
+        for method in ("OPTIONS", "ANY"):
+            assert _named(template, "ApiGateway::Method", method)["AuthorizationType"] == "NONE"
+
+
+def test_each_key_leads_to_its_caller(synthesized: Any) -> None:
+    """Two generations of a key are one caller; outputs name each, and the first caller's newest is ApiKeyId."""
+    folder = synthesized(callers={"web-app": [1, 2], "nightly": [4]}, stack_name="Keys")
+    template = json.loads((folder / "Keys.template.json").read_text())
+    keys = {key["Description"]: name for name, key in _of(template, "ApiGateway::ApiKey").items()}
+    outputs = {name: o["Value"]["Ref"] for name, o in template["Outputs"].items() if name.startswith("ApiKeyId")}
+    assert outputs == {
+        "ApiKeyId": keys["Keys: caller web-app, generation 2"],
+        "ApiKeyIdWebApp1": keys["Keys: caller web-app, generation 1"],
+        "ApiKeyIdNightly4": keys["Keys: caller nightly, generation 4"],
+    }
+    rule = r'apiKeyId == "(\w+)"\)#set\(\$caller = "([\w-]+)"\)'
+    pairs = set(re.findall(rule, _request_template(template)))
+    assert pairs == {(name, description.split()[2].rstrip(",")) for description, name in keys.items()}
+    planned = {planned["KeyId"]["Ref"] for planned in _of(template, "ApiGateway::UsagePlanKey").values()}
+    assert planned == set(keys.values())
+
+
+def test_callers_are_capped(template: Template) -> None:
+    """Rate and burst hold for a key and for the stage, the requests of a day for a key."""
+    plan = _one(template, "ApiGateway::UsagePlan")
+    assert plan["Throttle"] == {"RateLimit": 5, "BurstLimit": 10}
+    assert plan["Quota"] == {"Limit": 500, "Period": "DAY"}
+    (settings,) = _one(template, "ApiGateway::Stage")["MethodSettings"]
+    assert (settings["ThrottlingRateLimit"], settings["ThrottlingBurstLimit"]) == (5, 10)
+    assert settings["DataTraceEnabled"] is False
+
+
+def test_the_access_log_names_callers_and_quotes_nothing(template: Template) -> None:
+    """Who, from where, with what result: `$context` only, no header and no body."""
+    logged = json.loads(_one(template, "ApiGateway::Stage")["AccessLogSetting"]["Format"])
+    wanted = ("identity.apiKeyId", "identity.userArn", "identity.sourceIp", "status", "requestId", "extendedRequestId")
+    assert {f"$context.{name}" for name in wanted} <= set(logged.values())
+    assert all(value.startswith("$context.") for value in logged.values())
+
+
+def test_the_accounts_logging_role_is_left_alone(template: Template, synthesized: Any) -> None:
+    """The role is the account's, not the stack's: it is set only when asked for."""
+    assert not _of(template, "ApiGateway::Account")
+    folder = synthesized(cloud_watch_role=True, stack_name="FirstApi")
+    assert _of(json.loads((folder / "FirstApi.template.json").read_text()), "ApiGateway::Account")
+
+
+def test_every_answer_carries_the_cors_header(template: Template) -> None:
+    """Every integration's answer and every one of the gateway's own, else a browser shows none of them."""
+    for method in _of(template, "ApiGateway::Method").values():
+        for answer in method["Integration"]["IntegrationResponses"]:
+            assert answer["ResponseParameters"]["method.response.header.Access-Control-Allow-Origin"] == "'*'"
+    for answer in _of(template, "ApiGateway::GatewayResponse").values():
+        assert answer["ResponseParameters"]["gatewayresponse.header.Access-Control-Allow-Origin"] == "'*'"
+        assert answer["ResponseParameters"]["gatewayresponse.header.Access-Control-Expose-Headers"] == "'Retry-After'"
+
+
+def test_browsers_may_send_what_callers_need(template: Template) -> None:
+    """OPTIONS needs no key and allows POST with the headers of the contract."""
+    options = _named(template, "ApiGateway::Method", "OPTIONS")
+    assert not options.get("ApiKeyRequired")
+    (answer,) = options["Integration"]["IntegrationResponses"]
+    assert answer["StatusCode"] == "204"
+    allowed = answer["ResponseParameters"]["method.response.header.Access-Control-Allow-Headers"].strip("'").split(",")
+    assert {"content-type", "x-api-key", "authorization", "idempotency-key"} <= set(allowed)
+    assert {"x-amz-date", "x-amz-security-token"} <= set(allowed)
+
+
+def test_any_other_method_is_405_before_anything_else(template: Template) -> None:
+    """ANY asks for a parameter that nobody sends, and it alone can: so the gateway's refusal is worded as 405."""
+    other = _named(template, "ApiGateway::Method", "ANY")
+    assert not other.get("ApiKeyRequired")
+    assert set(other["RequestParameters"].values()) == {True}
+    validators = _of(template, "ApiGateway::RequestValidator")
+    assert validators[other["RequestValidatorId"]["Ref"]]["ValidateRequestParameters"] is True
+    assert [v.get("ValidateRequestParameters", False) for v in validators.values()].count(True) == 1
+    refusal = _named(template, "ApiGateway::GatewayResponse", "BADREQUESTPARAMETERS")
+    assert refusal["StatusCode"] == "405"
+    assert refusal["ResponseParameters"]["gatewayresponse.header.Allow"] == "'POST, OPTIONS'"
+
+
+def test_the_gateways_own_answers_have_the_shape_of_ours(template: Template) -> None:
+    """Each type of gateway response is worded, with a code of the table, its status, and null ids."""
+    answers = {a["ResponseType"]: a for a in _of(template, "ApiGateway::GatewayResponse").values()}
+    every = {getattr(ResponseType, name).response_type for name in dir(ResponseType) if name.isupper()}
+    assert answers.keys() == every
+    for kind, answer in answers.items():
+        document = json.loads(answer["ResponseTemplates"]["application/json"])
+        extra = {"idempotency_key"} if kind == "INTEGRATION_TIMEOUT" else set()
+        assert document.keys() - extra == {"success", "error", "code", "retryable", "session_id", "run_id", "cost_usd"}
+        assert (document["success"], document["session_id"], document["run_id"]) == (False, None, None)
+        status = answer.get("StatusCode")
+        assert status in (None, "401") or int(status) == errors.statuses()[document["code"]]
+        if document["code"] == "Throttled":
+            assert int(answer["ResponseParameters"]["gatewayresponse.header.Retry-After"].strip("'")) > 0
+    assert "prompt" in answers["BAD_REQUEST_BODY"]["ResponseTemplates"]["application/json"]
+
+
+def test_templates_ask_the_gateway_who_calls(template: Template) -> None:
+    """The caller comes out of `$context`; the one header read is the key, by its name whatever its case."""
+    text = _request_template(template)
+    assert re.findall(r"\$input\.\w+", text).count("$input.params") == 2
+    assert "querystring" not in text
+    assert "(?i)idempotency-key" in text
+
+
+def test_templates_compare_as_every_engine_does(template: Template) -> None:
+    """No `.equals()`: an engine off AWS takes it for true."""
+    assert ".equals(" not in json.dumps(_of(template, "ApiGateway::Method"))
+
+
+def test_every_code_has_its_status_in_the_answer(template: Template) -> None:
+    """The map in the template is the table of errors.py."""
+    answer = _post(template)["Integration"]["IntegrationResponses"][0]["ResponseTemplates"]["application/json"]
+    found = re.search(r"#set\(\$statuses = (\{.*?\})\)", answer)
+    assert found
+    assert json.loads(found[1]) == errors.statuses()
+
+
+def test_a_changed_template_is_deployed_anew(template: Template, synthesized: Any) -> None:
+    """API Gateway serves a stage's deployment: without a new one, a changed template or answer would change nothing."""
+    text = (synthesized(max_turns=51) / "ClaudeAgentWorkflow.template.json").read_text()
+    same = _of(json.loads(text), "ApiGateway::Deployment").keys()
+    text = (synthesized(auth="none") / "ClaudeAgentWorkflow.template.json").read_text()
+    other = _of(json.loads(text), "ApiGateway::Deployment").keys()
+    assert same == _of(template, "ApiGateway::Deployment").keys() != other
+
+
+# --- stack ---
+
+
+def test_outputs_are_what_users_need(template: Template) -> None:
+    """ApiUrl is where to POST; nothing else is put out."""
+    assert template["Outputs"].keys() == {"ApiUrl", "ApiKeyId", "BucketName", "StateMachineArn", "SecretArn"}
+    assert template["Outputs"]["ApiUrl"]["Value"]["Fn::Join"][1][-1] == "/claude-code"
+
+
+def test_nothing_has_a_physical_name(template: Template) -> None:
+    """Two stacks live side by side. One log group has to be named, and is named after the stack."""
+    names = (
+        "BucketName",
+        "FunctionName",
+        "RoleName",
+        "StateMachineName",
+        "PolicyName",
+        "UsagePlanName",
+        "LogGroupName",
+    )
+    fixed = {
+        (resource["Type"], name)
+        for resource in template["Resources"].values()
+        for name in names
+        if isinstance(resource.get("Properties", {}).get(name), str)
+    }
+    # An inline policy's name is its role's own.
+    assert fixed <= {("AWS::Logs::LogGroup", "LogGroupName"), ("AWS::IAM::Policy", "PolicyName")}
+    assert "Name" not in _one(template, "SecretsManager::Secret") | _one(template, "ApiGateway::ApiKey")
+
+
+def test_the_secret_holds_placeholders_only(template: Template) -> None:
+    """No value of a credential is in the template, and the functions' environments know it by ARN."""
+    secret = json.loads(_one(template, "SecretsManager::Secret")["SecretString"])
+    assert secret == {"ANTHROPIC_API_KEY": "unset", "SUPABASE_SERVICE_KEY": "unset"}
+    run = _named(template, "Lambda::Function", "FunctionsRunClaude")["Environment"]["Variables"]
+    assert run["SECRET_ARN"]["Ref"].startswith("ModelSecret")
+
+
+def test_synth_needs_no_network_no_credentials_and_no_docker(tmp_path: Path) -> None:
+    """`python app.py` in an empty environment, cut off from every network, writes the same template."""
+    docker = tmp_path / "docker"
+    docker.write_text(f"#!/bin/sh\ntouch {tmp_path}/docker-was-called\nexit 1\n")
+    docker.chmod(0o755)
+    environment = {
+        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+        "CDK_DOCKER": str(docker),
+        "CDK_OUTDIR": str(tmp_path / "cdk.out"),
+        "HOME": str(tmp_path),
+    }
+    command = [*_without_network(), sys.executable, str(ROOT / "app.py")]
+    said = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert said.returncode == 0, said.stderr
+    assert (tmp_path / "cdk.out" / "ClaudeAgentWorkflow.template.json").is_file()
+    assert not (tmp_path / "docker-was-called").exists()
+
+
+def _without_network() -> list[str]:
+    if sys.platform == "darwin":
+        return ["sandbox-exec", "-p", "(version 1)(allow default)(deny network*)"]
+    command = ["unshare", "--map-root-user", "--net"]
+    tried = subprocess.run([*command, "true"], capture_output=True, text=True, check=False)
+    assert tried.returncode == 0, f"This test needs a network namespace, and the system gives none: {tried.stderr}"
+    return command
+
+
+def test_a_bad_context_value_is_one_sentence(tmp_path: Path) -> None:
+    """Neither a traceback nor a template, when a value is wrong."""
+    environment = os.environ | {"CDK_CONTEXT_JSON": '{"auth": "password"}', "CDK_OUTDIR": str(tmp_path)}
+    command = [sys.executable, str(ROOT / "app.py")]
+    said = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert said.returncode == 1
+    assert said.stderr == 'auth must be one of api-key, iam, none, not "password".\n'
+
+
+@pytest.fixture
+def masked(template: Template) -> Template:
+    """The template without what changes with every line of the functions' code."""
+    text = re.sub(r"[0-9a-f]{64}", "<asset>", json.dumps(template))
+    text = re.sub(r"(CurrentVersion[0-9A-F]{8}|Deployment[0-9A-F]{8})[0-9a-f]{32}", r"\1<hash>", text)
+    read: Template = json.loads(text)
+    return read
+
+
+def test_the_rest_of_the_template_is_as_it_was(masked: Template, snapshot: SnapshotAssertion) -> None:
+    """Whatever else changes is seen in a review: `pytest --snapshot-update` after looking at it."""
+    assert masked == snapshot(extension_class=JSONSnapshotExtension)

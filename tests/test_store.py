@@ -1,0 +1,262 @@
+"""The bucket's layout, the lease and the commit, on a real S3 server that honours conditions."""
+
+import json
+import threading
+import uuid
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, replace
+from typing import Any
+
+import pytest
+
+from lambdas.contract import Base, Claim, Staged
+from lambdas.errors import AgentCrashed, RunInProgress, SessionBusy, SessionDamaged, SessionMoved, WorkflowError
+from lambdas.sessions.grants import Grantee
+from lambdas.sessions.store import Lease, Store
+from local import engine
+
+
+@pytest.fixture(scope="module")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    with engine.running(tmp_path_factory.mktemp("store")) as running:
+        yield running.client("s3")
+
+
+@pytest.fixture
+def store(s3: Any) -> Store:
+    bucket = f"sessions-{uuid.uuid4()}"
+    s3.create_bucket(Bucket=bucket)
+    s3.put_bucket_versioning(Bucket=bucket, VersioningConfiguration={"Status": "Enabled"})
+    return Store(s3, bucket)
+
+
+def a_claim(run: str = "run-1", base: Base | None = None, session: str = "session-1") -> Claim:
+    return Claim(run, session, "alice", f"execution-of-{run}", "0001-aa", 1.0, str(uuid.uuid4()), base)
+
+
+def stage(store: Store, claim: Claim, content: bytes) -> Staged:
+    """What RunClaude does: through a grant, without a credential."""
+    staged = Grantee().put(store.grants(claim, 60).changes, content, len(content))
+    assert staged is not None
+    return staged
+
+
+def metadata(claim: Claim, turns: int = 1) -> dict[str, str]:
+    return {
+        "created": "2026-01-01T00:00:00+00:00",
+        "file-count": "1",
+        "owner": claim.owner,
+        "turns": str(turns),
+        "cost-usd": "0.5",
+        "run": claim.run_id,
+        "claude-session": claim.claude_session,
+        "format": "1",
+    }
+
+
+def commit(store: Store, claim: Claim, content: bytes) -> Base:
+    store.commit(claim, stage(store, claim, content), metadata(claim))
+    base = store.session(claim.session_id, claim.owner)
+    assert base is not None
+    return base
+
+
+def content_of(store: Store, session: str = "session-1") -> bytes:
+    return bytes(store.s3.get_object(Bucket=store.bucket, Key=f"{session}.zip")["Body"].read())
+
+
+def uploads(store: Store) -> list[Any]:
+    return list(store.s3.list_multipart_uploads(Bucket=store.bucket).get("Uploads", []))
+
+
+def test_a_commit_makes_what_was_staged_the_session(store: Store) -> None:
+    """The object is the staged bytes, and its metadata say whose it is and what is in it."""
+    claim = a_claim()
+    base = commit(store, claim, b"first")
+    assert content_of(store) == b"first"
+    assert (base.turns, base.cost_usd, base.claude_session) == (1, 0.5, claim.claude_session)
+    assert uploads(store) == []
+
+
+def test_a_session_is_found_by_its_owner_alone(store: Store) -> None:
+    """To anybody else it is not there."""
+    commit(store, a_claim(), b"first")
+    assert store.session("session-1", "bob") is None
+    assert store.session("session-2", "alice") is None
+
+
+def test_a_second_writer_from_the_same_version_is_refused(store: Store) -> None:
+    """Whoever commits second would undo the first, so the session stays as the first left it."""
+    base = commit(store, a_claim(), b"first")
+    commit(store, a_claim("run-2", base), b"second")
+    with pytest.raises(SessionMoved):
+        commit(store, a_claim("run-3", base), b"third")
+    assert content_of(store) == b"second"
+    assert uploads(store) == []
+
+
+def test_two_new_sessions_of_one_id_cannot_both_be(store: Store) -> None:
+    """A new session is written only where there is none."""
+    commit(store, a_claim(), b"first")
+    with pytest.raises(SessionMoved):
+        commit(store, a_claim("run-2"), b"second")
+    assert content_of(store) == b"first"
+
+
+def test_a_repeated_commit_recognises_its_own(store: Store) -> None:
+    """The first answer was lost: the repeat is answered, and nothing is written twice."""
+    base = commit(store, a_claim(), b"first")
+    claim = a_claim("run-2", base)
+    staged = stage(store, claim, b"second")
+    store.commit(claim, staged, metadata(claim, 2))
+    store.commit(claim, staged, metadata(claim, 2))
+    assert content_of(store) == b"second"
+    versions = store.s3.list_object_versions(Bucket=store.bucket, Prefix="session-1.zip")["Versions"]
+    assert len(versions) == 2
+
+
+def test_a_repeated_commit_recognises_its_own_behind_a_later_one(store: Store) -> None:
+    """A run that came after it does not make a committed turn undone."""
+    base = commit(store, a_claim(), b"first")
+    claim = a_claim("run-2", base)
+    staged = stage(store, claim, b"second")
+    store.commit(claim, staged, metadata(claim, 2))
+    later = store.session("session-1", "alice")
+    commit(store, a_claim("run-3", later), b"third")
+    store.commit(claim, staged, metadata(claim, 2))
+    assert content_of(store) == b"third"
+
+
+def test_a_commit_of_nothing_staged_is_the_agents_failure(store: Store) -> None:
+    """A result that names what is not there commits nothing."""
+    claim = a_claim()
+    with pytest.raises(AgentCrashed):
+        store.commit(claim, Staged("no-such-version", '"etag"', 5), metadata(claim))
+    with pytest.raises(AgentCrashed):
+        store.commit(claim, replace(stage(store, claim, b"x"), etag='"another"'), metadata(claim))
+    assert store.session("session-1", "alice") is None
+    assert uploads(store) == []
+
+
+def test_of_many_writers_at_once_one_commits(store: Store) -> None:
+    """However they race, one turn follows the version they all began with."""
+    base = commit(store, a_claim(), b"first")
+    start = threading.Barrier(8)
+
+    def race(number: int) -> str:
+        claim = a_claim(f"run-{number}", base)
+        staged = stage(store, claim, f"by {number}".encode())
+        start.wait()
+        try:
+            store.commit(claim, staged, metadata(claim, 2))
+        except WorkflowError as error:
+            return type(error).__name__
+        return "committed"
+
+    with ThreadPoolExecutor(8) as pool:
+        outcomes = list(pool.map(race, range(10, 18)))
+    assert sorted(outcomes) == ["SessionMoved"] * 7 + ["committed"]
+    assert uploads(store) == []
+
+
+def test_a_session_without_its_metadata_is_damaged(store: Store) -> None:
+    """What is not as this service writes it is not guessed at."""
+    store.s3.put_object(Bucket=store.bucket, Key="session-1.zip", Body=b"x", Metadata={"owner": "alice"})
+    with pytest.raises(SessionDamaged):
+        store.session("session-1", "alice")
+
+
+def test_whatever_is_settled_first_stands(store: Store) -> None:
+    """Record, base and answer are written once; a second writer gets the first one's."""
+    assert store.open_run("run-1", {"n": 1}) == ({"n": 1}, True)
+    assert store.open_run("run-1", {"n": 2}) == ({"n": 1}, False)
+    base = commit(store, a_claim(), b"first")
+    assert store.pin("run-1", base) == base
+    assert store.pin("run-1", None) == base
+    assert store.answer("run-1", {"a": 1}) == {"a": 1}
+    assert store.answer("run-1", {"a": 2}) == {"a": 1}
+    assert store.response("run-1") == {"a": 1}
+
+
+def lease(run: str, execution: str = "", expires_at: float = 100) -> Lease:
+    return Lease(run, execution or f"execution-of-{run}", expires_at)
+
+
+def test_a_lease_keeps_others_out_and_says_for_how_long(store: Store) -> None:
+    """Another run is told that the session is busy, another execution of the same run that it is in progress."""
+    store.lease("session-1", lease("run-1"), now=90)
+    store.lease("session-1", lease("run-1"), now=91)
+    with pytest.raises(SessionBusy) as busy:
+        store.lease("session-1", lease("run-2"), now=90)
+    assert busy.value.retry_after == 10
+    with pytest.raises(RunInProgress):
+        store.lease("session-1", lease("run-1", "another execution"), now=90)
+
+
+def test_an_expired_lease_is_taken_over_by_one(store: Store) -> None:
+    """Its holder died; of those who want it next, one gets it."""
+    store.lease("session-1", lease("run-1"), now=0)
+    start = threading.Barrier(6)
+
+    def race(number: int) -> str:
+        start.wait()
+        try:
+            store.lease("session-1", lease(f"run-{number}", expires_at=300), now=101)
+        except SessionBusy:
+            return "busy"
+        return "mine"
+
+    with ThreadPoolExecutor(6) as pool:
+        assert sorted(pool.map(race, range(10, 16))) == ["busy"] * 5 + ["mine"]
+
+
+def test_a_lease_is_freed_by_its_holder_alone(store: Store) -> None:
+    """A late finisher must not free what is another's by now."""
+    store.lease("session-1", lease("run-1"), now=0)
+    store.free("session-1", "execution-of-run-2")
+    with pytest.raises(SessionBusy):
+        store.lease("session-1", lease("run-2"), now=1)
+    store.free("session-1", "execution-of-run-1")
+    store.lease("session-1", lease("run-2"), now=1)
+    store.free("session-3", "nobody's")
+
+
+def test_an_attempt_starts_once(store: Store) -> None:
+    """The grant to start is conditional: a second invocation of the same attempt learns that it ran."""
+    granted = store.grants(a_claim(), 60)
+    assert Grantee().put(granted.started, b"", 0) is not None
+    assert Grantee().put(granted.started, b"", 0) is None
+
+
+def test_a_grant_reads_the_pinned_version(store: Store) -> None:
+    """The run works on the version it was pinned to, whatever has come since."""
+    base = commit(store, a_claim(), b"first")
+    commit(store, a_claim("run-2", base), b"second")
+    granted = store.grants(a_claim("run-3", base), 60)
+    assert granted.session is not None
+    assert Grantee().read(granted.session) == b"first"
+
+
+def test_a_staged_result_of_any_other_shape_is_the_agents_failure(store: Store) -> None:
+    """Garbage, lies and floods end in an error that names the agent, not in a commit."""
+    claim = a_claim()
+    for body in (b"", b"not json", b"[]", json.dumps({"result": "x"}).encode(), b" " * (9 * 1024 * 1024)):
+        Grantee().put(store.grants(claim, 60).result, body, len(body))
+        with pytest.raises(AgentCrashed):
+            store.result(claim)
+
+
+def test_the_newest_attempt_with_a_result_is_the_one_to_commit(store: Store) -> None:
+    """An attempt without its result.json staged nothing whole."""
+    assert store.staged("run-1") is None
+    for attempt, name in (("0001-aa", "result.json"), ("0002-bb", "result.json"), ("0003-cc", "changes.zip")):
+        store.s3.put_object(Bucket=store.bucket, Key=f"runs/run-1/{attempt}/{name}", Body=b"{}")
+    assert store.staged("run-1") == "0002-bb"
+
+
+def test_a_claim_survives_the_state_machine(store: Store) -> None:
+    """It travels as JSON from RestoreSession to PersistSession."""
+    base = commit(store, a_claim(), b"first")
+    for claim in (a_claim(), a_claim(base=base)):
+        assert Claim.load(json.loads(json.dumps(asdict(claim)))) == claim
