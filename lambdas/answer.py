@@ -18,7 +18,7 @@ TEXT_BYTES = 40 * 1024
 CUT = "… [cut: the whole is in messages_url]"
 
 
-def build(claim: Claim, result: Result, messages: list[Json] | None, session_cost_usd: float) -> Json:
+def build(claim: Claim, result: Result, messages: list[Json] | None, cost_usd: float, session_cost_usd: float) -> Json:
     """The committed answer, links left out. `messages` is None where there is too much of them to be read."""
     answer = {
         "success": True,
@@ -29,7 +29,7 @@ def build(claim: Claim, result: Result, messages: list[Json] | None, session_cos
         "structured_output": result.structured_output,
         "stop_reason": result.stop_reason,
         "num_turns": result.num_turns,
-        "cost_usd": result.cost_usd,
+        "cost_usd": cost_usd,
         "session_cost_usd": session_cost_usd,
         "usage": result.usage,
         "duration_ms": result.duration_ms,
@@ -39,7 +39,7 @@ def build(claim: Claim, result: Result, messages: list[Json] | None, session_cos
     }
     if messages is not None and _room(answer) >= 0:
         return answer
-    staged = {"attempt": claim.attempt, "version_id": result.messages.version_id}
+    staged = {"key": f"{claim.staging}messages.json", "version_id": result.messages.version_id}
     return _shortened(answer | {"messages": [result.last_message], "messages_truncated": True, "messages_at": staged})
 
 
@@ -49,8 +49,7 @@ def with_links(answer: Json, store: Store) -> Json:
     key = session_key(answer["session_id"])
     given |= {"s3_url": f"s3://{store.bucket}/{key}", "session_url": store.link(key, LINK_SECONDS)}
     if at := answer.get("messages_at"):
-        messages = f"runs/{answer['run_id']}/{at['attempt']}/messages.json"
-        given["messages_url"] = store.link(messages, LINK_SECONDS, VersionId=at["version_id"])
+        given["messages_url"] = store.link(at["key"], LINK_SECONDS, VersionId=at["version_id"])
     return given
 
 

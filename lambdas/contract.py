@@ -27,6 +27,9 @@ ARGUMENT_BYTES = 64 * 1024
 ANSWER_BYTES = 200 * 1024
 """The whole answer, in UTF-8: below the 256 KiB of a state's output, links and envelope included."""
 
+VERBS = ("again", "fork", "rebase")
+"""How a run is replayed: on its pinned version, into a new session, or on the newest version."""
+
 SESSION_ID = re.compile(r"session-[A-Za-z0-9-]{1,80}")
 KEY = re.compile(r"[A-Za-z0-9._=+/-]{1,64}")
 """What a client sends as its key: also the request id that a gateway's 504 gave it, which is base64 text."""
@@ -117,6 +120,25 @@ class Request:
     requested_at: float
     """Epoch seconds at which the gateway took the request; every deadline counts from it."""
     body: Json
+    replay_of: str | None = None
+    """The run whose work this one takes over: a replay by `fork` or `rebase`."""
+    verb: str | None = None
+    """How it is replayed: `again`, `fork` or `rebase`; None for a request that came by HTTP."""
+
+    @classmethod
+    def recall(cls, envelope: Json, record: Json) -> "Request":
+        """The request of an earlier run, asked once more by its operator (the API's own envelopes say no `replay`).
+
+        `again` is the run itself. `fork` and `rebase` are runs of their own, whose keys derive from it: to repeat
+        them is to ask for the same run. Raises `InvalidRequest` for another verb.
+        """
+        verb, run = envelope["replay"], record["run_id"]
+        if verb not in VERBS:
+            raise InvalidRequest(f"A run is replayed by {', '.join(VERBS)}; {str(verb)[:80]!r} is none of them.")
+        requested_at = float(envelope["requested_at"]) / 1000
+        if verb == "again":
+            return cls(record["owner"], record["key"], requested_at, record["body"], record.get("replay_of"), verb)
+        return cls(record["owner"], f"{run}.{verb}", requested_at, record["body"], run, verb)
 
     @classmethod
     def parse(cls, envelope: Json, caps: Caps, clocks: Clocks) -> "Request":
@@ -148,7 +170,8 @@ class Request:
 
     @property
     def fork(self) -> bool:
-        return bool(self.body.get("fork"))
+        """Whether the answer goes to a new session that starts as a copy of another."""
+        return bool(self.body.get("fork")) or self.verb == "fork"
 
 
 def run_id(caller: str, key: str) -> str:
@@ -229,8 +252,12 @@ class Claim:
     session_id: str
     owner: str
     execution: str
-    attempt: str
-    requested_at: float
+    staging: str
+    """Where this attempt's work is staged, or that of an earlier one lies: `runs/{run_id}/{attempt}/`."""
+    recorded_at: float
+    """Epoch seconds of the run's first request; the index sorts by its hour."""
+    repeated: bool
+    """Whether there was an attempt before this one."""
     claude_session: str
     base: Base | None
     """None for a new session; of another session for a fork."""
@@ -256,6 +283,7 @@ class Grants:
     request: Grant
     session: Grant | None
     started: Grant
+    checkpoint: Grant
     changes: Grant
     messages: Grant
     result: Grant
@@ -269,6 +297,9 @@ class Task:
     session_id: str
     claude_session: str
     resume: bool
+    """Whether the archive behind `grants.session` holds a conversation to go on with."""
+    cut: bool
+    """Whether it is a checkpoint of this very run, whose turn is to be gone on with instead of being asked anew."""
     deadline: float
     """Epoch seconds at which the agent is interrupted."""
     allowance: Allowance

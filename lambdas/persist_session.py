@@ -36,16 +36,25 @@ class Keeper:
     def persist(self, claim: Claim) -> Json:
         """Raises `SessionMoved`, `AgentCrashed` (nothing usable is staged) or `StorageUnavailable`."""
         result = self.store.result(claim)
-        metadata = _metadata(claim, result)
+        spent = result.cost_usd + self._spent_before(claim)
+        metadata = _metadata(claim, result, spent)
         self.store.commit(claim, result.changes, metadata)
         messages = self.store.messages(claim, result.messages) if result.messages.size <= ANSWER_BYTES else None
-        built = answer.build(claim, result, messages, float(metadata["cost-usd"]))
+        own = spent if claim.staging.startswith(f"runs/{claim.run_id}/") else 0.0
+        built = answer.build(claim, result, messages, own, float(metadata["cost-usd"]))
         standing = self.store.answer(claim.run_id, built)
+        self.store.mark(claim, "done")
         self.store.free(claim.session_id, claim.execution)
         return answer.with_links(standing, self.store)
 
+    def _spent_before(self, claim: Claim) -> float:
+        """US dollars that earlier attempts of the run cost, as far as their failures could tell."""
+        failure = self.store.failure(claim.run_id) if claim.repeated else None
+        costs = failure["costs"] if failure else {}
+        return float(sum(cost for staging, cost in costs.items() if staging != claim.staging))
 
-def _metadata(claim: Claim, result: Result) -> dict[str, str]:
+
+def _metadata(claim: Claim, result: Result, spent: float) -> dict[str, str]:
     """S3 user metadata: ASCII strings, at most 2 KB together."""
     base = claim.base
     goes_on = base is not None and base.session_id == claim.session_id
@@ -55,7 +64,7 @@ def _metadata(claim: Claim, result: Result) -> dict[str, str]:
         "file-count": str(result.file_count),
         "owner": claim.owner,
         "turns": str((base.turns if base else 0) + 1),
-        "cost-usd": f"{(base.cost_usd if base else 0.0) + result.cost_usd:.6f}",
+        "cost-usd": f"{(base.cost_usd if base else 0.0) + spent:.6f}",
         "run": claim.run_id,
         "claude-session": claim.claude_session,
         "format": str(FORMAT),

@@ -42,13 +42,32 @@ class Recorder:
         """Raises `StorageUnavailable`; the definition then answers without a record."""
         claim = Claim.load(event["claim"]) if event["claim"] else None
         failure = classify(event["state"], event["error"])
-        run = claim.run_id if claim else run_id(event["caller"], event["key"])
-        public = failure.facts() | {"run_id": run, "session_id": claim.session_id if claim else failure.session_id}
-        if claim and not self.store.response(claim.run_id):
-            record = public | {"format": FORMAT, "state": event["state"], "execution": claim.execution}
-            self.store.failed(run, record | {"detail": failure.detail, "raised": event["error"].get("Error")})
-        if claim:
-            self.store.free(claim.session_id, claim.execution)
+        if claim is None:
+            return failure.facts() | {"run_id": failure.run_id or run_id(event["caller"], event["key"])}
+        ids = {"run_id": claim.run_id, "session_id": claim.session_id}
+        if self.store.response(claim.run_id):
+            public = failure.facts() | ids  # it died after its commit: repeating it answers with the committed turn
+        else:
+            public = self._write(claim, event, failure, ids)
+            self.store.mark(claim, "failed")
+        self.store.free(claim.session_id, claim.execution)
+        return public
+
+    def _write(self, claim: Claim, event: Json, failure: WorkflowError, ids: Json) -> Json:
+        """The failure as it is answered; its record also has what only the operator may see."""
+        staging = self.store.staging(claim.run_id)
+        earlier = (self.store.failure(claim.run_id) if claim.repeated else None) or {"costs": {}}
+        costs = earlier["costs"] | {claim.staging: failure.cost_usd}
+        public = (
+            failure.facts()
+            | ids
+            | {
+                "cost_usd": sum(costs.values()),
+                "resumes": bool(staging.result or staging.checkpoint),
+            }
+        )
+        inside = {"state": event["state"], "execution": claim.execution, "raised": event["error"].get("Error")}
+        self.store.failed(claim.run_id, public | inside | {"format": FORMAT, "costs": costs, "detail": failure.detail})
         return public
 
 

@@ -10,19 +10,21 @@ from datetime import datetime
 from functools import cache
 
 from lambdas.answer import with_links
-from lambdas.contract import FORMAT, Allowance, Base, Claim, Json, Request, Restored, Task
-from lambdas.errors import IdempotencyMismatch, SessionMoved, SessionNotFound, WorkflowError
+from lambdas.contract import FORMAT, Allowance, Base, Claim, Json, Request, Restored, Task, run_id
+from lambdas.errors import IdempotencyMismatch, InvalidRequest, SessionMoved, SessionNotFound, WorkflowError
 from lambdas.sessions.client import s3_client
-from lambdas.sessions.store import Lease, Store
+from lambdas.sessions.store import Lease, Staging, Store
 from lambdas.settings import RecordSettings
 
 LEASE_MARGIN = 5
 """Seconds that a lease outlives the state machine, for clocks that differ."""
 
+NOTHING_STAGED = Staging(None, None)
+
 
 def handler(event: Json, context: object) -> Json:
     """The Lambda entry point: `{envelope, execution, started_at}` → `Restored`."""
-    request = Request.parse(event["envelope"], door().settings.caps, door().settings.clocks)
+    request = door().request(event["envelope"])
     return door().restore(request, event["execution"], _epoch(event["started_at"])).dump()
 
 
@@ -44,18 +46,30 @@ class Door:
     store: Store
     now: Callable[[], float]
 
+    def request(self, envelope: Json) -> Request:
+        """The request of an envelope, or that of an earlier run which the envelope names. Raises `Refused`."""
+        if "replay" not in envelope:
+            return Request.parse(envelope, self.settings.caps, self.settings.clocks)
+        record = self.store.run(run_id(envelope["caller"], envelope["key"]))
+        if record is None:
+            raise InvalidRequest("There is no such run to replay.")
+        return Request.recall(envelope, record)
+
     def restore(self, request: Request, execution: str, started_at: float) -> Restored:
         """Raises one of `Refused`, `SessionMoved` or `Internal`; what it then held of the session is free again."""
         record, fresh = self._open(request, execution)
         if record["body_sha256"] != request.body_hash:
             raise IdempotencyMismatch(run_id=request.run_id)
-        claim = _claim(request, record, execution, started_at)
-        if not fresh and (response := self.store.response(claim.run_id)):
+        claim = _claim(request, record, execution, started_at, repeated=not fresh)
+        if claim.repeated and (response := self.store.response(claim.run_id)):
             return self._done(claim, response)
         lease = Lease(claim.run_id, execution, started_at + self.settings.clocks.machine + LEASE_MARGIN)
         self.store.lease(claim.session_id, lease, self.now())
         try:
-            return self._decide(request, claim, fresh)
+            restored = self._decide(request, claim)
+            if restored.next != "done":
+                self.store.mark(claim, "claimed")
+            return restored
         except WorkflowError:
             self.store.free(claim.session_id, execution)
             raise
@@ -68,19 +82,29 @@ class Door:
         record = {
             "format": FORMAT,
             "run_id": request.run_id,
+            "replay_of": request.replay_of,
             "owner": request.caller,
             "key": request.key,
             "requested_at": request.requested_at,
             "execution": execution,
-            "session_id": request.session_id if base and not request.fork else f"session-{uuid.uuid4()}",
-            "claude_session": base.claude_session if base else str(uuid.uuid4()),
+            "session_id": base.session_id if base and not request.fork else f"session-{uuid.uuid4()}",
+            "claude_session": self._claude_session(request, base),
             "body_sha256": request.body_hash,
             "body": request.body,
         }
         return self.store.open_run(request.run_id, record)
 
+    def _claude_session(self, request: Request, base: Base | None) -> str:
+        """A conversation keeps its id; one that only ever was staged has it in the record of its run."""
+        if base:
+            return base.claude_session
+        origin = self.store.run(request.replay_of) if request.verb == "fork" and request.replay_of else None
+        return origin["claude_session"] if origin else str(uuid.uuid4())
+
     def _source(self, request: Request) -> Base | None:
-        """The newest version of the session asked for, None where a new one is wanted."""
+        """The version to work on: the newest of the session asked for, that of the run forked; None for a new one."""
+        if request.verb == "fork" and request.replay_of:
+            return self.store.base(request.replay_of)
         if request.session_id is None:
             return None
         base = self.store.session(request.session_id, request.caller)
@@ -90,45 +114,55 @@ class Door:
             )
         return base
 
-    def _decide(self, request: Request, claim: Claim, fresh: bool) -> Restored:
+    def _decide(self, request: Request, claim: Claim) -> Restored:
         """The next step, under the lease."""
-        if not fresh and (response := self.store.response(claim.run_id)):
+        if claim.repeated and (response := self.store.response(claim.run_id)):
             self.store.free(claim.session_id, claim.execution)
             return self._done(claim, response)
         newest = self._source(request)
         claim = replace(claim, base=self.store.pin(claim.run_id, newest))
-        if not fresh and (attempt := self.store.staged(claim.run_id)):
-            return Restored("persist", replace(claim, attempt=attempt))
+        staging = self._staging(request, claim)
+        if staging.result:
+            return Restored("persist", replace(claim, staging=staging.result))
         if newest and claim.base and newest.version_id != claim.base.version_id and not request.fork:
             raise SessionMoved(session_id=claim.session_id, run_id=claim.run_id)
-        return Restored("run", claim, self._task(request, claim))
+        return Restored("run", claim, self._task(request, claim, staging.checkpoint))
 
-    def _task(self, request: Request, claim: Claim) -> Task:
+    def _staging(self, request: Request, claim: Claim) -> Staging:
+        """What there is to go on with: of earlier attempts, and of the run that is forked."""
+        own = self.store.staging(claim.run_id) if claim.repeated else NOTHING_STAGED
+        if request.verb == "fork" and request.replay_of and own == NOTHING_STAGED:
+            return self.store.staging(request.replay_of)
+        return own
+
+    def _task(self, request: Request, claim: Claim, checkpoint: str | None) -> Task:
         clocks = self.settings.clocks
         return Task(
             run_id=claim.run_id,
             session_id=claim.session_id,
             claude_session=claim.claude_session,
-            resume=claim.base is not None,
+            resume=claim.base is not None or checkpoint is not None,
+            cut=checkpoint is not None,
             deadline=request.requested_at + min(clocks.agent, request.body.get("timeout_seconds", clocks.agent)),
             allowance=Allowance.of(request.body, self.settings.caps),
-            grants=self.store.grants(claim, clocks.machine),
+            grants=self.store.grants(claim, checkpoint, clocks.machine),
         )
 
     def _done(self, claim: Claim, response: Json) -> Restored:
         return Restored("done", claim, response=with_links(response, self.store))
 
 
-def _claim(request: Request, record: Json, execution: str, started_at: float) -> Claim:
-    """`attempt` names this execution's staging: the same for its retries, and later ones sort behind."""
+def _claim(request: Request, record: Json, execution: str, started_at: float, *, repeated: bool) -> Claim:
+    """An attempt is an execution: the same for its retries, and later ones sort behind it."""
     digest = hashlib.sha256(execution.encode()).hexdigest()[:8]
     return Claim(
         run_id=request.run_id,
         session_id=record["session_id"],
         owner=request.caller,
         execution=execution,
-        attempt=f"{round(started_at * 1000):013d}-{digest}",
-        requested_at=request.requested_at,
+        staging=f"runs/{request.run_id}/{round(started_at * 1000):013d}-{digest}/",
+        recorded_at=record["requested_at"],
+        repeated=repeated,
         claude_session=record["claude_session"],
         base=None,
     )

@@ -169,6 +169,7 @@ def _keep_the_record(storage: Storage, *functions: aws_lambda.Function) -> None:
     for function in functions:
         _allow(function, storage.objects("runs/*"), "s3:GetObject", "s3:PutObject")
         _allow(function, storage.objects("locks/*"), "s3:GetObject", "s3:PutObject", "s3:DeleteObject")
+        _allow(function, storage.objects("index/*"), "s3:PutObject", "s3:DeleteObject")
         # Without it a missing object is 403, not 404; and a condition on the prefix would take it away again, since a
         # GetObject carries no prefix to compare.
         _allow(function, [storage.bucket.bucket_arn], "s3:ListBucket")

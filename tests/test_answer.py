@@ -7,7 +7,7 @@ from typing import Any
 from lambdas import answer
 from lambdas.contract import ANSWER_BYTES, Claim, Json, Result, Staged
 
-CLAIM = Claim("run-1", "session-1", "alice", "execution", "0001-aa", 1.0, "uuid", None)
+CLAIM = Claim("run-1", "session-1", "alice", "execution", "runs/run-1/0001-aa/", 1.0, False, "uuid", None)
 RESULT = Result(
     result="done",
     structured_output=None,
@@ -30,7 +30,7 @@ def size(built: Json) -> int:
 
 
 def built(messages: list[Json] | None, **changed: Any) -> Json:
-    return answer.build(CLAIM, replace(RESULT, **changed), messages, 0.75)
+    return answer.build(CLAIM, replace(RESULT, **changed), messages, 0.25, 0.75)
 
 
 def test_a_small_answer_has_all_messages() -> None:
@@ -48,7 +48,7 @@ def test_messages_give_way_first() -> None:
     short = built(many)
     assert short["messages"] == [RESULT.last_message]
     assert short["messages_truncated"] is True
-    assert short["messages_at"] == {"attempt": "0001-aa", "version_id": "v2"}
+    assert short["messages_at"] == {"key": "runs/run-1/0001-aa/messages.json", "version_id": "v2"}
     assert short["files"] == RESULT.files
     assert built(None)["messages"] == [RESULT.last_message]
 

@@ -21,7 +21,7 @@ from stacks.workflow import CDK_JSON
 Template = dict[str, Any]
 ROOT = CDK_JSON.parent
 STATES = ("RestoreSession", "RunClaude", "PersistSession", "RecordFailure")
-BUCKET, SESSIONS, RUNS, LOCKS = "the bucket", "/session-*.zip", "/runs/*", "/locks/*"
+BUCKET, SESSIONS, RUNS, LOCKS, INDEX = "the bucket", "/session-*.zip", "/runs/*", "/locks/*", "/index/*"
 OWN_LOG = ["logs:CreateLogStream", "logs:PutLogEvents"]
 TRACES = ["xray:PutTelemetryRecords", "xray:PutTraceSegments"]
 
@@ -111,6 +111,7 @@ def test_restore_session_reads_sessions_and_keeps_the_record(template: Template)
         SESSIONS: ["s3:GetObject", "s3:GetObjectVersion"],
         RUNS: ["s3:GetObject", "s3:GetObjectVersion", "s3:PutObject"],
         LOCKS: ["s3:DeleteObject", "s3:GetObject", "s3:PutObject"],
+        INDEX: ["s3:DeleteObject", "s3:PutObject"],
         BUCKET: ["s3:ListBucket", "s3:ListBucketVersions"],
     }
 
@@ -123,6 +124,7 @@ def test_persist_session_alone_writes_sessions(template: Template) -> None:
         SESSIONS: ["s3:AbortMultipartUpload", "s3:GetObject", "s3:GetObjectVersion", "s3:PutObject"],
         RUNS: ["s3:GetObject", "s3:GetObjectVersion", "s3:PutObject"],
         LOCKS: ["s3:DeleteObject", "s3:GetObject", "s3:PutObject"],
+        INDEX: ["s3:DeleteObject", "s3:PutObject"],
         BUCKET: ["s3:ListBucket", "s3:ListBucketVersions"],
     }
 
@@ -134,6 +136,7 @@ def test_record_failure_touches_no_session(template: Template) -> None:
         "*": TRACES,
         RUNS: ["s3:GetObject", "s3:PutObject"],
         LOCKS: ["s3:DeleteObject", "s3:GetObject", "s3:PutObject"],
+        INDEX: ["s3:DeleteObject", "s3:PutObject"],
         BUCKET: ["s3:ListBucket"],
     }
 

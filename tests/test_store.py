@@ -13,7 +13,7 @@ import pytest
 from lambdas.contract import Base, Claim, Staged
 from lambdas.errors import AgentCrashed, RunInProgress, SessionBusy, SessionDamaged, SessionMoved, WorkflowError
 from lambdas.sessions.grants import Grantee
-from lambdas.sessions.store import Lease, Store
+from lambdas.sessions.store import Lease, Staging, Store
 from local import engine
 
 
@@ -32,12 +32,13 @@ def store(s3: Any) -> Store:
 
 
 def a_claim(run: str = "run-1", base: Base | None = None, session: str = "session-1") -> Claim:
-    return Claim(run, session, "alice", f"execution-of-{run}", "0001-aa", 1.0, str(uuid.uuid4()), base)
+    staging = f"runs/{run}/0001-aa/"
+    return Claim(run, session, "alice", f"execution-of-{run}", staging, 0.0, False, str(uuid.uuid4()), base)
 
 
 def stage(store: Store, claim: Claim, content: bytes) -> Staged:
     """What RunClaude does: through a grant, without a credential."""
-    staged = Grantee().put(store.grants(claim, 60).changes, content, len(content))
+    staged = Grantee().put(store.grants(claim, None, 60).changes, content, len(content))
     assert staged is not None
     return staged
 
@@ -224,7 +225,7 @@ def test_a_lease_is_freed_by_its_holder_alone(store: Store) -> None:
 
 def test_an_attempt_starts_once(store: Store) -> None:
     """The grant to start is conditional: a second invocation of the same attempt learns that it ran."""
-    granted = store.grants(a_claim(), 60)
+    granted = store.grants(a_claim(), None, 60)
     assert Grantee().put(granted.started, b"", 0) is not None
     assert Grantee().put(granted.started, b"", 0) is None
 
@@ -233,7 +234,7 @@ def test_a_grant_reads_the_pinned_version(store: Store) -> None:
     """The run works on the version it was pinned to, whatever has come since."""
     base = commit(store, a_claim(), b"first")
     commit(store, a_claim("run-2", base), b"second")
-    granted = store.grants(a_claim("run-3", base), 60)
+    granted = store.grants(a_claim("run-3", base), None, 60)
     assert granted.session is not None
     assert Grantee().read(granted.session) == b"first"
 
@@ -242,17 +243,37 @@ def test_a_staged_result_of_any_other_shape_is_the_agents_failure(store: Store) 
     """Garbage, lies and floods end in an error that names the agent, not in a commit."""
     claim = a_claim()
     for body in (b"", b"not json", b"[]", json.dumps({"result": "x"}).encode(), b" " * (9 * 1024 * 1024)):
-        Grantee().put(store.grants(claim, 60).result, body, len(body))
+        Grantee().put(store.grants(claim, None, 60).result, body, len(body))
         with pytest.raises(AgentCrashed):
             store.result(claim)
 
 
-def test_the_newest_attempt_with_a_result_is_the_one_to_commit(store: Store) -> None:
-    """An attempt without its result.json staged nothing whole."""
-    assert store.staged("run-1") is None
-    for attempt, name in (("0001-aa", "result.json"), ("0002-bb", "result.json"), ("0003-cc", "changes.zip")):
-        store.s3.put_object(Bucket=store.bucket, Key=f"runs/run-1/{attempt}/{name}", Body=b"{}")
-    assert store.staged("run-1") == "0002-bb"
+def test_the_newest_attempts_are_the_ones_to_go_on_with(store: Store) -> None:
+    """An attempt without its result.json staged nothing whole, but may have left a checkpoint."""
+    assert store.staging("run-1") == Staging(None, None)
+    left = ["0001-aa/result.json", "0002-bb/result.json", "0002-bb/checkpoint.zip", "0003-cc/checkpoint.zip"]
+    for name in [*left, "0004-dd/changes.zip"]:
+        store.s3.put_object(Bucket=store.bucket, Key=f"runs/run-1/{name}", Body=b"{}")
+    assert store.staging("run-1") == Staging("runs/run-1/0002-bb/", "runs/run-1/0003-cc/")
+
+
+def test_the_index_says_where_a_run_stands(store: Store) -> None:
+    """One empty key by hour and outcome, which moves, and one by session, which stays."""
+    claim = a_claim()
+
+    def index() -> list[str]:
+        listed = store.s3.list_objects_v2(Bucket=store.bucket, Prefix="index/").get("Contents", [])
+        return [entry["Key"].removeprefix("index/") for entry in listed]
+
+    store.mark(claim, "claimed")
+    assert index() == ["hours/1970-01-01T00/claimed/run-1", "sessions/session-1/run-1"]
+    store.mark(claim, "failed")
+    assert index()[0] == "hours/1970-01-01T00/failed/run-1"
+    again = replace(claim, repeated=True)
+    store.mark(again, "claimed")
+    assert index()[0] == "hours/1970-01-01T00/claimed/run-1"
+    store.mark(again, "done")
+    assert index() == ["hours/1970-01-01T00/done/run-1", "sessions/session-1/run-1"]
 
 
 def test_a_claim_survives_the_state_machine(store: Store) -> None:

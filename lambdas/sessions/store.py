@@ -4,10 +4,12 @@
     locks/{session_id}.json                   the lease: a courtesy that spares a second writer its work
     runs/{run_id}/request.json                who asked what; written first
     runs/{run_id}/base.json                   the session's version that the run works on
-    runs/{run_id}/{attempt}/started, changes.zip, messages.json, result.json
+    runs/{run_id}/{attempt}/started, checkpoint.zip, changes.zip, messages.json, result.json
                                               staged by RunClaude through grants, result.json last
     runs/{run_id}/response.json               the committed answer
     runs/{run_id}/failure.json                what the run died of
+    index/hours/{hour}/{outcome}/{run_id}     empty; `claimed`, then `done` or `failed`: to list costs what is listed
+    index/sessions/{session_id}/{run_id}      empty
 
 Every write that decides something is conditional, and recognises itself: a request that botocore repeated because its
 answer was lost meets its own work, and says so instead of refusing it.
@@ -17,6 +19,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 from botocore.exceptions import BotoCoreError, ClientError
@@ -43,6 +46,20 @@ class Lease:
     run_id: str
     execution: str
     expires_at: float
+
+
+@dataclass(frozen=True)
+class Staging:
+    """What earlier attempts of a run left, each as the prefix of its attempt; None where there is none."""
+
+    result: str | None
+    """The newest attempt that staged a whole result."""
+    checkpoint: str | None
+    """The newest attempt that left a checkpoint."""
+
+
+OUTCOMES = ("claimed", "done", "failed")
+"""Where a run stands in the index. Were it to stand in two places (a crash between two writes), `done` is true."""
 
 
 class Refusal(Exception):
@@ -118,7 +135,7 @@ class Store:
             raise
 
     def _copy(self, claim: Claim, staged: Staged, part: dict[str, Any]) -> str:
-        source = {"Bucket": self.bucket, "Key": f"{_attempt(claim)}changes.zip", "VersionId": staged.version_id}
+        source = {"Bucket": self.bucket, "Key": f"{claim.staging}changes.zip", "VersionId": staged.version_id}
         try:
             with storage("copying what was staged"):
                 copied = self.s3.upload_part_copy(
@@ -175,26 +192,48 @@ class Store:
     def failed(self, run_id: str, failure: Json) -> None:
         self._write(f"runs/{run_id}/failure.json", failure)
 
-    def staged(self, run_id: str) -> str | None:
-        """The newest attempt of the run that staged a whole result."""
+    def failure(self, run_id: str) -> Json | None:
+        return self._read(f"runs/{run_id}/failure.json")
+
+    def base(self, run_id: str) -> Base | None:
+        """The base that an earlier run pinned; None too where it got none, or never came so far."""
+        pinned = self._read(f"runs/{run_id}/base.json")
+        return Base(**pinned["base"]) if pinned and pinned["base"] else None
+
+    def staging(self, run_id: str) -> Staging:
         prefix = f"runs/{run_id}/"
         with storage("listing attempts"):
             pages = self.s3.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=prefix)
-            keys = [entry["Key"] for page in pages for entry in page.get("Contents", [])]
-        attempts = sorted(key.split("/")[2] for key in keys if key.endswith("/result.json"))
-        return attempts[-1] if attempts else None
+            keys = sorted((entry["Key"] for page in pages for entry in page.get("Contents", [])), reverse=True)
+
+        def newest(name: str) -> str | None:
+            return next((key.removesuffix(name) for key in keys if key.endswith(f"/{name}")), None)
+
+        return Staging(newest("result.json"), newest("checkpoint.zip"))
+
+    def mark(self, claim: Claim, outcome: str) -> None:
+        """Say in the index where the run stands; a run that had an attempt before may stand there as failed."""
+        hour = datetime.fromtimestamp(claim.recorded_at, UTC).strftime("%Y-%m-%dT%H")
+        keys = {name: f"index/hours/{hour}/{name}/{claim.run_id}" for name in OUTCOMES}
+        if outcome == "claimed":
+            self._touch(f"index/sessions/{claim.session_id}/{claim.run_id}")
+        self._touch(keys[outcome])
+        left = {"done": ["claimed"], "failed": ["claimed"], "claimed": []}[outcome]
+        for name in left + (["failed"] if claim.repeated and outcome != "failed" else []):
+            with storage("writing the index"):
+                self.s3.delete_object(Bucket=self.bucket, Key=keys[name])
 
     def result(self, claim: Claim) -> Result:
         """What RunClaude staged, if it is whole and of the right shape. Raises `AgentCrashed` if it is not."""
         try:
-            return Result.load(self._read(f"{_attempt(claim)}result.json", most=RESULT_BYTES))
+            return Result.load(self._read(f"{claim.staging}result.json", most=RESULT_BYTES))
         except ValueError as error:
             raise AgentCrashed(run_id=claim.run_id, session_id=claim.session_id, detail=str(error)) from error
 
     def messages(self, claim: Claim, staged: Staged) -> list[Json]:
         with storage("reading the messages"):
             got = self.s3.get_object(
-                Bucket=self.bucket, Key=f"{_attempt(claim)}messages.json", VersionId=staged.version_id
+                Bucket=self.bucket, Key=f"{claim.staging}messages.json", VersionId=staged.version_id
             )
             return list(json.loads(got["Body"].read()))
 
@@ -248,19 +287,26 @@ class Store:
 
     # Grants and links
 
-    def grants(self, claim: Claim, seconds: int) -> Grants:
-        """What RunClaude may do to the bucket, for `seconds`; its signer's credentials can end a grant sooner."""
-        base = claim.base
-        at = _attempt(claim)
-        session = {"VersionId": base.version_id} if base else {}
+    def grants(self, claim: Claim, checkpoint: str | None, seconds: int) -> Grants:
+        """What RunClaude may do to the bucket, for `seconds`; its signer's credentials can end a grant sooner.
+
+        `checkpoint` is the staging of the attempt whose checkpoint is to be gone on with, if there is one.
+        """
+        at = claim.staging
         return Grants(
             request=self._get(f"runs/{claim.run_id}/request.json", seconds),
-            session=self._get(session_key(base.session_id), seconds, **session) if base else None,
+            session=self._archive(claim.base, checkpoint, seconds),
             started=self._put(f"{at}started", seconds, IfNoneMatch="*"),
+            checkpoint=self._put(f"{at}checkpoint.zip", seconds),
             changes=self._put(f"{at}changes.zip", seconds),
             messages=self._put(f"{at}messages.json", seconds),
             result=self._put(f"{at}result.json", seconds),
         )
+
+    def _archive(self, base: Base | None, checkpoint: str | None, seconds: int) -> Grant | None:
+        if checkpoint:
+            return self._get(f"{checkpoint}checkpoint.zip", seconds)
+        return self._get(session_key(base.session_id), seconds, VersionId=base.version_id) if base else None
 
     def link(self, key: str, seconds: int, **version: str) -> str:
         """A URL that reads one object for `seconds`."""
@@ -302,6 +348,10 @@ class Store:
         with storage(f"writing {key}"):
             self.s3.put_object(Bucket=self.bucket, Key=key, Body=body, ContentType="application/json", **condition)
 
+    def _touch(self, key: str) -> None:
+        with storage("writing the index"):
+            self.s3.put_object(Bucket=self.bucket, Key=key, Body=b"")
+
     def _settle(self, key: str, data: Json) -> tuple[Json, bool]:
         """Write once. Whoever comes second gets what the first wrote, and False."""
         try:
@@ -309,10 +359,6 @@ class Store:
         except Refusal:
             return self._read(key) or data, False
         return data, True
-
-
-def _attempt(claim: Claim) -> str:
-    return f"runs/{claim.run_id}/{claim.attempt}/"
 
 
 def _condition(claim: Claim) -> dict[str, str]:
