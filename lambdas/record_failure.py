@@ -24,7 +24,7 @@ DETAIL_CHARS = 4000
 
 
 def handler(event: Json, context: object) -> Json:
-    """The Lambda entry point: `{claim, state, error: {Error, Cause}, caller, key}` → the failure as it is answered."""
+    """The Lambda entry point: `{claim, state, error, execution, caller, key}` → the failure as it is answered."""
     return recorder().record(event)
 
 
@@ -43,7 +43,7 @@ class Recorder:
         claim = Claim.load(event["claim"]) if event["claim"] else None
         failure = classify(event["state"], event["error"])
         if claim is None:
-            return failure.facts() | {"run_id": failure.run_id or run_id(event["caller"], event["key"])}
+            return self._unclaimed(event, failure)
         ids = {"run_id": claim.run_id, "session_id": claim.session_id}
         if self.store.response(claim.run_id):
             public = failure.facts() | ids  # it died after its commit: repeating it answers with the committed turn
@@ -52,6 +52,14 @@ class Recorder:
             self.store.mark(claim, "failed")
         self.store.free(claim.session_id, claim.execution)
         return public
+
+    def _unclaimed(self, event: Json, failure: WorkflowError) -> Json:
+        """RestoreSession died, perhaps with the lease in its hands: it is this execution's to give back."""
+        run = failure.run_id or run_id(event["caller"], event["key"])
+        record = self.store.run(run)
+        if record:
+            self.store.free(record["session_id"], event["execution"])
+        return failure.facts() | {"run_id": run, "session_id": failure.session_id or (record or {}).get("session_id")}
 
     def _write(self, claim: Claim, event: Json, failure: WorkflowError, ids: Json) -> Json:
         """The failure as it is answered; its record also has what only the operator may see."""
