@@ -39,7 +39,7 @@ class Keeper:
         spent = result.cost_usd + self._spent_before(claim)
         metadata = _metadata(claim, result, spent)
         self.store.commit(claim, result.changes, metadata)
-        messages = self.store.messages(claim, result.messages) if result.messages.size <= ANSWER_BYTES else None
+        messages = self.store.messages(claim, result.messages, ANSWER_BYTES)
         own = spent if claim.staging.startswith(f"runs/{claim.run_id}/") else 0.0
         built = answer.build(claim, result, messages, own, float(metadata["cost-usd"]))
         standing = self.store.answer(claim.run_id, built)

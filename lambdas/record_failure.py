@@ -6,15 +6,16 @@ of it, only the class, bounded numbers and the operator's detail are taken; the 
 
 import json
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 from lambdas import errors
 from lambdas.contract import FORMAT, Claim, Json, run_id
-from lambdas.errors import Internal, RunTimedOut, WorkflowError
+from lambdas.errors import AgentCrashed, Internal, RunTimedOut, WorkflowError
 from lambdas.sessions.client import s3_client
-from lambdas.sessions.store import Store
+from lambdas.sessions.store import Staging, Store
 from lambdas.settings import RecordSettings
 
 TIMEOUTS = ("States.Timeout", "Sandbox.Timedout")
@@ -45,8 +46,9 @@ class Recorder:
         if claim is None:
             return self._unclaimed(event, failure)
         ids = {"run_id": claim.run_id, "session_id": claim.session_id}
-        if self.store.response(claim.run_id):
-            public = failure.facts() | ids  # it died after its commit: repeating it answers with the committed turn
+        if response := self.store.response(claim.run_id):
+            # It died after its commit: repeating it answers with the committed turn.
+            public = failure.facts() | ids | {"cost_usd": response["cost_usd"], "resumes": True}
         else:
             public = self._write(claim, event, failure, ids)
             self.store.mark(claim, "failed")
@@ -65,7 +67,7 @@ class Recorder:
         """The failure as it is answered; its record also has what only the operator may see."""
         staging = self.store.staging(claim.run_id)
         earlier = (self.store.failure(claim.run_id) if claim.repeated else None) or {"costs": {}}
-        costs = earlier["costs"] | {claim.staging: failure.cost_usd}
+        costs = earlier["costs"] | {claim.staging: self._spent(claim, staging, failure)}
         public = (
             failure.facts()
             | ids
@@ -77,6 +79,13 @@ class Recorder:
         inside = {"state": event["state"], "execution": claim.execution, "raised": event["error"].get("Error")}
         self.store.failed(claim.run_id, public | inside | {"format": FORMAT, "costs": costs, "detail": failure.detail})
         return public
+
+    def _spent(self, claim: Claim, staging: Staging, failure: WorkflowError) -> float:
+        """US dollars of this attempt: PersistSession's errors know nothing of it, but what was staged does."""
+        if staging.result == claim.staging:
+            with suppress(AgentCrashed):  # what was staged is no result, and perhaps that is what failed
+                return self.store.result(claim).cost_usd
+        return failure.cost_usd
 
 
 def classify(state: str, raised: Json) -> WorkflowError:

@@ -12,6 +12,7 @@ from constructs import Construct
 from lambdas import errors
 from stacks import refusals
 from stacks.deployment import Deployment
+from stacks.findings import meant
 
 TEMPLATES = Path(__file__).resolve().parent / "templates"
 MAX_BODY = 240 * 1024
@@ -33,6 +34,11 @@ ACCESS_LOG = {
     "ms": "$context.responseLatency",
 }
 """Who, from where, what came of it. Not what was asked: no body, no header."""
+NO_AUTHORIZER = {
+    "api-key": "POST asks for an API key of the usage plan, which names the caller.",
+    "none": "The deployment's cdk.json says that everyone may ask.",
+}
+"""Why POST has no authorizer, where it has none."""
 
 
 class Api(Construct):
@@ -80,7 +86,32 @@ class Api(Construct):
             ),
         )
         api.node.try_remove_child("Endpoint")
+        self._acknowledge(api)
         return api
+
+    def _acknowledge(self, api: gateway.RestApi) -> None:
+        meant(
+            api,
+            {
+                "APIG2": "POST validates its body and has no parameters; ANY validates a parameter and has no body. "
+                "One validator for both would take from the refusal of ANY what makes it 405."
+            },
+        )
+        meant(
+            api.deployment_stage,
+            {
+                "APIG3": "A web ACL costs by the month and its rules are the account's: it is put before the stage by "
+                "who wants one. Keys, quota and throttling are here.",
+                "APIG6": "Execution logs go to a group that API Gateway makes for itself, outside of the stack and "
+                "kept for ever. The access log names every request, the machine's log every execution.",
+            },
+        )
+        if self._deployment.cloud_watch_role:
+            policy = "Policy::arn:<AWS::Partition>:iam::aws:policy/service-role/AmazonAPIGatewayPushToCloudWatchLogs"
+            meant(
+                api,
+                {f"IAM4[{policy}]": "The account's role for API Gateway's logs, with AWS's own policy for just that."},
+            )
 
     def _gateway_responses(self) -> None:
         for kind, refusal in refusals.GATEWAY.items():
@@ -137,7 +168,7 @@ class Api(Construct):
                 ],
             ),
         )
-        resource.add_method(
+        method = resource.add_method(
             "POST",
             integration,
             authorization_type=(
@@ -149,6 +180,12 @@ class Api(Construct):
             ),
             request_models={"application/json": self._json_object()},
             method_responses=[self._method_response(status, "Retry-After") for status in ("200", "500")],
+        )
+        cognito = "Callers are programs with a key or an AWS identity, not people with a password."
+        meant(
+            method,
+            {"COG4": cognito}
+            | ({} if self._deployment.auth == "iam" else {"APIG4": NO_AUTHORIZER[self._deployment.auth]}),
         )
 
     def _json_object(self) -> gateway.Model:
@@ -175,7 +212,7 @@ class Api(Construct):
         So every other method asks for a header that nobody sends: the validator refuses before anything else is looked
         at, and that refusal, which no other method can give, is worded as 405.
         """
-        resource.add_method(
+        method = resource.add_method(
             "ANY",
             gateway.MockIntegration(
                 request_templates={"application/json": '{"statusCode": 405}'},
@@ -189,6 +226,8 @@ class Api(Construct):
             ),
             method_responses=[self._method_response("405", "Allow")],
         )
+        fixed = "It answers every request with the same 405 and reaches nothing."
+        meant(method, {"APIG4": fixed, "COG4": fixed})
 
     def _integration_response(
         self, status: str, template: str, *, selection_pattern: str | None = None, headers: dict[str, str] | None = None

@@ -52,6 +52,13 @@ class Deployment:
     max_session_files: int
     retain_data: bool
     """Keep the bucket when the stack is deleted."""
+    kms_key_arn: str | None
+    """An existing KMS key, in the stack's region, for bucket and secret; None: S3's and Secrets Manager's own."""
+    vpc: str | None
+    """An existing VPC for RunClaude alone, whose subnets lead to S3, Secrets Manager and the model; None: none."""
+    subnets: tuple[str, ...]
+    security_group: str | None
+    """None: one that lets nothing in and everything out, made in `vpc`."""
 
     @property
     def ephemeral_mb(self) -> int:
@@ -86,18 +93,39 @@ class Deployment:
             max_session_mb=take.whole("max_session_mb", 1, (MAX_EPHEMERAL_MB - 512) // 3),
             max_session_files=take.whole("max_session_files", 1),
             retain_data=take.flag("retain_data"),
+            kms_key_arn=take.text_or_none("kms_key_arn", KMS_KEY_ARN, "null or the ARN of a KMS key (not of an alias)"),
+            vpc=take.text_or_none("vpc", r"vpc-[0-9a-f]{8,17}", "null or the id of a VPC"),
+            subnets=take.names("subnets") or (),
+            security_group=take.text_or_none(
+                "security_group", r"sg-[0-9a-f]{8,17}", "null or the id of a security group"
+            ),
         )
         take.refuse_the_rest()
-        if deployment.provider == "bedrock" and not deployment.bedrock_models:
+        deployment._check_models()
+        deployment._check_network()
+        return deployment
+
+    def _check_models(self) -> None:
+        if self.provider == "bedrock" and not self.bedrock_models:
             raise BadContext("bedrock_models must name at least one model when provider is bedrock.")
-        for model in deployment.bedrock_models:
+        for model in self.bedrock_models:
             if not MODEL_ID.fullmatch(model):
                 raise BadContext(f"bedrock_models takes ids of models and inference profiles; {model!r} is none.")
-        return deployment
+
+    def _check_network(self) -> None:
+        if self.vpc and not self.subnets:
+            raise BadContext("subnets must name at least one subnet when vpc is set.")
+        if not self.vpc and (self.subnets or self.security_group):
+            raise BadContext("subnets and security_group mean nothing without vpc.")
+        for subnet in self.subnets:
+            if not SUBNET_ID.fullmatch(subnet):
+                raise BadContext(f"subnets takes the ids of subnets; {subnet!r} is none.")
 
 
 MODEL_ID = re.compile(r"[A-Za-z0-9._:-]+")
 """No ARN: the agent's proxy lets no slash through in a model's name, however it is escaped."""
+SUBNET_ID = re.compile(r"subnet-[0-9a-f]{8,17}")
+KMS_KEY_ARN = r"arn:aws[a-z-]*:kms:[a-z0-9-]+:\d{12}:key/[A-Za-z0-9-]+"
 
 
 class _Context:
@@ -116,6 +144,12 @@ class _Context:
         if not isinstance(value, str) or not re.fullmatch(pattern, value):
             raise BadContext(f"{name} must be {wanted}, not {json.dumps(value)}.")
         return value
+
+    def text_or_none(self, name: str, pattern: str, wanted: str) -> str | None:
+        if self.left.get(name, "") in (None, "null"):
+            self._take(name)
+            return None
+        return self.text(name, pattern, wanted)
 
     def one_of(self, name: str, *choices: str) -> str:
         value = self._take(name)

@@ -9,6 +9,7 @@ from aws_cdk import (
     IgnoreMode,
     RemovalPolicy,
     Size,
+    aws_ec2,
     aws_ecr_assets,
     aws_iam,
     aws_lambda,
@@ -18,6 +19,7 @@ from constructs import Construct
 
 from lambdas.settings import Clocks
 from stacks.deployment import Deployment
+from stacks.findings import meant
 from stacks.secret import ModelSecret
 from stacks.storage import Storage
 
@@ -26,6 +28,16 @@ ROOT = Path(__file__).resolve().parent.parent
 ONLY_LAMBDAS = ["/*", "!/lambdas", "__pycache__", "*.md", ".DS_Store"]
 NOT_IN_THE_ZIP = ["/lambdas/agent", "/lambdas/run_claude.py", "/lambdas/Dockerfile", "/lambdas/requirements.*"]
 SESSIONS = "session-*.zip"
+NETWORK_INTERFACES = [
+    "ec2:AssignPrivateIpAddresses",
+    "ec2:CreateNetworkInterface",
+    "ec2:DeleteNetworkInterface",
+    "ec2:DescribeNetworkInterfaces",
+    "ec2:DescribeSubnets",
+    "ec2:UnassignPrivateIpAddresses",
+]
+"""What Lambda does in the name of a function's role to put the function into a VPC."""
+TRACES = "X-Ray knows no resources: a segment is put into the account's traces, or not."
 
 
 class Functions(Construct):
@@ -40,6 +52,7 @@ class Functions(Construct):
     ) -> None:
         super().__init__(scope, construct_id)
         self._deployment = deployment
+        self._roles: dict[str, aws_iam.Role] = {}
         self._clocks = Clocks(deployment.integration_timeout)
         self._zip = aws_lambda.Code.from_asset(
             str(ROOT), exclude=[*ONLY_LAMBDAS, *NOT_IN_THE_ZIP], ignore_mode=IgnoreMode.GIT
@@ -50,24 +63,20 @@ class Functions(Construct):
         failure = self._zipped("RecordFailure", "record_failure", self._clocks.record_function, record)
         run = self._image(secret)
 
-        _keep_the_record(storage, restore, persist, failure)
-        _allow(restore, storage.objects(SESSIONS), "s3:GetObject", "s3:GetObjectVersion")
-        _allow(restore, storage.objects("runs/*"), "s3:GetObjectVersion")
-        _allow(
-            persist,
-            storage.objects(SESSIONS),
-            "s3:GetObject",
-            "s3:GetObjectVersion",
-            "s3:PutObject",
-            "s3:AbortMultipartUpload",
+        reads = ("s3:GetObject", "s3:GetObjectVersion")
+        _keep_the_record(
+            storage, *(self._roles[state] for state in ("RestoreSession", "PersistSession", "RecordFailure"))
         )
-        _allow(persist, storage.objects("runs/*"), "s3:GetObjectVersion")
-        for function in (restore, persist):
-            _allow(function, [storage.bucket.bucket_arn], "s3:ListBucketVersions")
-        _allow(run, [secret.secret.secret_arn], "secretsmanager:GetSecretValue")
+        storage.allow(self._roles["RestoreSession"], SESSIONS, *reads)
+        storage.allow(self._roles["PersistSession"], SESSIONS, *reads, "s3:PutObject", "s3:AbortMultipartUpload")
+        for role in (self._roles["RestoreSession"], self._roles["PersistSession"]):
+            storage.allow(role, "runs/*", "s3:GetObjectVersion")
+            _allow(role, [storage.bucket.bucket_arn], "s3:ListBucketVersions")
+        secret.allow(self._roles["RunClaude"])
         if deployment.provider == "bedrock":
-            models = [arn for model in deployment.bedrock_models for arn in _model_arns(model)]
-            _allow(run, models, "bedrock:InvokeModelWithResponseStream")
+            _allow_models(self._roles["RunClaude"], deployment.bedrock_models)
+        if deployment.vpc:
+            self._into_the_network(run, deployment.vpc)
 
         functions = {"RestoreSession": restore, "RunClaude": run, "PersistSession": persist, "RecordFailure": failure}
         self.versions = {state: function.current_version for state, function in functions.items()}
@@ -84,7 +93,7 @@ class Functions(Construct):
 
     def _zipped(self, state: str, module: str, timeout: int, environment: dict[str, str]) -> aws_lambda.Function:
         log_group, role = self._log_group_and_role(state)
-        return aws_lambda.Function(
+        function = aws_lambda.Function(
             self,
             state,
             description=f"State {state} of {self._deployment.stack_name}",
@@ -100,6 +109,10 @@ class Functions(Construct):
             tracing=aws_lambda.Tracing.ACTIVE,
             current_version_options=aws_lambda.VersionOptions(removal_policy=RemovalPolicy.RETAIN),
         )
+        meant(
+            function, {"L1": "One Python for all four: that of RunClaude's image, for which its packages are locked."}
+        )
+        return function
 
     def _image(self, secret: ModelSecret) -> aws_lambda.DockerImageFunction:
         deployment = self._deployment
@@ -162,21 +175,59 @@ class Functions(Construct):
                 actions=["logs:CreateLogStream", "logs:PutLogEvents"], resources=[log_group.log_group_arn]
             )
         )
+        meant(role, {"IAM5[Resource::*]": TRACES})
+        self._roles[state] = role
         return log_group, role
 
+    def _into_the_network(self, run: aws_lambda.Function, vpc: str) -> None:
+        """RunClaude alone: the others run no strangers' code and need S3 only. By ids, so that nothing is looked up."""
+        group = self._deployment.security_group
+        if group is None:
+            nothing_in = "RunClaude: nothing in, and out whatever the routes let out"
+            made = aws_ec2.CfnSecurityGroup(self, "RunClaudeGroup", group_description=nothing_in, vpc_id=vpc)
+            group = made.attr_group_id
+        resource = run.node.default_child
+        assert isinstance(resource, aws_lambda.CfnFunction)
+        resource.vpc_config = aws_lambda.CfnFunction.VpcConfigProperty(
+            subnet_ids=list(self._deployment.subnets), security_group_ids=[group]
+        )
+        role = self._roles["RunClaude"]
+        role.add_to_policy(aws_iam.PolicyStatement(actions=NETWORK_INTERFACES, resources=["*"]))
+        meant(role, {"IAM5[Resource::*]": f"{TRACES} Lambda makes network interfaces anew, and code may not."})
+        # Lambda itself needs them, the code in the function does not: only of its calls is this condition true.
+        from_code = f"arn:{Aws.PARTITION}:lambda:{Aws.REGION}:{Aws.ACCOUNT_ID}:function:*"
+        role.add_to_policy(
+            aws_iam.PolicyStatement(
+                effect=aws_iam.Effect.DENY,
+                actions=NETWORK_INTERFACES,
+                resources=["*"],
+                conditions={"ArnLike": {"lambda:SourceFunctionArn": from_code}},
+            )
+        )
 
-def _keep_the_record(storage: Storage, *functions: aws_lambda.Function) -> None:
-    for function in functions:
-        _allow(function, storage.objects("runs/*"), "s3:GetObject", "s3:PutObject")
-        _allow(function, storage.objects("locks/*"), "s3:GetObject", "s3:PutObject", "s3:DeleteObject")
-        _allow(function, storage.objects("index/*"), "s3:PutObject", "s3:DeleteObject")
+
+def _keep_the_record(storage: Storage, *roles: aws_iam.Role) -> None:
+    for role in roles:
+        storage.allow(role, "runs/*", "s3:GetObject", "s3:PutObject")
+        storage.allow(role, "locks/*", "s3:GetObject", "s3:PutObject", "s3:DeleteObject")
+        storage.allow(role, "index/*", "s3:PutObject", "s3:DeleteObject")
         # Without it a missing object is 403, not 404; and a condition on the prefix would take it away again, since a
         # GetObject carries no prefix to compare.
-        _allow(function, [storage.bucket.bucket_arn], "s3:ListBucket")
+        _allow(role, [storage.bucket.bucket_arn], "s3:ListBucket")
+        storage.allow_key(role)
 
 
-def _allow(function: aws_lambda.Function, resources: list[str], *actions: str) -> None:
-    function.add_to_role_policy(aws_iam.PolicyStatement(actions=list(actions), resources=resources))
+def _allow(role: aws_iam.Role, resources: list[str], *actions: str) -> None:
+    role.add_to_policy(aws_iam.PolicyStatement(actions=list(actions), resources=resources))
+
+
+def _allow_models(role: aws_iam.Role, models: tuple[str, ...]) -> None:
+    arns = [arn for model in models for arn in _model_arns(model)]
+    _allow(role, arns, "bedrock:InvokeModelWithResponseStream")
+    regions = "An inference profile chooses among regions, and needs its model, named in full, in each of them."
+    for arn in arns:
+        if ":*:" in arn:
+            meant(role, {f"IAM5[Resource::{arn.replace(Aws.PARTITION, '<AWS::Partition>')}]": regions})
 
 
 def _model_arns(model: str) -> list[str]:

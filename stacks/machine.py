@@ -8,6 +8,7 @@ from aws_cdk import aws_stepfunctions as sfn
 from constructs import Construct
 
 from lambdas.settings import Clocks
+from stacks.findings import meant
 
 DEFINITION = Path(__file__).resolve().parent.parent / "statemachine" / "claude_agent_workflow.asl.json"
 
@@ -30,6 +31,7 @@ class Machine(Construct):
         )
         role = aws_iam.Role(self, "Role", assumed_by=aws_iam.ServicePrincipal("states.amazonaws.com"))
         role.add_to_policy(aws_iam.PolicyStatement(actions=["lambda:InvokeFunction"], resources=list(arns.values())))
+        meant(role, {"IAM5[Resource::*]": "Delivery of logs and X-Ray know no resources; CDK adds what they need."})
         self.machine = sfn.StateMachine(
             self,
             "Machine",

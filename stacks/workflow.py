@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from aws_cdk import App, CfnOutput, Environment, Stack
+from aws_cdk import App, CfnOutput, Environment, Stack, aws_kms
 from aws_cdk.cx_api import CloudAssembly
 from constructs import Construct
 
@@ -27,8 +27,11 @@ class ClaudeAgentWorkflow(Stack):
         self, scope: Construct, construct_id: str, *, deployment: Deployment, env: Environment | None = None
     ) -> None:
         super().__init__(scope, construct_id, env=env, description="Claude Agent Workflow: one POST runs Claude Code")
-        storage = Storage(self, "Storage", cors_origin=deployment.cors_origin, retain=deployment.retain_data)
-        secret = ModelSecret(self, "ModelSecret")
+        arn = deployment.kms_key_arn
+        key = aws_kms.Key.from_key_arn(self, "Key", arn) if arn else None
+        retain = deployment.retain_data
+        storage = Storage(self, "Storage", cors_origin=deployment.cors_origin, retain=retain, key=key)
+        secret = ModelSecret(self, "ModelSecret", key=key)
         functions = Functions(self, "Functions", deployment=deployment, storage=storage, secret=secret)
         clocks = Clocks(deployment.integration_timeout)
         machine = Machine(self, "Machine", clocks=clocks, functions=functions.versions).machine
@@ -50,7 +53,12 @@ class ClaudeAgentWorkflow(Stack):
 
 
 def synthesize(outdir: str, context: Mapping[str, Any] | None = None) -> CloudAssembly:
-    """Writes the cloud assembly into `outdir` and returns it.
+    """Writes the cloud assembly into `outdir` and returns it. Raises `BadContext`."""
+    return application(outdir, context).synth()
+
+
+def application(outdir: str, context: Mapping[str, Any] | None = None) -> App:
+    """The app with the one stack, to be synthesized into `outdir`.
 
     cdk.json's context is passed on by hand, because only the cdk CLI reads that file: so `python app.py`, the CLI and
     the tests see one and the same. `context` overrides single values, as `cdk -c` does. Raises `BadContext`.
@@ -60,4 +68,4 @@ def synthesize(outdir: str, context: Mapping[str, Any] | None = None) -> CloudAs
     # The app's context adds what `cdk -c` says, but loses every null on its way through jsii.
     deployment = Deployment.read({**chosen, **app.node.get_all_context()})
     ClaudeAgentWorkflow(app, deployment.stack_name, deployment=deployment)
-    return app.synth()
+    return app

@@ -24,6 +24,16 @@ def test_the_cli_gives_text() -> None:
     assert read.max_budget_usd == 2.5
 
 
+def test_a_network_is_named_by_ids() -> None:
+    """An existing VPC and its subnets, as the CLI gives them; a subnet that is none stops with its name."""
+    said = {"vpc": "vpc-0a1b2c3d", "subnets": '["subnet-0a1b2c3d"]', "security_group": "null", "kms_key_arn": "null"}
+    read = Deployment.read(CONTEXT | said)
+    assert (read.vpc, read.subnets, read.security_group) == ("vpc-0a1b2c3d", ("subnet-0a1b2c3d",), None)
+    assert read.kms_key_arn is None
+    with pytest.raises(BadContext, match="'private' is none"):
+        Deployment.read(CONTEXT | said | {"subnets": ["private"]})
+
+
 def test_the_cdk_has_keys_of_its_own() -> None:
     """Keys of the CDK in the same context are left alone."""
     Deployment.read(CONTEXT | {"aws:cdk:bundling-stacks": ["**"], "@aws-cdk/core:some-flag": True})
@@ -62,6 +72,13 @@ def test_ephemeral_storage_fits_the_session() -> None:
         ("allowed_tools", [1], "list of names"),
         ("retain_data", 1, "true or false"),
         ("stack_name", "my stack", "letters"),
+        ("kms_key_arn", "arn:aws:kms:eu-west-1:123456789012:alias/mine", "ARN of a KMS key"),
+        ("kms_key_arn", "", "ARN of a KMS key"),
+        ("vpc", "my-vpc", "id of a VPC"),
+        ("vpc", "vpc-0a1b2c3d", "subnets must name at least one subnet"),
+        ("subnets", ["subnet-0a1b2c3d"], "nothing without vpc"),
+        ("security_group", "sg-0a1b2c3d", "nothing without vpc"),
+        ("security_group", "default", "id of a security group"),
         ("intergration_timeout", 29, "intergration_timeout is unknown"),
     ],
 )

@@ -24,6 +24,7 @@ STATES = ("RestoreSession", "RunClaude", "PersistSession", "RecordFailure")
 BUCKET, SESSIONS, RUNS, LOCKS, INDEX = "the bucket", "/session-*.zip", "/runs/*", "/locks/*", "/index/*"
 OWN_LOG = ["logs:CreateLogStream", "logs:PutLogEvents"]
 TRACES = ["xray:PutTelemetryRecords", "xray:PutTraceSegments"]
+KEY = "arn:aws:kms:eu-west-1:123456789012:key/0f9c4e0e-0000-4000-8000-000000000000"
 
 
 def _of(template: Template, kind: str) -> dict[str, Any]:
@@ -58,12 +59,21 @@ def _resource(resource: Any) -> str:
     return BUCKET if name.startswith("StorageBucket") else re.sub(r"[0-9A-F]{8}[0-9a-f]*$", "", name)
 
 
-def _allowed(template: Template, role: str) -> dict[str, list[str]]:
-    """What a role may do, as sorted actions by resource: statements that allow, without condition, are all it has."""
-    assert "ManagedPolicyArns" not in _named(template, "IAM::Role", role)
+def _statements(template: Template, role: str) -> list[dict[str, Any]]:
+    """All that a role may do: one policy, and neither a managed nor an inline one beside it."""
+    assert not {"ManagedPolicyArns", "Policies"} & _named(template, "IAM::Role", role).keys()
     statements = _named(template, "IAM::Policy", role)["PolicyDocument"]["Statement"]
+    assert isinstance(statements, list)
+    return statements
+
+
+def _allowed(template: Template, role: str, conditional: int = 0) -> dict[str, list[str]]:
+    """What a role may do, as sorted actions by resource, without condition; all but `conditional` statements are so."""
+    statements = _statements(template, role)
+    plain = [statement for statement in statements if "Condition" not in statement]
+    assert len(statements) - len(plain) == conditional
     allowed: dict[str, list[str]] = {}
-    for statement in statements:
+    for statement in plain:
         assert statement.keys() == {"Action", "Effect", "Resource"}
         assert statement["Effect"] == "Allow"
         for resource in _listed(statement["Resource"]):
@@ -146,7 +156,20 @@ def test_the_machine_invokes_the_four_versions(template: Template) -> None:
     allowed = _allowed(template, "MachineRole")
     everywhere = allowed.pop("*")
     assert allowed == {f"Functions{state}CurrentVersion": ["lambda:InvokeFunction"] for state in STATES}
-    assert {action.split(":")[0] for action in everywhere} == {"logs", "xray"}
+    assert everywhere == [
+        "logs:CreateLogDelivery",
+        "logs:DeleteLogDelivery",
+        "logs:DescribeLogGroups",
+        "logs:DescribeResourcePolicies",
+        "logs:GetLogDelivery",
+        "logs:ListLogDeliveries",
+        "logs:PutResourcePolicy",
+        "logs:UpdateLogDelivery",
+        "xray:GetSamplingRules",
+        "xray:GetSamplingTargets",
+        "xray:PutTelemetryRecords",
+        "xray:PutTraceSegments",
+    ]
 
 
 def test_the_door_starts_executions_and_nothing_else(template: Template) -> None:
@@ -158,6 +181,119 @@ def test_every_role_is_asserted_here(template: Template) -> None:
     """A new role needs a test of its own."""
     known = {"MachineRole", "DoorRole", *(f"Functions{state}Role" for state in STATES)}
     assert {re.sub(r"[0-9A-F]{8}$", "", name) for name in _of(template, "IAM::Role")} == known
+
+
+def test_a_role_is_taken_by_its_service_alone(template: Template) -> None:
+    """Functions' roles by Lambda, the machine's by Step Functions, the door's by API Gateway; nobody else's."""
+    services = {"Functions": "lambda", "MachineRole": "states", "DoorRole": "apigateway"}
+    for name, role in _of(template, "IAM::Role").items():
+        (service,) = [service for part, service in services.items() if name.startswith(part)]
+        (statement,) = role["AssumeRolePolicyDocument"]["Statement"]
+        assert statement == {
+            "Action": "sts:AssumeRole",
+            "Effect": "Allow",
+            "Principal": {"Service": f"{service}.amazonaws.com"},
+        }
+
+
+def test_nothing_else_lets_anybody_in(template: Template) -> None:
+    """No function, secret or API has a policy of its own that would allow what no role says."""
+    allowing = ("Lambda::Permission", "Lambda::Url", "SecretsManager::ResourcePolicy", "Logs::ResourcePolicy")
+    assert not [kind for kind in allowing if _of(template, kind)]
+    assert "Policy" not in _one(template, "ApiGateway::RestApi")
+
+
+# --- the deployment's own key and network ---
+
+
+@pytest.fixture
+def guarded(synthesized: Any) -> Template:
+    """The template with a KMS key, and RunClaude in a VPC."""
+    folder = synthesized(
+        stack_name="Guarded", kms_key_arn=KEY, vpc="vpc-0a1b2c3d", subnets=["subnet-0a1b2c3d", "subnet-4e5f6a7b"]
+    )
+    read: Template = json.loads((folder / "Guarded.template.json").read_text())
+    return read
+
+
+def test_the_key_of_a_deployment_encrypts_bucket_and_secret(guarded: Template) -> None:
+    """With `kms_key_arn` whatever is stored is encrypted with it, the bucket by a key of its own below it."""
+    (rule,) = _one(guarded, "S3::Bucket")["BucketEncryption"]["ServerSideEncryptionConfiguration"]
+    assert rule == {
+        "BucketKeyEnabled": True,
+        "ServerSideEncryptionByDefault": {"KMSMasterKeyID": KEY, "SSEAlgorithm": "aws:kms"},
+    }
+    assert _one(guarded, "SecretsManager::Secret")["KmsKeyId"] == KEY
+    assert not _of(guarded, "KMS::Key")
+
+
+def test_each_role_uses_the_key_for_its_own_service_only(guarded: Template, template: Template) -> None:
+    """Who holds rights on objects (for the grants that it signs, too) encrypts through S3; RunClaude reads its secret.
+
+    Everything else that they may do is as without the key.
+    """
+    for state in ("RestoreSession", "PersistSession", "RecordFailure"):
+        role = f"Functions{state}"
+        (statement,) = [s for s in _statements(guarded, role) if "Condition" in s]
+        assert (statement["Effect"], statement["Resource"]) == ("Allow", KEY)
+        assert statement["Action"] == ["kms:Decrypt", "kms:GenerateDataKey"]
+        assert _via(statement) == "s3..amazonaws.com"
+        assert _allowed(guarded, role, conditional=1) == _allowed(template, role)
+    (statement,) = [s for s in _statements(guarded, "FunctionsRunClaude") if s["Action"] == "kms:Decrypt"]
+    assert (statement["Effect"], statement["Resource"]) == ("Allow", KEY)
+    assert _via(statement) == "secretsmanager..amazonaws.com"
+    (context,) = [value for name, value in statement["Condition"]["StringEquals"].items() if "Context" in name]
+    assert _resource(context) == "ModelSecret"
+    for role in ("MachineRole", "DoorRole"):
+        assert "kms:" not in json.dumps(_statements(guarded, role))
+
+
+def _via(statement: dict[str, Any]) -> str:
+    """The service of a statement's condition, without its region."""
+    return _resource(statement["Condition"]["StringEquals"]["kms:ViaService"])
+
+
+def test_run_claude_alone_is_put_into_the_network(guarded: Template) -> None:
+    """By ids, so that no account is asked; without a security group it gets one that lets nothing in."""
+    functions = _of(guarded, "Lambda::Function")
+    (placed,) = [name for name, function in functions.items() if "VpcConfig" in function]
+    assert placed.startswith("FunctionsRunClaude")
+    config = functions[placed]["VpcConfig"]
+    assert config["SubnetIds"] == ["subnet-0a1b2c3d", "subnet-4e5f6a7b"]
+    ((group, properties),) = _of(guarded, "EC2::SecurityGroup").items()
+    assert config["SecurityGroupIds"] == [{"Fn::GetAtt": [group, "GroupId"]}]
+    assert properties["VpcId"] == "vpc-0a1b2c3d"
+    assert "SecurityGroupIngress" not in properties
+
+
+def test_code_cannot_use_what_lambda_needs_for_the_network(guarded: Template, template: Template) -> None:
+    """The role has the rights on network interfaces that Lambda asks for; to the function's code they are denied."""
+    allowed = _allowed(guarded, "FunctionsRunClaude", conditional=2)
+    interfaces = sorted(set(allowed["*"]) - set(TRACES))
+    assert interfaces == [
+        "ec2:AssignPrivateIpAddresses",
+        "ec2:CreateNetworkInterface",
+        "ec2:DeleteNetworkInterface",
+        "ec2:DescribeNetworkInterfaces",
+        "ec2:DescribeSubnets",
+        "ec2:UnassignPrivateIpAddresses",
+    ]
+    assert allowed | {"*": TRACES} == _allowed(template, "FunctionsRunClaude")
+    (denied,) = [s for s in _statements(guarded, "FunctionsRunClaude") if s["Effect"] == "Deny"]
+    assert (sorted(denied["Action"]), denied["Resource"]) == (interfaces, "*")
+    assert denied["Condition"].keys() == {"ArnLike"}
+    assert _resource(denied["Condition"]["ArnLike"]["lambda:SourceFunctionArn"]).endswith(":function:*")
+
+
+def test_a_security_group_of_the_deployments_is_taken_as_it_is(synthesized: Any) -> None:
+    """Then the stack makes none."""
+    folder = synthesized(
+        stack_name="Grouped", vpc="vpc-0a1b2c3d", subnets=["subnet-0a1b2c3d"], security_group="sg-0a1b2c3d"
+    )
+    template = json.loads((folder / "Grouped.template.json").read_text())
+    config = _named(template, "Lambda::Function", "FunctionsRunClaude")["VpcConfig"]
+    assert config == {"SecurityGroupIds": ["sg-0a1b2c3d"], "SubnetIds": ["subnet-0a1b2c3d"]}
+    assert not _of(template, "EC2::SecurityGroup")
 
 
 # --- functions ---

@@ -281,3 +281,14 @@ def test_a_claim_survives_the_state_machine(store: Store) -> None:
     base = commit(store, a_claim(), b"first")
     for claim in (a_claim(), a_claim(base=base)):
         assert Claim.load(json.loads(json.dumps(asdict(claim)))) == claim
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"not json", b"7", b'"x"', b"{}", b"[7]", b"\xff", b"[" * 100_000, b"[" + b" " * 300_000 + b"]"]
+)
+def test_messages_of_any_other_shape_are_left_out(store: Store, body: bytes) -> None:
+    """The turn is committed by then, and what a stranger staged as its messages cannot undo that."""
+    claim = a_claim()
+    staged = Grantee().put(store.grants(claim, None, 60).messages, body, len(body))
+    assert staged is not None
+    assert store.messages(claim, staged, 200_000) is None

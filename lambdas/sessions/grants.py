@@ -24,7 +24,7 @@ class Grantee:
 
     def read(self, grant: Grant) -> bytes:
         """One small object."""
-        with self._get(grant) as response:
+        with self._get(grant) as response, _speaking("reading"):
             return response.data
 
     def download(self, grant: Grant, out: BinaryIO) -> None:

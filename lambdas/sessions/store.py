@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, cast
 
 from botocore.exceptions import BotoCoreError, ClientError
 
@@ -227,15 +227,17 @@ class Store:
         """What RunClaude staged, if it is whole and of the right shape. Raises `AgentCrashed` if it is not."""
         try:
             return Result.load(self._read(f"{claim.staging}result.json", most=RESULT_BYTES))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise AgentCrashed(run_id=claim.run_id, session_id=claim.session_id, detail=str(error)) from error
 
-    def messages(self, claim: Claim, staged: Staged) -> list[Json]:
-        with storage("reading the messages"):
-            got = self.s3.get_object(
-                Bucket=self.bucket, Key=f"{claim.staging}messages.json", VersionId=staged.version_id
-            )
-            return list(json.loads(got["Body"].read()))
+    def messages(self, claim: Claim, staged: Staged, most: int) -> list[Json] | None:
+        """The agent's messages; None where they have more than `most` bytes, or are none: a stranger staged them."""
+        try:
+            found: object = self._read(f"{claim.staging}messages.json", most, VersionId=staged.version_id)
+        except (ValueError, RecursionError):
+            return None
+        honest = isinstance(found, list) and all(isinstance(message, dict) for message in found)
+        return cast(list[Json], found) if honest else None
 
     # The lease
 
@@ -330,11 +332,11 @@ class Store:
         except Missing:
             return None
 
-    def _read(self, key: str, most: int | None = None) -> Json | None:
+    def _read(self, key: str, most: int | None = None, **version: str) -> Json | None:
         """The object, or None where there is none. `ValueError`: it has more than `most` bytes, or is not JSON."""
         try:
             with storage(f"reading {key}"):
-                got = self.s3.get_object(Bucket=self.bucket, Key=key)
+                got = self.s3.get_object(Bucket=self.bucket, Key=key, **version)
                 if most is not None and got["ContentLength"] > most:
                     raise ValueError(f"{key} has {got['ContentLength']} bytes, and {most} are read at most")
                 data = got["Body"].read()
