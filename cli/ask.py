@@ -7,12 +7,14 @@ from typing import Any
 
 import urllib3
 from rich.console import Console
-from rich.markup import escape
+from rich.text import Text
 
-from cli.endpoint import Endpoint, Unusable
+from cli.endpoint import Endpoint, Unusable, command
 
 LONGEST = 305
 """Seconds to wait for an answer: above the API's longest integration timeout, so that its own answer arrives."""
+CONNECT = 10
+"""Seconds to wait for a connection."""
 
 Answer = dict[str, Any]
 
@@ -22,21 +24,29 @@ def post(endpoint: Endpoint, body: dict[str, Any], console: Console) -> Answer:
     headers = {"Content-Type": "application/json", "Idempotency-Key": str(uuid.uuid4())}
     if endpoint.key:
         headers["x-api-key"] = endpoint.key
+    timeout = urllib3.Timeout(connect=CONNECT, read=LONGEST)
     with console.status("Claude is working…"):
         try:
-            response = urllib3.request("POST", endpoint.url, json=body, headers=headers, timeout=LONGEST, retries=False)
+            response = urllib3.request("POST", endpoint.url, json=body, headers=headers, timeout=timeout, retries=False)
         except urllib3.exceptions.HTTPError as error:
             raise Unusable(f"{endpoint.url} does not answer ({error}). Is the service running?") from error
     try:
         answer: Answer = response.json()
-    except ValueError:
-        raise Unusable(f"{endpoint.url} answered {response.status} with something else than JSON.") from None
-    return answer
+        if answer["success"] in (True, False):
+            return answer
+    except (ValueError, TypeError, KeyError):
+        pass
+    raise Unusable(f"{endpoint.url} answered {response.status}, but not as this API does. Is the URL right?")
+
+
+def plain() -> Console:
+    """A console on standard error that shows texts as they are: no markup, no emoji codes, no colors for numbers."""
+    return Console(stderr=True, highlight=False, markup=False, emoji=False)
 
 
 def run(endpoint: Endpoint, prompt: str, session: str | None, as_json: bool) -> int:
     """Asks, prints the answer to stdout and all else to stderr; 0 if it succeeded, else 1."""
-    console = Console(stderr=True, highlight=False)
+    console = plain()
     answer = post(endpoint, {"prompt": prompt} | ({"session_id": session} if session else {}), console)
     if as_json:
         print(json.dumps(answer, ensure_ascii=False, indent=2 if sys.stdout.isatty() else None))
@@ -50,19 +60,24 @@ def report(answer: Answer, console: Console) -> None:
     if answer["success"]:
         _show(answer, console)
         return
-    console.print(f"[red]{answer['code']}[/red]: {escape(answer['error'])}", soft_wrap=True)
+    console.print(Text(answer["code"], "red") + Text(f": {answer['error']}"), soft_wrap=True)
     if answer["retryable"]:
-        console.print("[dim]Asking again can help.[/dim]")
+        console.print("Asking again can help.", style="dim")
 
 
 def _show(answer: Answer, console: Console) -> None:
     """The final text on stdout; what it took, and how to go on, on stderr."""
     print(answer["result"] or f"(no final text: the run stopped at {answer['stop_reason']})")
     for file in answer["files"][:20]:
-        console.print(f"  [dim]{file['change']}[/dim] {escape(file['path'])} ({file['size']:,} bytes)", soft_wrap=True)
+        change = Text(f"  {file['change']}", "dim")
+        console.print(change + Text(f" {file['path']} ({_bytes(file['size'])})"), soft_wrap=True)
     seconds, turns = answer["duration_ms"] / 1000, answer["num_turns"]
     sys.stdout.flush()
     took = f"{turns} turn{'s' * (turns != 1)}, {seconds:.1f} s, ${answer['cost_usd']:.4f}"
     console.print(
-        f"[dim]{took}. Go on with: claude-workflow ask --session {answer['session_id']} …[/dim]", soft_wrap=True
+        f"{took}. Go on with: {command()} ask --session {answer['session_id']} …", style="dim", soft_wrap=True
     )
+
+
+def _bytes(size: int) -> str:
+    return f"{size:,} byte{'s' * (size != 1)}"

@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console
 
 from cli import ask, endpoint
-from cli.endpoint import Endpoint
+from cli.endpoint import Endpoint, command
 from cli.serve import serving
 
 FIRST = "write notes.txt: Remember the milk."
@@ -17,7 +17,7 @@ SECOND = "read notes.txt"
 
 def run(state: Path) -> int:
     """Exits with 0 if both were answered."""
-    console = Console(stderr=True, highlight=False)
+    console = ask.plain()
     with _service(state, console) as service:
         first = _asked(service, FIRST, None, console)
         second = first and _asked(service, SECOND, first["session_id"], console)
@@ -35,10 +35,10 @@ def _asked(service: Endpoint, prompt: str, session: str | None, console: Console
 def _service(state: Path, console: Console) -> Iterator[Endpoint]:
     """The service that runs, or one of its own on a free port."""
     if running := endpoint.local(state):
-        console.print(f"A service is running: {running.url}")
+        console.print(f"A service is running: {running.url}\nAnswering: {running.answering}", soft_wrap=True)
         yield running
         return
     with serving(state, "127.0.0.1", 0, console) as (started, name):
         console.print(f"Answering: {name}", soft_wrap=True)
         yield Endpoint(started.url, started.key)
-    console.print("\nThe service is ended. Start it yourself: .venv/bin/claude-workflow serve")
+    console.print(f"\nThe service is ended. Start it yourself: {command()} serve", soft_wrap=True)

@@ -1,11 +1,16 @@
 """Where a service answers and with which key: the local one, a deployed stack, or a URL."""
 
+import fcntl
 import json
 import os
 import secrets
+import shlex
+import sys
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 KEY_VARIABLE = "CLAUDE_WORKFLOW_API_KEY"
 
@@ -21,6 +26,8 @@ class Endpoint:
     url: str
     """The whole URL of `POST /claude-code`."""
     key: str | None
+    answering: str | None = None
+    """Which model answers, in words; None where only the service knows."""
 
 
 def default_state(environ: Mapping[str, str] = os.environ) -> Path:
@@ -35,28 +42,51 @@ def api_key(state: Path, environ: Mapping[str, str] = os.environ) -> str:
         return given
     path = state / "api-key"
     if not path.exists():
-        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        # Whole or not at all: an empty key would be one that every request has.
+        with tempfile.NamedTemporaryFile("w", dir=state, prefix="api-key.", delete=False) as file:
             file.write(secrets.token_urlsafe(24))
-    return path.read_text().strip()
+        Path(file.name).replace(path)
+    key = path.read_text().strip()
+    if not key:
+        raise Unusable(f"{path} is empty. Delete it, and the next start makes a new key.")
+    return key
 
 
-def announce(state: Path, endpoint: Endpoint) -> None:
-    """Leave word of the running service for `ask`."""
-    (state / "service.json").write_text(json.dumps({"url": endpoint.url, "pid": os.getpid()}))
+def announce(state: Path, endpoint: Endpoint, **backend: str) -> None:
+    """Leave word of the running service for `ask`, and of what is behind it for `runs`, `show` and `replay`."""
+    word = {"url": endpoint.url, "answering": endpoint.answering, "pid": os.getpid()} | backend
+    (state / "service.json").write_text(json.dumps(word))
 
 
 def withdraw(state: Path) -> None:
     (state / "service.json").unlink(missing_ok=True)
 
 
+def announced(state: Path) -> dict[str, Any] | None:
+    """What the service running on `state` left word of, or None where none runs."""
+    try:
+        service: dict[str, Any] = json.loads((state / "service.json").read_text())
+        os.kill(service["pid"], 0)
+        running = _is_locked(state / "lock")
+    except (FileNotFoundError, ProcessLookupError, PermissionError, ValueError):
+        return None
+    return service if running else None
+
+
 def local(state: Path, environ: Mapping[str, str] = os.environ) -> Endpoint | None:
     """The service running on `state`, or None."""
-    try:
-        service = json.loads((state / "service.json").read_text())
-        os.kill(service["pid"], 0)
-    except (FileNotFoundError, ProcessLookupError, ValueError, KeyError):
-        return None
-    return Endpoint(service["url"], api_key(state, environ))
+    service = announced(state)
+    return Endpoint(service["url"], api_key(state, environ), service.get("answering")) if service else None
+
+
+def _is_locked(lock: Path) -> bool:
+    """Whether an engine holds it. A killed service leaves its word behind, and its process id goes to another."""
+    with lock.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
 
 
 def deployed(stack: str) -> Endpoint:
@@ -84,4 +114,9 @@ def find(state: Path, url: str | None, stack: str | None, environ: Mapping[str, 
         return deployed(stack)
     if running := local(state, environ):
         return running
-    raise Unusable("No service is running. Start one in another terminal: claude-workflow serve")
+    raise Unusable(f"No service is running. Start one in another terminal: {command()} serve")
+
+
+def command() -> str:
+    """This command as the user typed it, so that what we tell them to type works too."""
+    return shlex.quote(sys.argv[0]) if Path(sys.argv[0]).name == "claude-workflow" else "claude-workflow"

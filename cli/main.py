@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from cli import operating
 from cli.endpoint import KEY_VARIABLE, Unusable, default_state, find
 
 DESCRIPTION = "Claude Code as an HTTP API: the workflow on this machine, and questions to it or to a deployed stack."
@@ -28,6 +29,8 @@ def parser() -> argparse.ArgumentParser:
     where.add_argument("--stack", metavar="NAME", help="ask this deployed stack, with your AWS credentials")
     where.add_argument("--url", help=f"ask the service at this URL, with the key in {KEY_VARIABLE}")
     _add_state(ask)
+
+    operating.add_commands(commands)
 
     demo = commands.add_parser("demo", help="two questions of one session, with a service if none runs")
     _add_state(demo)
@@ -68,8 +71,10 @@ def _run(chosen: argparse.Namespace) -> int:
     if chosen.command == "ask":
         from cli import ask
 
-        prompt = sys.stdin.read() if chosen.prompt == "-" else chosen.prompt
+        prompt = _prompt(chosen.prompt)
         return ask.run(find(chosen.state, chosen.url, chosen.stack), prompt, chosen.session, chosen.json)
+    if chosen.command in ("runs", "show", "replay"):
+        return operating.run(chosen)
     if chosen.command == "demo":
         from cli import demo
 
@@ -77,6 +82,16 @@ def _run(chosen: argparse.Namespace) -> int:
     from cli import serve
 
     return serve.run(chosen.state, chosen.host, chosen.port)
+
+
+def _prompt(given: str) -> str:
+    """The prompt, from standard input for -. Raises `Unusable` for bytes that are no text."""
+    try:
+        prompt = sys.stdin.read() if given == "-" else given
+        prompt.encode()
+    except UnicodeError:
+        raise Unusable("The prompt is not UTF-8 text.") from None
+    return prompt
 
 
 if __name__ == "__main__":

@@ -1,17 +1,21 @@
 """`claude-workflow serve`: everything in one command, until Ctrl-C."""
 
+import errno
 import os
 import shlex
 import signal
-import threading
+import socket
+import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from rich.console import Console
 
+from cli.ask import plain
 from cli.endpoint import Endpoint, Unusable, announce, api_key, withdraw
 from local import service
+from local.api import NotUnderstood
 from local.deploy import DeployFailed
 from local.engine import EngineFailed
 from local.model import ScriptedModel
@@ -37,37 +41,65 @@ def answering(environ: Mapping[str, str]) -> Iterator[tuple[Model, str]]:
 @contextmanager
 def serving(state: Path, host: str, port: int, console: Console) -> Iterator[tuple[Service, str]]:
     """The service with who answers. Raises `Unusable`, in one sentence, where it cannot run."""
-    state.mkdir(mode=0o700, parents=True, exist_ok=True)
-    key = api_key(state)
+    state = state.resolve()  # the engine works in another directory
+    key = _prepared(state)
+    _check_address(host, port)
     with answering(os.environ) as (model, name), console.status("Starting …") as status:
         try:
             with service.running(state, model, key, host=host, port=port, say=status.update) as running:
                 status.stop()
-                announce(state, Endpoint(running.url, key))
+                announce(state, Endpoint(running.url, key, name), **_backend(running))
                 try:
                     yield running, name
                 finally:
                     withdraw(state)
-        except (EngineFailed, DeployFailed) as failed:
+        except (EngineFailed, DeployFailed, NotUnderstood) as failed:
             raise Unusable(str(failed)) from failed
-        except OSError as error:
-            if error.filename is not None:
-                raise
-            raise Unusable(f"Port {port} on {host} is not free ({error.strerror}). Choose another: --port") from error
+
+
+def _backend(running: Service) -> dict[str, str]:
+    return {
+        "engine_url": running.engine.url,
+        "bucket": running.deployed.bucket,
+        "state_machine_arn": running.deployed.state_machine_arn,
+    }
+
+
+def _prepared(state: Path) -> str:
+    """Makes the directory where it is missing; the API key in it."""
+    try:
+        state.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return api_key(state)
+    except OSError as error:
+        raise Unusable(f"Nothing can be kept in {state} ({error.strerror}). Choose another: --state") from error
+
+
+def _check_address(host: str, port: int) -> None:
+    """A busy port is said before the seconds that a start takes."""
+    try:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does
+            probe.bind((host, port))
+            probe.listen()
+    except OverflowError:
+        raise Unusable(f"There is no port {port}: the last one is 65535.") from None
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise Unusable(f"Port {port} on {host} is in use. End what uses it, or choose another: --port") from error
+        raise Unusable(f"The service cannot listen on port {port} of {host} ({error.strerror}).") from error
 
 
 def run(state: Path, host: str, port: int) -> int:
-    """Serves until Ctrl-C or SIGTERM."""
-    console = Console(stderr=True, highlight=False)
-    ended = threading.Event()
+    """Serves until Ctrl-C or SIGTERM. Raises `KeyboardInterrupt` for one that comes before the service is up."""
+    console = plain()
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: ended.set())
-    with serving(state, host, port, console) as (running, name):
+        signal.signal(number, signal.default_int_handler)
+    with serving(state, host, port, console) as (running, name), suppress(KeyboardInterrupt):
         console.print(f"Answering: {name}\nSessions are kept in {state}. Ctrl-C ends the service.\n", soft_wrap=True)
         print(f"{running.url} is ready:\n\n{_curl(running)}\n", flush=True)
-        while not ended.wait(1):
-            if not _alive(running.engine.pid):
-                raise Unusable(f"The engine ended; its log is {running.engine.state / 'engine.log'}. Start it again.")
+        while _alive(running.engine.pid):
+            time.sleep(1)
+        raise Unusable(f"The engine ended; its log is {running.engine.state / 'engine.log'}. Start it again.")
     console.print("Ended.")
     return 0
 

@@ -15,6 +15,9 @@ LINK_ROOM = 8 * 1024
 TEXT_BYTES = 40 * 1024
 """What a text is cut to where the whole answer does not fit: the result stands in it twice."""
 
+OPERATORS = ("format", "execution", "messages_at")
+"""What the stored answer says for its operator."""
+
 CUT = "… [cut: the whole is in messages_url]"
 
 
@@ -36,6 +39,7 @@ def build(claim: Claim, result: Result, messages: list[Json] | None, cost_usd: f
         "files": result.files,
         "files_total": result.files_total,
         "format": FORMAT,
+        "execution": claim.execution,
     }
     if messages is not None and _room(answer) >= 0:
         return answer
@@ -45,7 +49,7 @@ def build(claim: Claim, result: Result, messages: list[Json] | None, cost_usd: f
 
 def with_links(answer: Json, store: Store) -> Json:
     """The answer as a caller gets it: what is stored names objects, and links to them are signed each time."""
-    given = {name: value for name, value in answer.items() if name not in ("format", "messages_at")}
+    given = {name: value for name, value in answer.items() if name not in OPERATORS}
     key = session_key(answer["session_id"])
     given |= {"s3_url": f"s3://{store.bucket}/{key}", "session_url": store.link(key, LINK_SECONDS)}
     if at := answer.get("messages_at"):

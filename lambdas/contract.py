@@ -221,11 +221,12 @@ class Allowance:
     disallowed_tools: list[str]
 
     @classmethod
-    def of(cls, body: Json, caps: Caps) -> "Allowance":
+    def of(cls, body: Json, caps: Caps, spent_usd: float = 0.0) -> "Allowance":
+        """`spent_usd` is what earlier attempts of the run cost; a cent is left, since the CLI takes no budget of 0."""
         allowed = body.get("allowed_tools", caps.allowed_tools)
         return cls(
             max_turns=body.get("max_turns", caps.max_turns),
-            max_budget_usd=body.get("max_budget_usd", caps.max_budget_usd),
+            max_budget_usd=max(0.01, body.get("max_budget_usd", caps.max_budget_usd) - spent_usd),
             allowed_tools=None if allowed is None else list(allowed),
             disallowed_tools=list(body.get("disallowed_tools", [])),
         )
@@ -287,6 +288,7 @@ class Grants:
     changes: Grant
     messages: Grant
     result: Grant
+    detail: Grant
 
 
 @dataclass(frozen=True)

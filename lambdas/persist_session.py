@@ -36,7 +36,7 @@ class Keeper:
     def persist(self, claim: Claim) -> Json:
         """Raises `SessionMoved`, `AgentCrashed` (nothing usable is staged) or `StorageUnavailable`."""
         result = self.store.result(claim)
-        spent = result.cost_usd + self._spent_before(claim)
+        spent = result.cost_usd + self.store.spent_before(claim)
         metadata = _metadata(claim, result, spent)
         self.store.commit(claim, result.changes, metadata)
         messages = self.store.messages(claim, result.messages, ANSWER_BYTES)
@@ -46,12 +46,6 @@ class Keeper:
         self.store.mark(claim, "done")
         self.store.free(claim.session_id, claim.execution)
         return answer.with_links(standing, self.store)
-
-    def _spent_before(self, claim: Claim) -> float:
-        """US dollars that earlier attempts of the run cost, as far as their failures could tell."""
-        failure = self.store.failure(claim.run_id) if claim.repeated else None
-        costs = failure["costs"] if failure else {}
-        return float(sum(cost for staging, cost in costs.items() if staging != claim.staging))
 
 
 def _metadata(claim: Claim, result: Result, spent: float) -> dict[str, str]:

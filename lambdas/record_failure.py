@@ -77,7 +77,8 @@ class Recorder:
             }
         )
         inside = {"state": event["state"], "execution": claim.execution, "raised": event["error"].get("Error")}
-        self.store.failed(claim.run_id, public | inside | {"format": FORMAT, "costs": costs, "detail": failure.detail})
+        detail = self.store.detail(claim, DETAIL_CHARS) or failure.detail
+        self.store.failed(claim.run_id, public | inside | {"format": FORMAT, "costs": costs, "detail": detail})
         return public
 
     def _spent(self, claim: Claim, staging: Staging, failure: WorkflowError) -> float:

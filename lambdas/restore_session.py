@@ -144,7 +144,7 @@ class Door:
             resume=claim.base is not None or checkpoint is not None,
             cut=checkpoint is not None,
             deadline=request.requested_at + min(clocks.agent, request.body.get("timeout_seconds", clocks.agent)),
-            allowance=Allowance.of(request.body, self.settings.caps),
+            allowance=Allowance.of(request.body, self.settings.caps, self.store.spent_before(claim)),
             grants=self.store.grants(claim, checkpoint, clocks.machine),
         )
 

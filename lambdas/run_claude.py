@@ -1,28 +1,31 @@
 """RunClaude: unpack the session, let Claude Code work on it, stage what came of it.
 
 This function runs strangers' code, so it has no right on the bucket: it reads and writes through the task's grants.
-What it stages last, result.json, makes the rest whole; what dies before leaves the session as it was.
+What it stages last, result.json, makes the rest whole; what dies before leaves the session as it was, and a
+checkpoint from which a replay goes on.
 """
 
 import asyncio
 import json
+import logging
 import os
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import boto3
 from botocore.exceptions import BotoCoreError, ClientError
 
 from lambdas.agent.bedrock import bedrock
-from lambdas.agent.claude import Outcome, Turn, converse
+from lambdas.agent.claude import CONTINUE, Outcome, Turn, converse
 from lambdas.agent.credentials import Proxy, Secret, Upstream, anthropic, supabase
 from lambdas.agent.sandbox import Scratch, seal
 from lambdas.contract import Grant, Json, Result, RunResult, Staged, Task
-from lambdas.errors import AgentCrashed, ModelUnauthorized, StorageUnavailable
+from lambdas.errors import AgentCrashed, ModelUnauthorized, StorageUnavailable, WorkflowError
 from lambdas.sessions.archive import ROOTS, Packed, pack, unpack
 from lambdas.sessions.grants import Grantee
 from lambdas.sessions.records import Limits
@@ -47,6 +50,9 @@ def handler(event: Json, context: object) -> Json:
 @cache
 def worker() -> "Worker":
     seal()
+    # Warnings of these two quote URLs with their signatures, and what the agent printed.
+    logging.getLogger("urllib3").setLevel(logging.ERROR)
+    logging.getLogger("claude_agent_sdk").setLevel(logging.CRITICAL)
     settings = AgentSettings.read(os.environ)
     return Worker(settings, Grantee(), _upstreams(settings, boto3.client("secretsmanager")))
 
@@ -63,13 +69,29 @@ class Worker:
         """Raises one of the model's errors, `AgentCrashed`, `SessionTooLarge` or one of `Internal`."""
         if self.grantee.put(task.grants.started, b"", 0) is None:
             raise AgentCrashed(detail="this attempt was started before: the model is not asked again")
+        try:
+            return self._run(task)
+        except WorkflowError as error:
+            raise self._told(task, error) from None
+
+    def _run(self, task: Task) -> RunResult:
         body = json.loads(self.grantee.read(task.grants.request))["body"]
         with Scratch(Path(self.settings.scratch) / task.claude_session) as scratch:
             self._restore(task, scratch)
             before = snapshot(scratch.workspace)
+            saver = _Saver(self, task, scratch)
             with Proxy(self.upstreams) as proxy:
-                outcome = asyncio.run(converse(_turn(task, body), scratch, proxy, task.deadline))
+                outcome = asyncio.run(converse(_turn(task, body), scratch, proxy, saver, task.deadline))
             return self._stage(task, scratch, outcome, partial(changes, before))
+
+    def _told(self, task: Task, error: WorkflowError) -> WorkflowError:
+        """The error without its detail, which is staged: an error's text is in the function's log and its trace, and
+        what the agent printed does not belong there."""
+        if error.detail:
+            detail = error.detail.encode(errors="replace")
+            with suppress(StorageUnavailable):  # the operator may miss the detail, the caller not the error
+                self.put(task.grants.detail, detail, len(detail))
+        return type(error)(error.said, retry_after=error.retry_after, cost_usd=error.cost_usd)
 
     def _restore(self, task: Task, scratch: Scratch) -> None:
         if task.grants.session is None:
@@ -85,16 +107,15 @@ class Worker:
     def _stage(self, task: Task, scratch: Scratch, outcome: Outcome, since: Callable[[Any], list[Change]]) -> RunResult:
         """Everything under the attempt; result.json last, since it says that the rest is whole."""
         with tempfile.TemporaryFile() as archive:
-            roots = {"workspace": scratch.workspace, "claude": scratch.claude}
-            packed = pack(roots, archive, self._limits, partial(_kept, task.claude_session))
+            packed = self.pack(task, scratch, archive)
             archive.seek(0)
-            session = self._put(task.grants.changes, archive, packed.size)
+            session = self.put(task.grants.changes, archive, packed.size)
         messages = json.dumps(outcome.messages, ensure_ascii=False).encode()
-        staged_messages = self._put(task.grants.messages, messages, len(messages))
+        staged_messages = self.put(task.grants.messages, messages, len(messages))
         changed = since(snapshot(scratch.workspace))
         result = _result(outcome, changed, packed, session, staged_messages)
         text = json.dumps(result.dump(), ensure_ascii=False).encode()
-        self._put(task.grants.result, text, len(text))
+        self.put(task.grants.result, text, len(text))
         return RunResult(
             run_id=task.run_id,
             stop_reason=result.stop_reason,
@@ -104,7 +125,17 @@ class Worker:
             files_total=result.files_total,
         )
 
-    def _put(self, grant: Grant, body: Any, size: int) -> Staged:
+    def pack(self, task: Task, scratch: Scratch, out: BinaryIO, go_on: Callable[[], None] = lambda: None) -> Packed:
+        """The session as it is now, whole; `go_on` is asked at every path, and may raise."""
+
+        def keep(path: str) -> bool:
+            go_on()
+            return _kept(task.claude_session, path)
+
+        return pack({"workspace": scratch.workspace, "claude": scratch.claude}, out, self._limits, keep)
+
+    def put(self, grant: Grant, body: Any, size: int) -> Staged:
+        """Stage one object."""
         staged = self.grantee.put(grant, body, size)
         if staged is None:
             raise StorageUnavailable(detail="staging: S3 answered 412 to an unconditional PUT")
@@ -115,10 +146,25 @@ class Worker:
         return Limits(self.settings.max_session_files, self.settings.max_session_bytes, RATIO)
 
 
+@dataclass(frozen=True)
+class _Saver:
+    """Checkpoints are the session as it would be staged, under the name of their own."""
+
+    worker: Worker
+    task: Task
+    scratch: Scratch
+
+    def pack(self, out: BinaryIO, go_on: Callable[[], None]) -> int:
+        return self.worker.pack(self.task, self.scratch, out, go_on).size
+
+    def upload(self, archive: BinaryIO, size: int) -> None:
+        self.worker.put(self.task.grants.checkpoint, archive, size)
+
+
 def _turn(task: Task, body: Json) -> Turn:
     allowance = task.allowance
     return Turn(
-        prompt=body["prompt"],
+        prompt=CONTINUE if task.cut else body["prompt"],
         claude_session=task.claude_session,
         resume=task.resume,
         model=body.get("model"),
@@ -174,9 +220,10 @@ def _upstreams(settings: AgentSettings, secrets: Any) -> list[Upstream]:
 def _secret(secrets: Any, arn: str, name: str) -> str:
     """One field of the deployment's secret. Raises `ModelUnauthorized` where it is not set."""
     try:
-        value = json.loads(secrets.get_secret_value(SecretId=arn)["SecretString"]).get(name)
+        held = json.loads(secrets.get_secret_value(SecretId=arn)["SecretString"])
     except (ClientError, BotoCoreError, ValueError) as error:
         raise ModelUnauthorized(detail=f"the secret cannot be read: {error}") from error
+    value = held.get(name) if isinstance(held, dict) else None
     if not isinstance(value, str) or value in ("", "unset"):
         raise ModelUnauthorized(detail=f"the secret has no {name}")
     return value

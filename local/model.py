@@ -94,8 +94,11 @@ ERROR_TYPES = {
 
 GARBAGE = b"\x00\xff\xfe these are not the events you are looking for \x00"
 
-ADDED_BY_CLI = ("<system-reminder>", "[structured-output-enforce]", "[Request interrupted")
-"""How texts begin that CLI 2.1.330 puts among the user's without the user having said them."""
+NOT_PROMPTS = (
+    *("<system-reminder>", "[structured-output-enforce]", "[Request interrupted"),  # CLI 2.1.330
+    "[This turn was cut off",  # RunClaude, where a replay goes on with a turn
+)
+"""How texts begin that stand among the user's without the user having said them."""
 
 
 @dataclass
@@ -117,7 +120,7 @@ class Conversation:
         for block in (b for m in messages if m["role"] == "user" for b in _blocks(m["content"])):
             if block["type"] == "tool_result":
                 seen.results.append(_text(block.get("content", "")))
-            elif block["type"] == "text" and not block["text"].startswith(ADDED_BY_CLI):
+            elif block["type"] == "text" and not block["text"].startswith(NOT_PROMPTS):
                 seen.prompts.append(block["text"])
                 seen.results.clear()
         return seen
@@ -233,7 +236,9 @@ class Rule:
                 wait += float(effect.fields["seconds"] or 0)
                 silent = effect.fields["silent"] is not None
         session = request.headers.get("x-claude-code-session-id")
-        fault = self._fault(effects, (session, hash(tuple(seen.prompts)), len(seen.results)))
+        fault = self._fault(
+            effects, (session, hash(tuple(prompt.rstrip() for prompt in seen.prompts)), len(seen.results))
+        )
         return Answer(block, **tokens, wait=wait, silent=silent, fault=fault)
 
     def _fault(self, effects: list[Directive], request: tuple[object, ...]) -> Directive | None:

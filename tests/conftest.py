@@ -1,13 +1,14 @@
 """What every test may ask for. Synthesizing takes seconds, so each set of choices is synthesized once per session."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from stacks.workflow import synthesize
+from tests.commands import Serve
 
 Synthesize = Callable[..., Path]
 
@@ -34,3 +35,11 @@ def template(synthesized: Synthesize) -> dict[str, Any]:
     text = (synthesized() / "ClaudeAgentWorkflow.template.json").read_text()
     read: dict[str, Any] = json.loads(text)
     return read
+
+
+@pytest.fixture(scope="session")
+def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
+    """One `claude-workflow serve`, for all tests that only ask it something."""
+    started = Serve.start(tmp_path_factory.mktemp("serve"))
+    yield started
+    assert started.end() == 0, started.said()

@@ -35,6 +35,7 @@ from lambdas.sessions.records import (
     read_members,
 )
 from lambdas.sessions.tree import Change, changes, snapshot
+from tests.foreign import program
 
 LIMITS = Limits(members=100_000, bytes=1 << 30, ratio=200)
 FILE, LINK, DIR = stat.S_IFREG, stat.S_IFLNK, stat.S_IFDIR
@@ -146,12 +147,9 @@ def assert_same(base: Path, into: Path) -> None:
 
 
 def tool(label: str) -> tuple[str, str]:
-    """A zip tool's path and its option to test; the failure names the package that has it."""
+    """A zip tool's path and its option to test; where it is missing, the sentence names the package that has it."""
     names, option, package = TOOLS[label]
-    for name in names:
-        if found := shutil.which(name):
-            return found, option
-    pytest.fail(f"{' or '.join(names)} is missing: install it (Debian's package {package})")
+    return program(package, *names), option
 
 
 def assert_tools_open(path: Path) -> None:

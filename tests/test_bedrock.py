@@ -30,6 +30,7 @@ from lambdas.errors import ModelOverloaded, ModelRateLimited, ModelRejected, Mod
 from lambdas.run_claude import _upstreams
 from lambdas.settings import AgentSettings
 from local.model import Conversation, RecordedRequest, Rule, events
+from tests.kept import Kept
 
 REGION = "eu-west-1"
 MODEL = "eu.anthropic.claude-sonnet-4-5-20250929-v1:0"
@@ -199,7 +200,7 @@ def run(prompt: str, scratch: Scratch, model: str | None = None) -> Outcome:
     }
     turn = Turn(prompt, claude_session=str(uuid.uuid4()), resume=False, model=model)
     with Proxy(_upstreams(AgentSettings.read(settings), None)) as proxy:
-        return asyncio.run(converse(turn, scratch, proxy, time.time() + 30))
+        return asyncio.run(converse(turn, scratch, proxy, Kept(scratch), time.time() + 30))
 
 
 def asked(proxy: Proxy, method: str = "POST", path: str = CALL, **headers: str) -> int:

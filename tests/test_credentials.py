@@ -28,6 +28,8 @@ class Service:
     url: str = ""
     key: str = "sk-1"
     seen: list[tuple[str, str, dict[str, str], bytes]] = field(default_factory=list)
+    refusals: list[tuple[int, dict[str, str]]] = field(default_factory=list)
+    """What the next requests get, whatever they are: a status and headers."""
     hung_up: threading.Event = field(default_factory=threading.Event)
     go_on: threading.Event = field(default_factory=threading.Event)
 
@@ -46,7 +48,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
         headers = {name.lower(): value for name, value in self.headers.items()}
         self.service.seen.append((self.command, self.path, headers, body))
         act = headers.get("act", "")
-        if self.service.key not in (headers.get("x-api-key"), headers.get("apikey")):
+        if self.service.refusals:
+            status, more = self.service.refusals.pop(0)
+            self._whole(status, b"{}", more)
+        elif self.service.key not in (headers.get("x-api-key"), headers.get("apikey")):
             self._whole(401, b'{"error": "key"}')
         elif act.startswith("status "):
             self._whole(int(act[7:]), b"{}", {"retry-after": "17", "request-id": "req_1"})
@@ -308,3 +313,112 @@ def test_supabase_is_one_more_upstream(service: Service) -> None:
     _, path, headers, _ = service.seen[0]
     assert (path, headers["apikey"], headers["authorization"]) == ("/rest/v1/t?id=eq.1", "sk-1", "Bearer sk-1")
     assert proxy.answers == 0
+
+
+def begun(proxy: Proxy) -> None:
+    """The run has had an answer, so it has cost money."""
+    with asked(proxy) as response:
+        response.read()
+
+
+@pytest.mark.parametrize("status", [429, 500, 502, 503, 529])
+def test_what_comes_in_mid_run_is_waited_out(status: int, service: Service, proxy: Proxy) -> None:
+    """The same request is sent again until the model answers; the agent sees the answer alone."""
+    begun(proxy)
+    service.refusals = [(status, {}), (status, {"retry-after": "1"})]
+    began = time.monotonic()
+    with asked(proxy, body=b"the same") as response:
+        assert (response.status, response.read()) == (200, b"firstsecond")
+    assert time.monotonic() - began > 1
+    assert [body for *_, body in service.seen[1:]] == [b"the same"] * 3
+    assert proxy.answers == 2
+
+
+@pytest.mark.parametrize("status", [429, 500, 529])
+def test_what_comes_before_the_first_answer_is_the_agents(status: int, service: Service, proxy: Proxy) -> None:
+    """Nothing was spent yet: the caller may come again."""
+    with asked(proxy, act=f"status {status}") as response:
+        assert response.status == status
+    assert (len(service.seen), proxy.answers) == (1, 0)
+
+
+def test_a_refusal_that_waiting_cannot_cure_is_the_agents(service: Service, proxy: Proxy) -> None:
+    """In mid-run as before it."""
+    begun(proxy)
+    with asked(proxy, act="status 413") as response:
+        assert response.status == 413
+    assert len(service.seen) == 2
+
+
+def test_only_the_model_is_waited_for(service: Service) -> None:
+    """Another upstream's troubles are the tool's to judge."""
+    upstreams = [anthropic(Secret(lambda: "sk-1"), service.url), supabase(Secret(lambda: "sk-1"), service.url)]
+    with Proxy(upstreams) as proxy:
+        begun(proxy)
+        with asked(proxy, path="/supabase/rest/v1/rows", act="status 503") as response:
+            assert response.status == 503
+
+
+def test_a_service_that_is_away_is_waited_out() -> None:
+    """A connection that is refused, and one that ends before the answer, are waited out like a refusal."""
+
+    def comes_back(address: tuple[str, int]) -> None:
+        time.sleep(1)
+        with socket.create_server(address) as listener:
+            with listener.accept()[0]:
+                pass
+            with listener.accept()[0] as connection:
+                connection.recv(65536)
+                connection.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        host, port = listener.getsockname()
+    with Proxy([anthropic(Secret(lambda: "sk-1"), f"http://{host}:{port}")]) as proxy, ThreadPoolExecutor() as pool:
+        proxy.answers = 1
+        serving = pool.submit(comes_back, (host, port))
+        with asked(proxy) as response:
+            assert (response.status, response.read()) == (200, b"ok")
+        serving.result(5)
+
+
+def test_the_wait_ends_with_who_waits(service: Service, proxy: Proxy) -> None:
+    """An agent that hangs up, as it does when interrupted, is waited for no more; the model is not asked again."""
+    begun(proxy)
+    service.refusals = [(429, {"retry-after": "1"})] * 9
+    connection = http.client.HTTPConnection(str(urlsplit(proxy.url).netloc), timeout=0.3)
+    connection.request("POST", MESSAGES, b"{}", {"x-api-key": proxy.environment["ANTHROPIC_API_KEY"]})
+    with pytest.raises(TimeoutError):
+        connection.getresponse()
+    connection.close()
+    time.sleep(1.5)
+    assert len(service.seen) == 2
+
+
+def test_the_proxy_ends_in_the_middle_of_a_wait(service: Service) -> None:
+    """Leaving does not take as long as Retry-After says."""
+    with Proxy([anthropic(Secret(lambda: "sk-1"), service.url)]) as proxy, ThreadPoolExecutor() as pool:
+        begun(proxy)
+        service.refusals = [(529, {"retry-after": "600"})]
+
+        def ask() -> None:
+            with pytest.raises((ConnectionError, http.client.HTTPException)), asked(proxy):
+                pass
+
+        waiting = pool.submit(ask)
+        time.sleep(0.3)
+        began = time.monotonic()
+        proxy.__exit__()
+        waiting.result(5)
+        assert time.monotonic() - began < 3
+
+
+def test_answers_can_be_held_back(service: Service, proxy: Proxy) -> None:
+    """Nothing of them is lost, and the service is asked at once."""
+    proxy.hold()
+    with asked(proxy) as response, ThreadPoolExecutor() as pool:
+        reading = pool.submit(response.read)
+        time.sleep(0.3)
+        assert len(service.seen) == 1
+        assert not reading.done()
+        proxy.release()
+        assert reading.result(5) == b"firstsecond"

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -230,3 +231,59 @@ def test_a_sealed_process_is_not_dumpable() -> None:
         "assert ctypes.CDLL(None).prctl(3) == 1; seal(); assert ctypes.CDLL(None).prctl(3) == 0"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_frozen_run_stands_still_and_goes_on(tmp_path: Path) -> None:
+    """Daemons too; what had stopped itself stays so afterwards."""
+    beat = tmp_path / "beat"
+    loop = f"(setsid sh -c 'while :; do echo x >> {beat}; sleep 0.01; done' &); sh -c 'kill -STOP $$'"
+    with Processes(tmp_path) as processes:
+        environ = {"CLAUDE_CONFIG_DIR": f"{tmp_path}/claude", "PATH": os.defpath}
+        shell = subprocess.Popen(["/bin/sh", "-c", loop], env=environ)
+        while not beat.exists() or len(beat.read_bytes()) < 6:
+            time.sleep(0.01)
+        with processes.frozen():
+            frozen = beat.stat().st_size
+            time.sleep(0.2)
+            assert beat.stat().st_size == frozen
+        time.sleep(0.2)
+        assert beat.stat().st_size > frozen
+        assert sum(row.stopped for row in processes._below()) == 1
+        processes.kill()
+        shell.wait()
+
+
+@linux
+def test_a_parent_that_waits_for_its_child_to_begin_counts_as_frozen(tmp_path: Path) -> None:
+    """In vfork it cannot stop before its stopped child execs; who starts programs all the time is often there."""
+    beat = tmp_path / "beat"
+    code = (
+        "import os, sys\nwhile True: os.posix_spawn('/bin/sh', ['sh', '-c', 'echo x >> ' + sys.argv[1]], {}); os.wait()"
+    )
+    with Processes(tmp_path) as processes:
+        child = subprocess.Popen([sys.executable, "-c", code, str(beat)])
+        while not beat.exists():
+            time.sleep(0.01)
+        for _ in range(100):
+            with processes.frozen():
+                pass
+        size = beat.stat().st_size
+        time.sleep(0.5)
+        assert beat.stat().st_size > size
+        processes.kill()
+        child.wait()
+
+
+@linux
+def test_a_run_that_forks_too_fast_is_not_frozen_for_ever(tmp_path: Path) -> None:
+    """It is either caught or left alone, in bounded time, and goes on."""
+    with Processes(tmp_path) as processes:
+        shell = subprocess.Popen(["/bin/sh", "-c", "while :; do sleep 0.01 & done"], stderr=subprocess.DEVNULL)
+        time.sleep(0.2)
+        began = time.monotonic()
+        with suppress(Internal), processes.frozen():
+            pass
+        assert time.monotonic() - began < 4
+        assert any(not row.stopped for row in processes._below())
+        processes.kill()
+        shell.wait()

@@ -72,6 +72,10 @@ class Client:
         head = self.s3.head_object(Bucket=self.service.deployed.bucket, Key=f"{answer['session_id']}.zip")
         return dict(head["Metadata"])
 
+    def link(self, key: str) -> str:
+        params = {"Bucket": self.service.deployed.bucket, "Key": key}
+        return str(self.s3.generate_presigned_url("get_object", Params=params))
+
     def keys(self, prefix: str) -> list[str]:
         listed = self.s3.list_objects_v2(Bucket=self.service.deployed.bucket, Prefix=prefix)
         return [entry["Key"] for entry in listed.get("Contents", [])]
@@ -260,7 +264,8 @@ def test_what_the_provider_does_has_its_own_answer(client: Client, prompt: str, 
     assert ("retry-after" in headers) == (status == 429)
     assert client.metadata(session) == before
     assert client.keys(f"locks/{session['session_id']}") == []
-    assert client.keys(f"runs/{answer['run_id']}/failure.json")
+    record = json.loads(HTTP.request("GET", client.link(f"runs/{answer['run_id']}/failure.json")).data)
+    assert (record["state"], record["code"], record["resumes"]) == ("RunClaude", code, prompt == "crash")
 
 
 def test_a_deadline_before_the_first_turn_commits_nothing(client: Client) -> None:

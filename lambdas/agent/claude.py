@@ -6,10 +6,15 @@ The SDK is pinned: its transport is subclassed, to keep the CLI's messages as th
 last `cost-state` record of the transcript, and writes a new one when it ends in peace; after a killed run it begins
 from the record before. So the same record is read here, before the run, and subtracted. `--max-budget-usd` is
 compared with this run's own spending. Since the agent could rewrite its transcript, the figure is the CLI's word,
-not a bill; it is never negative.
+not a bill; it is never negative. At every tool result the CLI is asked for its total (`get_usage`), so that the
+figure is nearly right also where it is killed before it could print a result.
 
 **Prompts** are sent verbatim (`client_composed`): otherwise `@/etc/passwd` in a prompt is read and attached, and
 `/help` is answered by the CLI without the model. The environment and the tool listing are sent all the same.
+
+**A turn that was cut off** goes on by `CONTINUE` as its prompt. The CLI shows the model a call whose result was lost as
+such ("its outcome is unknown"). Its own switch for this (`CLAUDE_CODE_RESUME_INTERRUPTED_TURN`) drops such a call
+from the conversation, and waits for a prompt for ever where it finds nothing to go on with.
 
 **Tools.** Under `bypassPermissions` a rule allows nothing more and takes nothing away; only `--tools` (bare names)
 makes the other tools disappear, for subagents too. `Bash(git *)` is therefore no restriction that could be kept.
@@ -23,13 +28,15 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import claude_agent_sdk
-from claude_agent_sdk import ClaudeAgentOptions, ClaudeSDKClient
+from claude_agent_sdk import ClaudeAgentOptions, ClaudeSDKClient, CLIConnectionError
 from claude_agent_sdk._internal.transport.subprocess_cli import SubprocessCLITransport
 
+from lambdas.agent.checkpoint import Checkpoints, Saver
 from lambdas.agent.credentials import Proxy
 from lambdas.agent.sandbox import Processes, Scratch, environment
 from lambdas.errors import (
@@ -64,6 +71,16 @@ PROTOCOL = {"control_request", "control_response", "control_cancel_request", "ke
 SYNTHETIC = "<synthetic>"
 """The model that the CLI names in assistant messages which it wrote itself, such as `API Error: …`."""
 
+CONTINUE = (
+    "[This turn was cut off by a failure of the service, not by the user. Conversation and workspace are as they were "
+    "after its last completed step, and nothing runs in the background any more. Continue from where you left off; "
+    "do not repeat what is done.]"
+)
+"""The prompt that goes on with a turn that was cut off."""
+
+SPENT = "spent"
+"""The id under which the CLI is asked what it has spent; the SDK passes over answers that it did not ask for."""
+
 REFUSALS: dict[int, type[WorkflowError]] = {
     400: ModelRejected,
     401: ModelUnauthorized,
@@ -83,6 +100,7 @@ class Turn:
     """What the agent is asked. Texts up to 64 KiB but for the prompt; tools by their bare names."""
 
     prompt: str
+    """`CONTINUE` to go on with a turn that was cut off."""
     claude_session: str
     """Claude's own id of the session, a UUID."""
     resume: bool
@@ -116,35 +134,48 @@ class Outcome:
     duration_ms: int
 
 
-async def converse(turn: Turn, scratch: Scratch, proxy: Proxy, deadline: float) -> Outcome:
+async def converse(turn: Turn, scratch: Scratch, proxy: Proxy, saver: Saver, deadline: float) -> Outcome:
     """Run one turn. At `deadline` (epoch seconds) it is interrupted and ends as completed, `stop_reason` "deadline".
 
     Returns a few seconds after the deadline at the latest, whatever the CLI does; every process that the run
     started is dead then. Raises ModelUnauthorized, ModelRejected, ModelRateLimited, ModelOverloaded (also if
     nothing had come from the model by the deadline), AgentCrashed, and SessionDamaged if the transcript to resume
-    is missing; Internal if a process does not die.
+    is missing; Internal if a process does not die. Checkpoints go to `saver`, one last also where the run failed after
+    money was spent.
     """
     began = time.monotonic()
     earlier = _spent_before(turn, scratch)
-    agent = _Agent(turn, scratch, proxy)
+    agent = _Agent(turn, scratch, proxy, saver, deadline)
     in_time = await agent.run(deadline)
     run = _Run(turn, scratch, proxy, agent, earlier, round((time.monotonic() - began) * 1000))
-    return run.outcome(in_time)
+    try:
+        return run.outcome(in_time)
+    except WorkflowError:
+        if proxy.answers:
+            agent.checkpoints.last()
+        raise
 
 
 class _Agent:
     """The CLI's process from its start to its end."""
 
-    def __init__(self, turn: Turn, scratch: Scratch, proxy: Proxy) -> None:
+    def __init__(self, turn: Turn, scratch: Scratch, proxy: Proxy, saver: Saver, deadline: float) -> None:
         self._prompt = turn.prompt
         self._stderr: deque[str] = deque()
         self._processes = Processes(scratch.root)
         options = _options(turn, scratch, proxy, self._keep_stderr)
-        self._transport = _Tee(options)
+        transcript = partial(_transcript, scratch, turn.claude_session)
+        self.checkpoints = Checkpoints(saver, proxy, self._processes.frozen, transcript, deadline)
+        self._transport = _Tee(options, self.checkpoints)
         self._client = ClaudeSDKClient(options, transport=self._transport)
         self.messages = self._transport.messages
         self.failure: Exception | None = None
         """What the SDK raised; the CLI died, or said something that is no message."""
+
+    @property
+    def spent(self) -> float:
+        """The CLI's total when it was last asked, in US dollars."""
+        return self._transport.spent
 
     @property
     def stderr(self) -> str:
@@ -161,7 +192,8 @@ class _Agent:
         with self._processes:
             talk = asyncio.create_task(self._talk())
             try:
-                await asyncio.wait({talk}, timeout=max(0.0, deadline - time.time()))
+                with self.checkpoints:
+                    await asyncio.wait({talk}, timeout=max(0.0, deadline - time.time()))
                 in_time = talk.done()
                 if not in_time:
                     await self._interrupt(talk)
@@ -201,15 +233,31 @@ class _Agent:
 class _Tee(SubprocessCLITransport):
     """The SDK's transport, which keeps what passes."""
 
-    def __init__(self, options: ClaudeAgentOptions) -> None:
+    def __init__(self, options: ClaudeAgentOptions, checkpoints: Checkpoints) -> None:
         super().__init__(prompt=_no_prompt(), options=options)
+        self._checkpoints = checkpoints
         self.messages: list[Json] = []
+        self.spent = 0.0
 
     async def read_messages(self) -> AsyncIterator[Json]:
         async for message in super().read_messages():
             if message.get("type") not in PROTOCOL:
+                self._checkpoints.note(message)
                 self.messages.append(message)
+                if message["type"] == "user":
+                    await self._ask_what_is_spent()
+            elif (answer := message.get("response", {})).get("request_id") == SPENT:
+                with suppress(
+                    KeyError, TypeError, ValueError
+                ):  # the shape is experimental, the figure for failures only
+                    self.spent = float(answer["response"]["session"]["total_cost_usd"])
             yield message
+
+    async def _ask_what_is_spent(self) -> None:
+        request = {"subtype": "get_usage", "skip_behaviors": True, "detached": True}
+        asking = {"type": "control_request", "request_id": SPENT, "request": request}
+        with suppress(CLIConnectionError):  # it is gone: so says what is read next
+            await self.write(json.dumps(asking) + "\n")
 
 
 async def _no_prompt() -> AsyncIterator[Json]:
@@ -334,8 +382,8 @@ class _Run:
         return kind(sentence, retry_after=retry_after, cost_usd=self._cost(result), detail=detail)
 
     def _cost(self, result: Json) -> float:
-        """0 if the CLI was killed before it could tell."""
-        return max(0.0, round(float(result.get("total_cost_usd") or 0.0) - self.earlier, 10))
+        """Without a result, what the CLI said at the last tool result."""
+        return max(0.0, round(float(result.get("total_cost_usd") or self.agent.spent) - self.earlier, 10))
 
 
 def _stop_reason(result: Json) -> str:

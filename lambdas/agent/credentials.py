@@ -3,12 +3,18 @@
 The agent talks to `http://127.0.0.1:PORT/NAME/…` with a token that is drawn for the run. The proxy, a thread of the
 handler's process, replaces the token by the real credential of the upstream NAME and streams the answer back as it
 comes. It ends with the run. If the agent hangs up, the call upstream is dropped at once: nobody pays for the rest.
+
+**Waiting out.** Once the model has answered, the run has cost money, and a hiccup of the provider must not end it: a
+429, a 5xx or no answer at all is then not handed on, but the same request is sent again, for as long as the agent
+waits. It sees a slow answer (CLI 2.1.330 waits 360 s for its headers, longer than any run), and is interrupted at the
+run's deadline. Before the first answer a refusal is the agent's, and so the caller's.
 """
 
 import hmac
 import http.client
 import http.server
 import json
+import random
 import re
 import secrets
 import select
@@ -16,7 +22,7 @@ import socket
 import ssl
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from email.message import Message
 from functools import cache
@@ -45,6 +51,13 @@ REFUSED = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
 
 MODEL = "model"
 """The name of the upstream that is the model."""
+
+HEADERS_SECONDS = 120.0
+"""How long an upstream may be silent before its answer begins: a long prompt takes a while, and is paid for. A stream
+that falls silent later is the CLI's to end."""
+
+WAIT_SECONDS = 10.0
+"""The longest pause between two tries, where the model names none in Retry-After."""
 
 
 class Secret:
@@ -155,6 +168,8 @@ class Proxy:
         """How many answers of the model have begun, that is, how many are paid for."""
         self.retry_after: int | None = None
         """What the model's last refusal (429 or 529) asked to wait, in seconds; None if there was none."""
+        self._flowing = threading.Event()
+        self._flowing.set()
 
     def __enter__(self) -> Self:
         for upstream in self._upstreams.values():
@@ -167,6 +182,7 @@ class Proxy:
 
     def __exit__(self, *_: object) -> None:
         self._token = ""
+        self.release()
         self._server.shutdown()
         self._thread.join()
         self._server.server_close()
@@ -201,21 +217,62 @@ class Proxy:
             return upstream, slash + rest
         return None
 
+    def hold(self) -> None:
+        """Let nothing more of any answer through to the agent, until `release`; the answers wait, they do not break."""
+        self._flowing.clear()
+
+    def release(self) -> None:
+        """Let the answers through."""
+        self._flowing.set()
+
+    def flow(self) -> None:
+        """Return when answers may go through."""
+        self._flowing.wait()
+
     @contextmanager
     def answer(self, upstream: Upstream, request: "Sent", client: socket.socket) -> Iterator[http.client.HTTPResponse]:
-        """The upstream's answer, its body still to be read; a refused credential is renewed and tried once more.
+        """The upstream's answer, its body still to be read. What can be waited out, is.
 
         The call is dropped as soon as `client` hangs up. Raises OSError or HTTPException if there is no answer.
         """
-        with self._call(upstream, request, client) as (used, first):
-            if first.status not in REFUSED or not upstream.credential.renew(used, first):
-                self._note(upstream, first)
-                yield first
-                return
-            first.read()
-        with self._call(upstream, request, client) as (_, second):
-            self._note(upstream, second)
-            yield second
+        pause = 0.5
+        while True:
+            with ExitStack() as call:
+                response = self._response(call, upstream, request, client)
+                if response is not None:
+                    self._note(upstream, response)
+                    if not self._waits_out(upstream, response.status):
+                        yield response
+                        return
+            asked = _retry_after(response) if response is not None else None
+            _wait(client, pause * random.uniform(0.5, 1) if asked is None else asked)
+            pause = min(2 * pause, WAIT_SECONDS)
+
+    def _response(
+        self, call: ExitStack, upstream: Upstream, request: "Sent", client: socket.socket
+    ) -> http.client.HTTPResponse | None:
+        """The answer, held open by `call`; None if there was none and that is to be waited out."""
+        try:
+            return self._authorized(call, upstream, request, client)
+        except (OSError, http.client.HTTPException):
+            if not self._waits_out(upstream, HTTPStatus.BAD_GATEWAY):
+                raise
+            return None
+
+    def _authorized(
+        self, call: ExitStack, upstream: Upstream, request: "Sent", client: socket.socket
+    ) -> http.client.HTTPResponse:
+        """The answer; a refused credential is renewed and tried once more."""
+        with ExitStack() as first:
+            used, response = first.enter_context(self._call(upstream, request, client))
+            if response.status not in REFUSED or not upstream.credential.renew(used, response):
+                call.push(first.pop_all())
+                return response
+            response.read()
+        return call.enter_context(self._call(upstream, request, client))[1]
+
+    def _waits_out(self, upstream: Upstream, status: int) -> bool:
+        return upstream.name == MODEL and self.answers > 0 and (status == 429 or status >= 500)
 
     @contextmanager
     def _call(
@@ -223,15 +280,19 @@ class Proxy:
     ) -> Iterator[tuple[dict[str, str], http.client.HTTPResponse]]:
         added = upstream.credential.headers(request.method, upstream.base_url + request.path, request.body)
         connection = self._connection(upstream.base_url)
+        line = connection.sock
         try:
-            with self.held(connection.sock), _watch(client, connection.sock):
+            with self.held(line), _watch(client, line):
                 prefix = urlsplit(upstream.base_url).path
                 connection.putrequest(request.method, prefix + request.path, skip_accept_encoding=True)
                 kept = (header for header in request.headers if header[0].lower() not in added)
                 for name, value in (*kept, *added.items(), ("content-length", str(len(request.body)))):
                     connection.putheader(name, value)
+                line.settimeout(HEADERS_SECONDS)
                 connection.endheaders(request.body)
                 response = connection.getresponse()
+                if line.fileno() >= 0:  # an answer without a body may have closed it
+                    line.settimeout(None)
                 yield added, response
         except BaseException:
             connection.close()
@@ -258,7 +319,6 @@ class Proxy:
         else:
             connection = http.client.HTTPConnection(*address, timeout=10)
         connection.connect()
-        connection.sock.settimeout(None)  # a silent stream is the CLI's to end
         return connection
 
     @contextmanager
@@ -278,8 +338,7 @@ class Proxy:
         if response.status < 400:
             self.answers += 1
         elif response.status in (429, 529):
-            seconds = response.headers.get("retry-after", "")
-            self.retry_after = int(seconds) if re.fullmatch(r"\d{1,6}", seconds) else None
+            self.retry_after = _retry_after(response)
 
 
 @dataclass(frozen=True)
@@ -360,6 +419,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self.send_header("transfer-encoding", "chunked")
         self.end_headers()
         while piece := response.read1(65536):
+            self.proxy.flow()
             self.wfile.write(b"%x\r\n%b\r\n" % (len(piece), piece) if chunked else piece)
         if response.length:
             raise http.client.IncompleteRead(b"", response.length)
@@ -396,6 +456,18 @@ def _watch(client: socket.socket, upstream: socket.socket) -> Iterator[None]:
         stop.close()
         watcher.join()
         done.close()
+
+
+def _retry_after(response: http.client.HTTPResponse) -> int | None:
+    """What a refusal asks to wait, in seconds."""
+    seconds = response.headers.get("retry-after", "")
+    return int(seconds) if re.fullmatch(r"\d{1,6}", seconds) else None
+
+
+def _wait(client: socket.socket, seconds: float) -> None:
+    """Raises ConnectionAbortedError as soon as the agent hangs up: it waits for nothing more."""
+    if select.select([client], [], [], seconds)[0]:
+        raise ConnectionAbortedError("the agent has hung up")
 
 
 def _hang_up(connection: socket.socket) -> None:

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple, Self
 
@@ -55,6 +55,9 @@ SWITCHES = {
 PR_SET_DUMPABLE = 4
 PR_SET_CHILD_SUBREAPER = 36
 """From Linux' `prctl.h`."""
+
+STOP_SECONDS = 1.0
+"""How long the stopping of a run's processes may take; it takes some milliseconds."""
 
 KILL_SECONDS = 5.0
 """How long the killing of a run's processes may take; a thousand of them take a tenth of a second."""
@@ -212,9 +215,23 @@ class Process(NamedTuple):
 class _Row(NamedTuple):
     process: Process
     parent: int
-    dead: bool
+    state: str
+    """Its letter in proc_pid_stat(5) or ps(1)."""
     ours: bool
     """By its environment, where that is the only trace (macOS)."""
+
+    @property
+    def dead(self) -> bool:
+        return self.state in ("Z", "X")
+
+    @property
+    def stopped(self) -> bool:
+        return self.state in ("T", "t")
+
+    @property
+    def waits(self) -> bool:
+        """For a disk, or in vfork(2) for its child, and then it does not stop before that."""
+        return self.state in ("D", "U")
 
 
 class Processes:
@@ -259,6 +276,32 @@ class Processes:
             if not fresh:
                 time.sleep(0.002)
 
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """All of them stand still while this lasts; what was stopped before stays so.
+
+        Raises Internal if some still run after `STOP_SECONDS`: they fork faster than they are found.
+        """
+        until = time.monotonic() + STOP_SECONDS
+        stopped: set[Process] = set()
+        try:
+            while running := self._running():
+                if time.monotonic() > until:
+                    raise Internal(detail=f"{len(running)} processes of the run do not stop")
+                for process in running:
+                    _signal(process, signal.SIGSTOP)
+                stopped |= running
+                time.sleep(0.002)
+            yield
+        finally:
+            for process in stopped:
+                _signal(process, signal.SIGCONT)
+
+    def _running(self) -> set[Process]:
+        rows = self._below()
+        stopped = {row.parent for row in rows if row.stopped}
+        return {r.process for r in rows if not (r.dead or r.stopped or (r.waits and r.process.pid in stopped))}
+
     def _alive(self) -> set[Process]:
         return {row.process for row in self._below() if not row.dead}
 
@@ -298,8 +341,8 @@ def _from_proc() -> Iterator[_Row]:
                 # The name, in parentheses, may hold anything. Fields by number: see proc_pid_stat(5).
                 fields = Path("/proc", entry, "stat").read_bytes().rpartition(b")")[2].split()
                 # A leader that has ended shows as a zombie while other threads of its process run on.
-                dead = fields[0] in (b"Z", b"X") and int(fields[17]) <= 1
-                yield _Row(Process(int(entry), fields[19].decode()), int(fields[1]), dead, ours=False)
+                state = "R" if fields[0] == b"Z" and int(fields[17]) > 1 else fields[0].decode()
+                yield _Row(Process(int(entry), fields[19].decode()), int(fields[1]), state, ours=False)
 
 
 def _from_ps(root: Path) -> Iterator[_Row]:
@@ -310,7 +353,7 @@ def _from_ps(root: Path) -> Iterator[_Row]:
     for line in listing.splitlines():
         pid, parent, state, *started, command = line.split(None, 8)
         process = Process(int(pid), b" ".join(started).decode())
-        yield _Row(process, int(parent), state.startswith(b"Z"), ours=mark in command)
+        yield _Row(process, int(parent), state[:1].decode(), ours=mark in command)
 
 
 def _prctl(option: int, value: int) -> None:

@@ -6,6 +6,7 @@
     runs/{run_id}/base.json                   the session's version that the run works on
     runs/{run_id}/{attempt}/started, checkpoint.zip, changes.zip, messages.json, result.json
                                               staged by RunClaude through grants, result.json last
+    runs/{run_id}/{attempt}/detail.txt        or, where it fails, what its operator should know of it
     runs/{run_id}/response.json               the committed answer
     runs/{run_id}/failure.json                what the run died of
     index/hours/{hour}/{outcome}/{run_id}     empty; `claimed`, then `done` or `failed`: to list costs what is listed
@@ -195,6 +196,22 @@ class Store:
     def failure(self, run_id: str) -> Json | None:
         return self._read(f"runs/{run_id}/failure.json")
 
+    def spent_before(self, claim: Claim) -> float:
+        """US dollars that earlier attempts of the run cost, as far as their failures could tell."""
+        failure = self.failure(claim.run_id) if claim.repeated else None
+        costs = failure["costs"] if failure else {}
+        return float(sum(cost for staging, cost in costs.items() if staging != claim.staging))
+
+    def detail(self, claim: Claim, most: int) -> str:
+        """The end of what RunClaude left of its failure, up to `most` bytes; empty where it could leave nothing."""
+        try:
+            with storage("reading what failed"):
+                key = f"{claim.staging}detail.txt"
+                got = self.s3.get_object(Bucket=self.bucket, Key=key, Range=f"bytes=-{most}")
+                return str(got["Body"].read(most).decode(errors="replace"))
+        except Missing:
+            return ""
+
     def base(self, run_id: str) -> Base | None:
         """The base that an earlier run pinned; None too where it got none, or never came so far."""
         pinned = self._read(f"runs/{run_id}/base.json")
@@ -303,6 +320,7 @@ class Store:
             changes=self._put(f"{at}changes.zip", seconds),
             messages=self._put(f"{at}messages.json", seconds),
             result=self._put(f"{at}result.json", seconds),
+            detail=self._put(f"{at}detail.txt", seconds),
         )
 
     def _archive(self, base: Base | None, checkpoint: str | None, seconds: int) -> Grant | None:

@@ -1,0 +1,81 @@
+"""The commands of whoever operates a workflow: `runs`, `show`, `replay`, with their options."""
+
+import argparse
+import re
+from pathlib import Path
+
+from cli.endpoint import Unusable, default_state
+
+RUNS = """Lists runs by the index: when, whose, how it ended, what it cost, and the sums of that. A run is lost where
+neither answer nor failure was written and nobody is at work on it any more."""
+
+SHOW = """Shows a run: the states it went through with their times, inputs and outputs, what it failed with, what is
+staged, and what a replay would do."""
+
+REPLAY = """Runs failed runs again, under their own ids and on the session's version they were pinned to. What is stored
+is not paid for again. Exits with 0 if all of them succeeded, else with 1."""
+
+_UNITS = {"m": 60.0, "h": 3600.0, "d": 86_400.0}
+
+
+def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Adds the three to the parser's."""
+    runs = commands.add_parser("runs", help="list runs, with what they cost", description=RUNS)
+    runs.add_argument("--failed", action="store_true", help="only those that failed or were lost")
+    _add_since(runs, "24h; of a session all")
+    runs.add_argument("--session", metavar="ID", help="only those of this session")
+    runs.add_argument("--json", action="store_true", help="print a line of JSON a run")
+
+    show = commands.add_parser("show", help="show a run, state by state", description=SHOW)
+    show.add_argument("run_id", metavar="RUN_ID")
+    show.add_argument("--json", action="store_true", help="print all of it as JSON")
+
+    replay = commands.add_parser("replay", help="run failed runs again", description=REPLAY)
+    which = replay.add_mutually_exclusive_group(required=True)
+    which.add_argument("run_ids", nargs="*", metavar="RUN_ID", default=[], help="the runs to replay")
+    which.add_argument("--failed", action="store_true", help="all that failed or were lost")
+    _add_since(replay, "24h")
+    replay.add_argument("--dry-run", action="store_true", help="only say what would be done")
+    verb = replay.add_mutually_exclusive_group()
+    verb.add_argument("--fork", action="store_true", help="as a new session, on the version they were pinned to")
+    verb.add_argument("--rebase", action="store_true", help="as new runs, on the session's newest version; this pays")
+
+    for command in (runs, show, replay):
+        command.add_argument("--stack", metavar="NAME", help="of this deployed stack, with your AWS credentials")
+        command.add_argument(
+            "--state",
+            type=Path,
+            default=default_state(),
+            metavar="DIR",
+            help="where sessions are kept (default: %(default)s)",
+        )
+
+
+def _add_since(command: argparse.ArgumentParser, default: str) -> None:
+    command.add_argument("--since", type=span, metavar="SPAN", help=f"30m, 2h or 7d ago until now (default: {default})")
+
+
+def span(text: str) -> float:
+    """Seconds in `30m`, `2h` or `7d`."""
+    match = re.fullmatch(r"(\d{1,6})([mhd])", text)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is no span of time: say 30m, 2h or 7d")
+    return int(match[1]) * _UNITS[match[2]]
+
+
+def run(chosen: argparse.Namespace) -> int:
+    """The command's exit code. Raises `Unusable` where AWS, or the engine, refuses to be asked."""
+    from botocore.exceptions import BotoCoreError, ClientError  # a third of a second that other commands do not need
+
+    from cli import backend, replay, runs, show
+
+    found = backend.find(chosen.state, chosen.stack)
+    try:
+        if chosen.command == "runs":
+            return runs.run(found, chosen.failed, chosen.since, chosen.session, chosen.json)
+        if chosen.command == "show":
+            return show.run(found, chosen.run_id, chosen.json)
+        verb = "fork" if chosen.fork else "rebase" if chosen.rebase else "again"
+        return replay.run(found, chosen.run_ids, chosen.since, verb, chosen.dry_run)
+    except (BotoCoreError, ClientError, TimeoutError) as error:
+        raise Unusable(str(error)) from error

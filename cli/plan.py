@@ -1,0 +1,41 @@
+"""What a replay of a run would do. RestoreSession decides it when it comes to that; this looks at the same objects."""
+
+from dataclasses import dataclass
+
+from cli.records import Records, Run
+
+SENTENCES = {
+    "answer": "nothing: the run is done, and a replay gives its answer again",
+    "wait": "nothing yet: an execution is at work on it",
+    "moved": "fail with SessionMoved, for the session has gone on: replay with --fork (commits what is staged as a new "
+    "session) or --rebase (asks again, on the newest version, and pays)",
+    "commit": "finish without a model call: the result is staged, only the commit is missing",
+    "resume": "go on with the conversation where its checkpoint stands",
+    "restart": "start over: nothing of it is staged",
+    "rebase": "ask again as a new run, on the session's newest version, and pay for that",
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is staged, and what follows from it."""
+
+    does: str
+    """A name of `SENTENCES`."""
+    staged: dict[str, dict[str, int]]
+    """By attempt, the objects with their sizes in bytes."""
+
+
+def plan(records: Records, run: Run, verb: str = "again") -> Plan:
+    """`verb` is `again`, `fork` or `rebase`; a fork does the same as a new session. Raises botocore's errors."""
+    staged = records.staged(run.run_id)
+    if verb == "rebase":
+        return Plan("rebase", staged)
+    if run.answer and verb == "again":
+        return Plan("answer", staged)
+    if run.running:
+        return Plan("wait", staged)
+    if verb == "again" and records.moved(run.request):
+        return Plan("moved", staged)
+    names = {name for objects in staged.values() for name in objects}
+    return Plan("commit" if "result.json" in names else "resume" if "checkpoint.zip" in names else "restart", staged)

@@ -1,0 +1,191 @@
+"""`claude-workflow replay`: failed runs again, without paying for what was done."""
+
+import json
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from botocore.exceptions import BotoCoreError, ClientError
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from cli.ask import plain
+from cli.backend import Backend
+from cli.plan import SENTENCES, plan
+from cli.records import READERS, UNFINISHED, Entry, Json, Records, each
+from cli.runs import DAY, WIDE, dollars, line
+
+AT_A_TIME = 4
+"""Executions: a replay shares the account's concurrency, and the model's rate limit, with those who are waiting."""
+
+PAGE = 200
+"""Rows of the table that are kept before they are printed."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of one run."""
+
+    run_id: str
+    ok: bool
+    said: str
+    """A code, or what it would do."""
+    sentence: str
+    cost_usd: float | None = None
+    new_run: str | None = None
+    """The run that a fork or a rebase made."""
+    session_id: str | None = None
+
+
+@dataclass(frozen=True)
+class Replay:
+    """How runs are replayed: `again`, `fork` or `rebase`."""
+
+    backend: Backend
+    records: Records
+    machine: Any
+    verb: str
+    since: float
+    """Epoch seconds; of runs found by the index, those that began before are left alone."""
+
+    def look(self, entry: Entry) -> Outcome | None:
+        """What a replay would do."""
+        run = self.records.run(entry, time.time())
+        if run is None:
+            return None if entry.hour else _unknown(entry)
+        if entry.hour and (run.request["requested_at"] < self.since or run.outcome not in ("failed", "lost")):
+            return None
+        does = plan(self.records, run, self.verb).does
+        return Outcome(run.run_id, True, does, SENTENCES[does], session_id=run.session_id)
+
+    def start(self, entry: Entry) -> Outcome | None:
+        """Replays it; None where the index named a run that is not meant."""
+        try:
+            record = self.records.read(f"runs/{entry.run_id}/request.json")
+            if record is None:
+                return None if entry.hour else _unknown(entry)
+            if entry.hour and record["requested_at"] < self.since:
+                return None
+            if entry.outcome == "claimed" and self.records.is_held(record, time.time()):
+                return None
+            return _outcome(entry.run_id, self._execute(record))
+        except (BotoCoreError, ClientError) as error:
+            return Outcome(entry.run_id, False, type(error).__name__, str(error))
+
+    def _execute(self, record: Json) -> Json:
+        envelope = {
+            "caller": record["owner"],
+            "key": record["key"],
+            "key_given": True,
+            "requested_at": round(time.time() * 1000),
+            "oversize": False,
+            "body": None,
+            "replay": self.verb,
+        }
+        done: Json = self.machine.start_sync_execution(
+            stateMachineArn=self.backend.state_machine_arn, input=json.dumps(envelope)
+        )
+        return done
+
+
+def _unknown(entry: Entry) -> Outcome:
+    return Outcome(entry.run_id, False, "Unknown", "There is no such run.")
+
+
+def _outcome(run_id: str, done: Json) -> Outcome:
+    """An execution's end, whatever it is."""
+    if done["status"] == "SUCCEEDED":
+        answer = json.loads(done["output"])
+        said, new = answer.get("stop_reason") or "done", answer.get("run_id")
+        prompted = line(answer.get("result") or "", 200)
+        made = new if new != run_id else None
+        return Outcome(run_id, True, said, prompted, answer.get("cost_usd"), made, answer.get("session_id"))
+    try:
+        failure = json.loads(done.get("cause") or "")
+    except ValueError:
+        failure = {}
+    sentence = failure.get("error") or f"The execution ended as {done['status']}."
+    said = done.get("error") or done["status"]
+    return Outcome(run_id, False, said, sentence, failure.get("cost_usd"), session_id=failure.get("session_id"))
+
+
+def run(backend: Backend, run_ids: Sequence[str], span: float | None, verb: str, dry: bool) -> int:
+    """Replays `run_ids` or, where there are none, all that failed or were lost; 0 if every one succeeded."""
+    now = time.time()
+    begin = now - (DAY if span is None else span)
+    records = Records(backend.client("s3"), backend.bucket)
+    replay = Replay(backend, records, backend.client("stepfunctions"), verb, begin)
+    # All are found before the first is started, since a replay moves what is listed. 100,000 take some 10 MB.
+    entries = [Entry(run_id) for run_id in dict.fromkeys(run_ids)]
+    entries = entries or [entry for page in records.since(begin, now, UNFINISHED) for entry in page]
+    console = plain()
+    work, threads = (replay.look, READERS) if dry else (replay.start, AT_A_TIME)
+    report = Report(Console(width=max(WIDE, Console().width), highlight=False, markup=False, emoji=False))
+    for outcome in _watched(each(work, entries, threads), len(entries), console):
+        report.add(outcome)
+    report.end(console, dry)
+    sys.stdout.flush()
+    console.print(str(records), style="dim", soft_wrap=True)
+    return 1 if report.failed else 0
+
+
+def _watched(outcomes: Iterator[Outcome | None], total: int, console: Console) -> Iterator[Outcome]:
+    """The outcomes, under a progress bar."""
+    columns = (TextColumn("Replaying"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("", total=total)
+        for outcome in outcomes:
+            progress.advance(task)
+            if outcome:
+                yield outcome
+
+
+class Report:
+    """The table of outcomes, printed a page at a time."""
+
+    def __init__(self, out: Console) -> None:
+        self.out = out
+        self.rows: list[Outcome] = []
+        self.printed = self.succeeded = self.failed = self.moved = 0
+
+    def add(self, outcome: Outcome) -> None:
+        self.rows.append(outcome)
+        self.succeeded += outcome.ok
+        self.failed += not outcome.ok
+        self.moved += outcome.said in ("SessionMoved", "moved")
+        if len(self.rows) == PAGE:
+            self._print()
+
+    def end(self, console: Console, dry: bool) -> None:
+        """The rest, and the sum of it."""
+        self._print()
+        if dry:
+            console.print(f"{self.succeeded:,} would be replayed.")
+        elif not self.succeeded + self.failed:
+            console.print("Nothing to replay.")
+        else:
+            console.print(f"{self.succeeded:,} succeeded, {self.failed:,} failed.")
+        if self.moved:
+            console.print(
+                f"Of {self.moved:,} the session has gone on. --fork makes what they did a new session, without paying "
+                "where it is staged; --rebase asks again on the newest version, and pays.",
+                soft_wrap=True,
+            )
+
+    def _print(self) -> None:
+        if not self.rows:
+            return
+        table = Table(box=None, show_header=not self.printed, pad_edge=False, width=WIDE, header_style="bold")
+        for name, width in (("run", 36), ("outcome", 20), ("cost", 9)):
+            table.add_column(name, width=width, no_wrap=True)
+        table.add_column("", ratio=1)
+        for row in self.rows:
+            what = f"{row.new_run} in {row.session_id}" if row.new_run else line(row.sentence, 200)
+            table.add_row(row.run_id, Text(row.said, "green" if row.ok else "red"), dollars(row.cost_usd), what)
+        self.out.print(table)
+        self.printed += len(self.rows)
+        self.rows.clear()

@@ -1,0 +1,109 @@
+"""A service with a hundred thousand runs, in memory: the few requests of S3 and Step Functions that listing takes.
+
+The engine keeps two files an object, and sorts them all for each page; so many runs in it take minutes.
+"""
+
+import fcntl
+import json
+import threading
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, unquote, urlsplit
+from xml.sax.saxutils import escape
+
+from cli.endpoint import Endpoint, announce
+
+BUCKET = "crowd"
+PAGE = 1000
+"""Keys in an answer, as in S3."""
+
+
+class Crowd(ThreadingHTTPServer):
+    """Holds objects by key, in any bucket, and the inputs of the executions that were started."""
+
+    daemon_threads = True
+    request_queue_size = 64
+
+    def __init__(self, objects: dict[str, bytes]) -> None:
+        super().__init__(("127.0.0.1", 0), Answering)
+        self.objects = objects
+        self.keys = sorted(objects)
+        self.started: list[dict[str, Any]] = []
+
+    def listed(self, prefix: str, after: str) -> tuple[list[str], bool]:
+        """A page of keys, and whether more follow."""
+        first = max(bisect_left(self.keys, prefix), bisect_right(self.keys, after))
+        last = bisect_left(self.keys, f"{prefix}\U0010ffff")
+        return self.keys[first : min(last, first + PAGE)], last > first + PAGE
+
+
+class Answering(BaseHTTPRequestHandler):
+    """One connection."""
+
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # headers and body are two writes
+    server: Crowd
+
+    def do_GET(self) -> None:
+        """GetObject, or ListObjectsV2."""
+        url = urlsplit(self.path)
+        key = unquote(url.path.split("/", 2)[2]) if url.path.count("/") > 1 else ""
+        if key:
+            found = self.server.objects.get(key)
+            return self._send(200, found) if found is not None else self._send(404, NO_SUCH_KEY)
+        query = {name: values[0] for name, values in parse_qs(url.query).items()}
+        after = query.get("continuation-token") or query.get("start-after") or ""
+        keys, more = self.server.listed(query["prefix"], after)
+        token = f"<NextContinuationToken>{escape(keys[-1])}</NextContinuationToken>" if more else ""
+        contents = "".join(f"<Contents><Key>{escape(one)}</Key><Size>0</Size></Contents>" for one in keys)
+        listing = f"<IsTruncated>{str(more).lower()}</IsTruncated>{token}{contents}"
+        return self._send(200, f"<ListBucketResult>{listing}</ListBucketResult>".encode())
+
+    def do_POST(self) -> None:
+        """StartSyncExecution, whose execution succeeds at once."""
+        assert self.headers["X-Amz-Target"] == "AWSStepFunctions.StartSyncExecution"
+        call = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.server.started.append(json.loads(call["input"]))
+        answer = {"stop_reason": "end_turn", "result": "Done.", "cost_usd": 0.25}
+        ended = {
+            "executionArn": "arn",
+            "status": "SUCCEEDED",
+            "output": json.dumps(answer),
+            "startDate": 0,
+            "stopDate": 0,
+        }
+        self._send(200, json.dumps(ended).encode())
+
+    def _send(self, status: int, body: bytes) -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: Any) -> None:
+        """Says nothing."""
+
+
+NO_SUCH_KEY = b"<Error><Code>NoSuchKey</Code><Message>none</Message></Error>"
+
+
+@contextmanager
+def crowd(state: Path, objects: dict[str, bytes]) -> Iterator[Crowd]:
+    """The service, announced in `state` and holding its lock, as a running one does."""
+    with Crowd(objects) as server, (state / "lock").open("wb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        announce(
+            state, Endpoint("http://unused", None), engine_url=url, bucket="crowd", state_machine_arn="arn:machine"
+        )
+        try:
+            yield server
+        finally:
+            server.shutdown()
+            thread.join()

@@ -1,0 +1,45 @@
+"""A place for a run's checkpoints: this process' memory."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from io import BytesIO
+from typing import BinaryIO
+
+from lambdas.agent.sandbox import Scratch
+from lambdas.sessions.archive import pack, unpack
+from lambdas.sessions.records import Limits
+
+LIMITS = Limits(10_000, 1 << 30, 1100)
+
+
+@dataclass
+class Kept:
+    """Packs the whole workspace and all transcripts, and keeps every checkpoint with the time at which it was there."""
+
+    scratch: Scratch
+    archives: list[bytes] = field(default_factory=list)
+    times: list[float] = field(default_factory=list)
+    delay: float = 0.0
+    """Seconds that an upload takes."""
+
+    def pack(self, out: BinaryIO, go_on: Callable[[], None]) -> int:
+        def keep(path: str) -> bool:
+            go_on()
+            return path == "claude" or path.startswith(("workspace", "claude/projects"))
+
+        return pack({"workspace": self.scratch.workspace, "claude": self.scratch.claude}, out, LIMITS, keep).size
+
+    def upload(self, archive: BinaryIO, size: int) -> None:
+        time.sleep(self.delay)
+        self.archives.append(archive.read())
+        assert len(self.archives[-1]) == size
+        self.times.append(time.monotonic())
+
+    def restore(self, into: Scratch, which: int = -1) -> None:
+        """What a replay does: the checkpoint in place of what is there."""
+        restored = into.root / "restored"
+        restored.mkdir()
+        unpack(BytesIO(self.archives[which]), restored, LIMITS)
+        for root in ("workspace", "claude"):
+            (restored / root).replace(into.root / root)

@@ -1,0 +1,169 @@
+"""The API from a page of another origin, in a real browser: what CORS lets the page read."""
+
+import http.server
+import json
+import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from queue import Empty, Queue
+from typing import Any
+
+import pytest
+
+from tests.commands import ENVIRONMENT, Serve
+from tests.foreign import program
+
+PAGE_SECONDS = 120
+FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--disable-dev-shm-usage",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+    "--remote-debugging-port=0",  # without it, a headless browser ends once the page is loaded
+]
+"""It runs as root too, and talks to nobody but the page's server and the API."""
+
+PAGE = """<!doctype html><meta charset="utf-8"><script type="module">
+const [url, key] = @URL_AND_KEY@;
+const usual = {"content-type": "application/json", "x-api-key": key};
+async function post(body, headers = usual, method = "POST") {
+  const response = await fetch(url, {method, headers, body: typeof body === "string" ? body : JSON.stringify(body)});
+  return {status: response.status, retryAfter: response.headers.get("retry-after"), answer: await response.json()};
+}
+async function visit() {
+  const seen = {};
+  seen.first = await post({prompt: "write notes.txt: from a page"}, {...usual, "Idempotency-Key": crypto.randomUUID()});
+  const session_id = seen.first.answer.session_id;
+  seen.second = await post({prompt: "read notes.txt", session_id});
+  const zip = await fetch(seen.second.answer.session_url);
+  seen.zip = {status: zip.status, begins: new TextDecoder("latin1").decode((await zip.arrayBuffer()).slice(0, 4))};
+  seen.invalid = await post({});
+  seen.forbidden = await post({prompt: "x"}, {...usual, "x-api-key": "wrong"});
+  seen.unknown = await post({prompt: "x", session_id: "session-unknown"});
+  seen.media = await post("x", {"x-api-key": key, "content-type": "text/plain"});
+  seen.large = await post({prompt: "x".repeat(250000)});
+  seen.refused = await post({prompt: "status 400"});
+  seen.overloaded = await post({prompt: "status 529"});
+  const slow = post({prompt: "wait 6", session_id});
+  await new Promise((resolve) => setTimeout(resolve, 2000));
+  seen.busy = await post({prompt: "x", session_id});
+  await slow;
+  for (let n = 0; n < 40 && seen.throttled?.status !== 429; n++) seen.throttled = await post([]);
+  await new Promise((resolve) => setTimeout(resolve, seen.throttled.retryAfter * 1000));
+  seen.again = await post([]);
+  seen.put = await fetch(url, {method: "PUT", headers: usual, body: "{}"}).then(() => "let through", () => "kept back");
+  return seen;
+}
+let seen;
+try { seen = await visit(); } catch (error) { seen = {error: `${error}`}; }
+await fetch("/seen", {method: "POST", body: JSON.stringify(seen)});
+</script>"""
+
+Seen = dict[str, Any]
+
+
+@contextmanager
+def page(text: str) -> Iterator[tuple[str, "Queue[Seen]"]]:
+    """Serves the page on an origin of its own; the queue gets what the page sends back."""
+    reports: Queue[Seen] = Queue()
+
+    class Page(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self._send(text.encode() if self.path == "/" else b"")
+
+        def do_POST(self) -> None:
+            reports.put(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self._send(b"")
+
+        def _send(self, body: bytes) -> None:
+            self.send_response(200)
+            self.send_header("Content-Type", "text/html")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: Any) -> None:
+            """Says nothing."""
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Page) as server:
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+        try:
+            yield f"http://127.0.0.1:{server.server_address[1]}/", reports
+        finally:
+            server.shutdown()
+
+
+@contextmanager
+def browser(url: str, profile: Path) -> Iterator[Path]:
+    """A browser with this page open and a fresh profile; its log."""
+    chromium = program("chromium", "chromium", "chromium-browser", "google-chrome")
+    log = profile.with_suffix(".log")
+    line = [chromium, *FLAGS, f"--user-data-dir={profile}", url]
+    with log.open("wb") as output:
+        process = subprocess.Popen(line, stdout=output, stderr=output, env=ENVIRONMENT | {"HOME": str(profile.parent)})
+    try:
+        yield log
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+@pytest.fixture(scope="module")
+def seen(serve: Serve, tmp_path_factory: pytest.TempPathFactory) -> Seen:
+    """What a page of another origin gets to see."""
+    text = PAGE.replace("@URL_AND_KEY@", json.dumps([serve.url, serve.key]))
+    with page(text) as (url, reports), browser(url, tmp_path_factory.mktemp("browser") / "profile") as log:
+        try:
+            found = reports.get(timeout=PAGE_SECONDS)
+        except Empty:
+            pytest.fail(f"The page did not report; the browser said:\n{log.read_text(errors='replace')[-2000:]}")
+    assert "error" not in found, found
+    return found
+
+
+def test_a_page_asks_and_goes_on(seen: Seen) -> None:
+    """POST with key, JSON and Idempotency-Key, which take a preflight; the second turn reads the first's file."""
+    assert (seen["first"]["status"], seen["second"]["status"]) == (200, 200)
+    assert "from a page" in seen["second"]["answer"]["result"]
+
+
+def test_a_page_downloads_the_session(seen: Seen) -> None:
+    """The bucket answers the link from the same origin."""
+    assert seen["zip"] == {"status": 200, "begins": "PK\x03\x04"}
+
+
+@pytest.mark.parametrize(
+    ("name", "status", "code"),
+    [
+        ("invalid", 400, "InvalidRequest"),
+        ("forbidden", 403, "Forbidden"),
+        ("unknown", 404, "SessionNotFound"),
+        ("large", 413, "RequestTooLarge"),
+        ("media", 415, "UnsupportedMediaType"),
+        ("refused", 422, "ModelRejected"),
+        ("overloaded", 503, "ModelOverloaded"),
+    ],
+)
+def test_a_page_reads_what_went_wrong(seen: Seen, name: str, status: int, code: str) -> None:
+    """Errors of the workflow and refusals of the gateway alike: without the CORS header the page would see nothing."""
+    assert (seen[name]["status"], seen[name]["answer"]["code"]) == (status, code)
+
+
+@pytest.mark.parametrize(("name", "status", "code"), [("busy", 409, "SessionBusy"), ("throttled", 429, "Throttled")])
+def test_a_page_reads_when_to_come_back(seen: Seen, name: str, status: int, code: str) -> None:
+    """Retry-After is a header that pages see only where the answer exposes it; whoever waits for it is let in."""
+    assert (seen[name]["status"], seen[name]["answer"]["code"]) == (status, code)
+    assert int(seen[name]["retryAfter"]) > 0
+    assert seen["again"]["status"] == 400
+
+
+def test_a_page_cannot_use_other_methods(seen: Seen) -> None:
+    """The preflight names POST alone, so the browser does not send anything else."""
+    assert seen["put"] == "kept back"

@@ -1,0 +1,276 @@
+"""`claude-workflow` at a terminal: what it prints, how it exits, and what it leaves behind."""
+
+import http.server
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from local.model import MARK
+from tests.commands import ROOT, Serve, assert_nothing_runs, command
+
+
+def one_sentence(done: "subprocess.CompletedProcess[str]") -> str:
+    """What a command said that could not begin: exit code 2 and one line."""
+    assert done.returncode == 2, done.stderr
+    assert done.stdout == ""
+    (line,) = done.stderr.strip().splitlines()
+    assert line.startswith("claude-workflow: ")
+    return line
+
+
+def session_of(done: "subprocess.CompletedProcess[str]") -> str:
+    """The session that `ask` says how to go on with."""
+    assert done.returncode == 0, done.stderr
+    return done.stderr.split("ask --session ")[1].split()[0]
+
+
+def test_serve_prints_a_curl_line_that_works(serve: Serve) -> None:
+    """Pasted into a shell as it stands, it gets an answer; standard error says who answers and where sessions are."""
+    done = subprocess.run(["bash", "-c", serve.curl], capture_output=True, text=True, timeout=60, check=True)
+    assert json.loads(done.stdout).get("success"), done.stdout
+    assert MARK in done.stdout
+    assert serve.printed().startswith(f"{serve.url} is ready:")
+    assert "stand-in, no real model" in serve.said()
+    assert str(serve.state) in serve.said()
+
+
+def test_the_key_is_the_users_alone(serve: Serve) -> None:
+    """Nobody else on the machine can read it, nor what the sessions hold."""
+    assert (serve.state / "api-key").read_text() == serve.key
+    assert (serve.state / "api-key").stat().st_mode & 0o777 == 0o600
+
+
+def test_ask_prints_the_answer_and_how_to_go_on(serve: Serve) -> None:
+    """The answer goes to standard output, everything else to standard error; --session goes on."""
+    first = serve.ask("write plan.txt: first milk\nsay Noted.")
+    session = session_of(first)
+    assert first.stdout.startswith(f"{MARK} Noted.")
+    assert session not in first.stdout
+    assert "added plan.txt (10 bytes)" in first.stderr
+    second = serve.ask("read plan.txt", "--session", session)
+    assert "first milk" in second.stdout
+    assert session_of(second) == session
+
+
+def test_ask_json_is_one_document(serve: Serve) -> None:
+    """Standard output holds the API's own answer, a failure's too, and nothing else."""
+    done = serve.ask("Hello", "--json")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(done.stdout)["success"] is True
+    failed = serve.ask("Hello", "--json", "--session", "session-unknown")
+    assert (failed.returncode, failed.stderr) == (1, "")
+    assert json.loads(failed.stdout)["code"] == "SessionNotFound"
+
+
+def test_a_minus_reads_the_prompt_from_standard_input(serve: Serve) -> None:
+    """A prompt of several lines, with what a shell would mangle, comes from a pipe."""
+    done = serve.ask("-", input="write $HOME.txt: `x` \"y\" 'z'\nread $HOME.txt\n")
+    assert "`x` \"y\" 'z'" in done.stdout
+
+
+def test_what_looks_like_markup_is_printed_as_it_is(serve: Serve) -> None:
+    """Brackets and emoji codes in answers, names and errors are text, whatever the terminal library makes of them."""
+    done = serve.ask("write [red]:bug:[/x].txt: x\nsay [bold]a[/red] :smile: \\[b]")
+    assert "[bold]a[/red] :smile: \\[b]" in done.stdout
+    assert "added [red]:bug:[/x].txt (1 byte)" in done.stderr
+    failed = serve.ask("Hello", "--session", "[red]:bug:[/x]")
+    assert failed.returncode == 1
+    assert "InvalidRequest: The field session_id" in failed.stderr
+
+
+@pytest.mark.parametrize(
+    ("prompt", "code", "again"),
+    [
+        ("status 401", "ModelUnauthorized", False),
+        ("status 400", "ModelRejected", False),
+        ("crash", "AgentCrashed", True),
+    ],
+)
+def test_a_failure_exits_with_1_and_its_code(serve: Serve, prompt: str, code: str, again: bool) -> None:
+    """The sentence is on standard error, with whether asking again can help."""
+    done = serve.ask(prompt)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith(f"{code}: ")
+    assert ("Asking again can help." in done.stderr) == again
+
+
+def test_ask_takes_a_url_and_sends_the_key_of_the_environment(serve: Serve) -> None:
+    """The right key is answered, a wrong one and none are Forbidden."""
+    asked = ("ask", "Hello", "--url", serve.url)
+    assert command(*asked, env={"CLAUDE_WORKFLOW_API_KEY": serve.key}).returncode == 0
+    for wrong in ({"CLAUDE_WORKFLOW_API_KEY": "wrong"}, {}):
+        done = command(*asked, env=wrong)
+        assert done.returncode == 1
+        assert done.stderr.startswith("Forbidden: ")
+
+
+@pytest.fixture
+def stranger() -> Iterator[str]:
+    """The URL of a server that is not this API."""
+
+    class Stranger(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            body = b"[]" if self.path == "/json" else b"<html>"
+            self.send_response(404)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: Any) -> None:
+            """Says nothing."""
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Stranger) as server:
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+        try:
+            yield f"http://127.0.0.1:{server.server_address[1]}"
+        finally:
+            server.shutdown()
+
+
+def test_a_url_of_something_else_is_one_sentence(stranger: str) -> None:
+    """Neither HTML nor another API's JSON is taken for an answer."""
+    for path in ("/html", "/json"):
+        assert "not as this API does" in one_sentence(command("ask", "Hello", "--url", stranger + path))
+
+
+def test_without_a_service_ask_says_what_to_do(tmp_path: Path) -> None:
+    """No service on this state, nobody at that URL, and no URL at all are one sentence each."""
+    assert "claude-workflow serve" in one_sentence(command("ask", "Hello", "--state", tmp_path))
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        nobody = f"http://127.0.0.1:{closed.getsockname()[1]}/claude-code"
+        assert "does not answer" in one_sentence(command("ask", "Hello", "--url", nobody))
+    assert "does not answer" in one_sentence(command("ask", "Hello", "--url", "gopher://x"))
+
+
+def test_a_prompt_that_is_no_text_is_one_sentence(serve: Serve) -> None:
+    """Bytes that are not UTF-8, as an argument or on standard input."""
+    assert "UTF-8" in one_sentence(serve.ask(b"\xff\xfe"))
+
+
+def test_a_busy_port_is_one_sentence(serve: Serve, tmp_path: Path) -> None:
+    """Said at once, and nothing is started for it."""
+    port = serve.url.split(":")[2].split("/")[0]
+    said = one_sentence(command("serve", "--port", port, "--state", tmp_path))
+    assert f"Port {port} on 127.0.0.1 is in use" in said
+    assert "--port" in said
+    assert not (tmp_path / "engine.log").exists()
+    assert "cannot listen" in one_sentence(command("serve", "--host", "192.0.2.1", "--state", tmp_path))
+    assert "65535" in one_sentence(command("serve", "--port", "70000", "--state", tmp_path))
+
+
+def test_a_second_service_on_the_same_state_is_one_sentence(serve: Serve) -> None:
+    """Two engines would write the same files."""
+    said = one_sentence(command("serve", "--port", "0", "--state", serve.state))
+    assert "Another service uses" in said
+    assert serve.ask("Hello").returncode == 0
+
+
+def test_a_state_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
+    """A file where the directory should be."""
+    (tmp_path / "file").touch()
+    assert "--state" in one_sentence(command("serve", "--port", "0", "--state", tmp_path / "file" / "state"))
+
+
+def test_an_empty_key_file_opens_nothing(tmp_path: Path) -> None:
+    """An empty key would be one that every request has, so the service does not start with it."""
+    (tmp_path / "api-key").touch()
+    assert "is empty" in one_sentence(command("serve", "--port", "0", "--state", tmp_path))
+
+
+def test_ctrl_c_ends_everything(serve: Serve, tmp_path: Path) -> None:
+    """Also in the middle of a run, with what the agent started. The key is the user's own where there is one."""
+    state = tmp_path / "state"
+    started = Serve.start(state, like=serve.state, CLAUDE_WORKFLOW_API_KEY="my-own-key")
+    assert started.key == "my-own-key"
+    assert not (state / "api-key").exists()
+    refused = subprocess.run(
+        ["bash", "-c", started.curl.replace("my-own-key", "another")], capture_output=True, text=True, check=True
+    )
+    assert json.loads(refused.stdout)["code"] == "Forbidden"
+    slow = f"sleep 60.{random.randrange(10**9)}"
+    own = {"CLAUDE_WORKFLOW_API_KEY": "my-own-key"}
+    with ThreadPoolExecutor(1) as pool:
+        asking = pool.submit(started.ask, f"run sh -c '{slow}; true'", env=own)
+        await_that(lambda: bool(agents(slow)))
+        assert started.end(signal.SIGINT) == 0
+        assert asking.result().returncode != 0
+    assert_nothing_runs(state)
+    await_that(lambda: not agents(slow))
+    assert started.said().endswith("Ended.\n")
+    assert not (state / "service.json").exists()
+
+
+def agents(command_line: str) -> list[str]:
+    """Processes of exactly this command."""
+    listing = subprocess.run(["ps", "ax", "-o", "args="], capture_output=True, text=True, errors="replace", check=True)
+    return [line for line in listing.stdout.splitlines() if line.strip() == command_line]
+
+
+def await_that(condition: Callable[[], bool]) -> None:
+    """Until it is so, for half a minute at the most."""
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def test_a_killed_service_leaves_its_sessions_and_nothing_else(serve: Serve, tmp_path: Path) -> None:
+    """kill -9 leaves no process; the next start on the same state has the same key and goes on with the session."""
+    started = Serve.start(tmp_path, like=serve.state)
+    key, session = started.key, session_of(started.ask("write notes.txt: still here"))
+    started.end(signal.SIGKILL)
+    assert "No service is running" in one_sentence(started.ask("Hello"))
+    again = Serve.start(tmp_path)
+    assert again.key == key
+    assert "still here" in again.ask("read notes.txt", "--session", session).stdout
+    assert again.end(signal.SIGTERM) == 0
+    assert_nothing_runs(tmp_path)
+
+
+def test_the_word_of_a_killed_service_is_not_believed(tmp_path: Path) -> None:
+    """Its process id may be another's by now; without the lock there is no service."""
+    word = {"url": "http://127.0.0.1:9/claude-code", "answering": "x", "pid": os.getpid()}
+    (tmp_path / "service.json").write_text(json.dumps(word))
+    (tmp_path / "lock").touch()
+    assert "No service is running" in one_sentence(command("ask", "Hello", "--state", tmp_path))
+
+
+def test_demo_asks_twice_and_leaves_nothing_running(serve: Serve, tmp_path: Path) -> None:
+    """Two answers of one session, the second knowing the first; the relative state is where the user stands."""
+    state = tmp_path / "own"
+    state.mkdir()
+    for template in serve.state.glob("template-*.json"):
+        (state / template.name).write_bytes(template.read_bytes())
+    done = command("demo", "--state", "own", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    first, second = done.stdout.split("\n> ")[1:]
+    assert first.startswith("write notes.txt: Remember the milk.\n")
+    assert second.startswith("read notes.txt\n")
+    assert "Remember the milk." in second.split("→")[1]
+    assert "Answering: a scripted stand-in, no real model" in done.stderr
+    assert len({piece.split()[0] for piece in done.stderr.split("--session ")[1:]}) == 1
+    assert (state / "s3").is_dir()
+    assert not (ROOT / "own").exists()
+    assert_nothing_runs(state)
+
+
+def test_demo_uses_the_service_that_runs(serve: Serve) -> None:
+    """It says which one and who answers, and leaves it running."""
+    done = command("demo", "--state", serve.state)
+    assert done.returncode == 0, done.stderr
+    assert f"A service is running: {serve.url}" in done.stderr
+    assert "Answering: a scripted stand-in, no real model" in done.stderr
+    assert serve.ask("Hello").returncode == 0

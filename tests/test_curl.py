@@ -1,0 +1,207 @@
+"""The contract's status table by curl, row by row, against the service that `claude-workflow serve` runs."""
+
+import json
+import subprocess
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lambdas import errors
+from tests.commands import Serve
+from tests.foreign import program
+
+JSON = ("-H", "content-type: application/json")
+KEY = ("-H", "x-api-key: @KEY@")
+USUAL = (*JSON, *KEY)
+FAILURE = {"success", "error", "code", "retryable", "session_id", "run_id", "cost_usd"}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What curl got."""
+
+    status: int
+    headers: dict[str, str]
+    text: str
+
+    @property
+    def json(self) -> dict[str, Any]:
+        document: dict[str, Any] = json.loads(self.text)
+        return document
+
+
+def curl(serve: Serve, *arguments: str, path: str = "") -> Answer:
+    """One request. Waits and repeats where it comes faster than a key's rate allows, as callers should."""
+    for _ in range(5):
+        answer = once(serve, *arguments, path=path)
+        if answer.status != 429 or answer.json["code"] != "Throttled":
+            break
+        time.sleep(int(answer.headers["retry-after"]))
+    return answer
+
+
+def once(serve: Serve, *arguments: str, path: str = "") -> Answer:
+    filled = [argument.replace("@KEY@", serve.key) for argument in arguments]
+    line = [program("curl", "curl"), "-sSi", "--max-time", "60", *filled, path or serve.url]
+    # Bytes: in text mode, Python would take the line ends of HTTP for its own.
+    shown = subprocess.run(line, capture_output=True, check=True).stdout.decode()
+    head, text = shown.split("\r\n\r\n", 1)
+    if head.startswith("HTTP/1.1 100"):  # curl asks before it sends a large body
+        head, text = text.split("\r\n\r\n", 1)
+    first, *lines = head.split("\r\n")
+    headers = {name.lower(): value.strip() for name, value in (line.split(":", 1) for line in lines)}
+    return Answer(int(first.split()[1]), headers, text)
+
+
+ROWS: list[tuple[str, list[str], int, str, str]] = [
+    ("no prompt", [*USUAL, "-d", "{}"], 400, "InvalidRequest", "prompt"),
+    ("an empty prompt", [*USUAL, "-d", '{"prompt": " "}'], 400, "InvalidRequest", "prompt"),
+    ("a wrong type", [*USUAL, "-d", '{"prompt": ["x"]}'], 400, "InvalidRequest", "prompt"),
+    ("an unknown field", [*USUAL, "-d", '{"prompt": "x", "colour": 1}'], 400, "InvalidRequest", "colour"),
+    ("a list", [*USUAL, "-d", "[]"], 400, "InvalidRequest", "prompt"),
+    ("no JSON", [*USUAL, "-d", "prompt=x"], 400, "InvalidRequest", "prompt"),
+    ("no body", [*USUAL, "-X", "POST"], 400, "InvalidRequest", "prompt"),
+    (
+        "a key with a space",
+        [*USUAL, "-H", "idempotency-key: a b", "-d", '{"prompt": "x"}'],
+        400,
+        "InvalidRequest",
+        "Idempotency-Key",
+    ),
+    ("no credential", [*JSON, "-d", '{"prompt": "x"}'], 403, "Forbidden", "credential"),
+    ("an empty key", [*JSON, "-H", "x-api-key;", "-d", '{"prompt": "x"}'], 403, "Forbidden", "credential"),
+    ("a wrong key", [*JSON, "-H", "x-api-key: wrong", "-d", "{}"], 403, "Forbidden", "credential"),
+    ("no key, no JSON", ["-d", "x"], 403, "Forbidden", "credential"),
+    (
+        "an unknown session",
+        [*USUAL, "-d", '{"prompt": "x", "session_id": "session-unknown"}'],
+        404,
+        "SessionNotFound",
+        "not found",
+    ),
+    ("GET", ["-X", "GET"], 405, "MethodNotAllowed", "not allowed"),
+    ("PUT of JSON", [*USUAL, "-X", "PUT", "-d", "{}"], 405, "MethodNotAllowed", "not allowed"),
+    ("PATCH of a form", ["-X", "PATCH", "-d", "a=b"], 405, "MethodNotAllowed", "not allowed"),
+    (
+        "DELETE of XML",
+        ["-X", "DELETE", "-H", "content-type: text/xml", "-d", "<a/>"],
+        405,
+        "MethodNotAllowed",
+        "allowed",
+    ),
+    ("PUT of nonsense", ["-X", "PUT", "-H", "content-type: ;;;", "-d", "x"], 405, "MethodNotAllowed", "not allowed"),
+    ("an invented method", ["-X", "BREW"], 405, "MethodNotAllowed", "not allowed"),
+    ("a large body", [*USUAL, "-d", "@LARGE@"], 413, "RequestTooLarge", "240 KiB"),
+    ("a huge body", [*USUAL, "-d", "@HUGE@"], 413, "RequestTooLarge", "240 KiB"),
+    ("a form", [*KEY, "-d", "prompt=x"], 415, "UnsupportedMediaType", "application/json"),
+    ("text", [*KEY, "-H", "content-type: text/plain", "-d", "{}"], 415, "UnsupportedMediaType", "application/json"),
+    ("a refusal of the model", [*USUAL, "-d", '{"prompt": "status 400"}'], 422, "ModelRejected", "provider"),
+    ("a crash", [*USUAL, "-d", '{"prompt": "crash"}'], 502, "AgentCrashed", "Claude Code"),
+    ("a refused model key", [*USUAL, "-d", '{"prompt": "status 401"}'], 502, "ModelUnauthorized", "credential"),
+    ("a provider that fails", [*USUAL, "-d", '{"prompt": "status 529"}'], 503, "ModelOverloaded", "try again"),
+]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "code", "says"), [row[1:] for row in ROWS], ids=[row[0] for row in ROWS]
+)
+def test_a_row_of_the_status_table(
+    serve: Serve, tmp_path: Path, arguments: list[str], status: int, code: str, says: str
+) -> None:
+    """The status, the code, a sentence that helps, the shape of every failure, and the CORS header."""
+    large = {"@LARGE@": 250_000, "@HUGE@": 11_000_000}
+    if (size := large.get(arguments[-1])) is not None:
+        (tmp_path / "body").write_text(json.dumps({"prompt": "x" * size}))
+        arguments = [*arguments[:-1], f"@{tmp_path / 'body'}"]
+    answer = curl(serve, *arguments)
+    assert (answer.status, answer.json["code"]) == (status, code)
+    assert errors.statuses()[code] == status
+    assert says in answer.json["error"]
+    assert set(answer.json) - {"resumes"} == FAILURE
+    assert answer.json["success"] is False
+    assert answer.headers["content-type"] == "application/json"
+    assert answer.headers["access-control-allow-origin"] == "*"
+    assert answer.headers["access-control-expose-headers"] == "Retry-After"
+    assert answer.headers.get("allow") == ("POST, OPTIONS" if status == 405 else None)
+
+
+def test_an_unknown_path_is_forbidden(serve: Serve) -> None:
+    """With and without a key, in the same shape."""
+    root = serve.url.removesuffix("/claude-code")
+    for path in ("/", "/claude-code/x", "/favicon.ico"):
+        answer = curl(serve, *KEY, path=root + path)
+        assert (answer.status, answer.json["code"]) == (403, "Forbidden")
+        assert set(answer.json) - {"resumes"} == FAILURE
+        assert answer.headers["access-control-allow-origin"] == "*"
+
+
+def test_head_is_not_allowed_either(serve: Serve) -> None:
+    """It has the status and the headers, and no body."""
+    answer = curl(serve, "--head")
+    assert (answer.status, answer.text) == (405, "")
+    assert answer.headers["allow"] == "POST, OPTIONS"
+
+
+def test_a_preflight_needs_no_key(serve: Serve) -> None:
+    """204, with all that a browser asks for."""
+    answer = curl(serve, "-X", "OPTIONS", "-H", "origin: https://example.com")
+    assert (answer.status, answer.text) == (204, "")
+    assert answer.headers["access-control-allow-origin"] == "*"
+    assert "POST" in answer.headers["access-control-allow-methods"]
+    allowed = answer.headers["access-control-allow-headers"]
+    for name in ("content-type", "x-api-key", "authorization", "idempotency-key", "x-amz-date", "x-amz-security-token"):
+        assert name in allowed
+    assert answer.headers["access-control-expose-headers"] == "Retry-After"
+
+
+def test_an_answer_is_200(serve: Serve) -> None:
+    """Whatever the case of the header's name and the parameters of the content type."""
+    answer = curl(
+        serve, "-H", "Content-Type: Application/JSON; charset=utf-8", "-H", "X-API-KEY: @KEY@", "-d", '{"prompt": "Hi"}'
+    )
+    assert (answer.status, answer.json["success"]) == (200, True)
+    assert answer.headers["access-control-allow-origin"] == "*"
+    assert answer.headers["content-type"] == "application/json"
+
+
+def test_a_throttling_model_says_when_to_come_back(serve: Serve) -> None:
+    """429 of the provider, with Retry-After."""
+    answer = curl(serve, *USUAL, "-d", '{"prompt": "status 429 retry-after 61"}')
+    assert (answer.status, answer.json["code"], answer.json["retryable"]) == (429, "ModelRateLimited", True)
+    assert int(answer.headers["retry-after"]) > 0
+
+
+def test_too_many_requests_are_told_when_to_come_back(serve: Serve) -> None:
+    """429 of the gateway, with Retry-After, before anything was run."""
+    for _ in range(40):
+        answer = once(serve, *USUAL, "-d", "[]")
+        if answer.status == 429:
+            break
+    assert (answer.json["code"], answer.json["retryable"]) == ("Throttled", True)
+    assert set(answer.json) - {"resumes"} == FAILURE
+    assert int(answer.headers["retry-after"]) > 0
+    assert answer.headers["access-control-allow-origin"] == "*"
+
+
+def test_a_busy_session_says_when_to_come_back(serve: Serve) -> None:
+    """409 with Retry-After for a second run on the session, and for the same key while its run goes on."""
+    session = curl(serve, *USUAL, "-d", '{"prompt": "Hello"}').json["session_id"]
+    slow = json.dumps({"prompt": "wait 6", "session_id": session})
+    held = ("-H", "idempotency-key: held")
+    line = [program("curl", "curl"), "-sS", *USUAL, *held, "-d", slow, serve.url]
+    with subprocess.Popen([part.replace("@KEY@", serve.key) for part in line], stdout=subprocess.PIPE) as running:
+        time.sleep(2)
+        busy = curl(serve, *USUAL, "-d", json.dumps({"prompt": "Hi", "session_id": session}))
+        same = curl(serve, *USUAL, *held, "-d", slow)
+        answered, _ = running.communicate(timeout=60)
+    assert json.loads(answered)["success"] is True
+    assert [(answer.status, answer.json["code"]) for answer in (busy, same)] == [
+        (409, "SessionBusy"),
+        (409, "RunInProgress"),
+    ]
+    assert all(int(answer.headers["retry-after"]) > 0 and answer.json["retryable"] for answer in (busy, same))
+    other = curl(serve, *USUAL, *held, "-d", '{"prompt": "another body"}')
+    assert (other.status, other.json["code"]) == (422, "IdempotencyMismatch")

