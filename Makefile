@@ -12,7 +12,8 @@ serve: .venv/installed  ## The service, until Ctrl-C.
 	@$(BIN)/claude-workflow serve
 
 test: check  ## Every test. Clears ANTHROPIC_* and AWS_* first: it spends nothing and touches no account.
-	@for name in $$(env | cut -d= -f1 | grep -E '^(ANTHROPIC|AWS)_'); do unset $$name; done; $(BIN)/python -m pytest
+	@for name in $$(env | cut -d= -f1 | grep -E '^(ANTHROPIC|AWS)_'); do unset $$name; done; \
+	  $(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile
 
 check: .venv/installed  ## Linters and types.
 	@$(BIN)/ruff check .
