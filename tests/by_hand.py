@@ -1,0 +1,186 @@
+"""The handlers' core on a real S3, with Step Functions' part and RunClaude's played by hand, on a clock of its own.
+
+A session's archive is here a text with a line for each run whose turn it holds, so that its history can be read.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from lambdas.contract import Claim, Json, Restored, Result, Staged, Task, run_id
+from lambdas.errors import AgentCrashed, ModelOverloaded, Refused, WorkflowError
+from lambdas.persist_session import Keeper
+from lambdas.record_failure import Recorder
+from lambdas.restore_session import LEASE_MARGIN, Door
+from lambdas.sessions.grants import Grantee
+from lambdas.sessions.store import Lease, Store
+from lambdas.settings import Caps, Clocks, RecordSettings
+
+CALLER = "alice"
+CLOCKS = Clocks(29)
+LEASE_SECONDS = CLOCKS.machine + LEASE_MARGIN
+WRITES = (
+    "put_object",
+    "delete_object",
+    "create_multipart_upload",
+    "upload_part_copy",
+    "complete_multipart_upload",
+    "abort_multipart_upload",
+)
+
+
+class Killed(BaseException):
+    """The process is gone; no `except` of it runs any more."""
+
+
+@dataclass
+class Fuse:
+    """Kills whoever writes through it at the `at`-th write, before or after that is carried out; at 0 never."""
+
+    at: int = 0
+    after: bool = False
+    writes: int = 0
+
+    def __call__(self, write: Callable[[], Any]) -> Any:
+        self.writes += 1
+        if self.writes == self.at and not self.after:
+            raise Killed
+        done = write()
+        if self.writes == self.at:
+            raise Killed
+        return done
+
+
+class FusedS3:
+    """An S3 client whose writes go through a fuse."""
+
+    def __init__(self, s3: Any, fuse: Fuse) -> None:
+        self._s3 = s3
+        self._fuse = fuse
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._s3, name)
+        if name not in WRITES:
+            return method
+        return lambda **arguments: self._fuse(lambda: method(**arguments))
+
+
+@dataclass
+class Execution:
+    """One execution of the state machine."""
+
+    name: str
+    key: str
+    body: Json
+    restored: Restored | None = None
+
+    @property
+    def run(self) -> str:
+        return run_id(CALLER, self.key)
+
+
+class Workflow:
+    """The states, one call each. `now` is in epoch seconds."""
+
+    def __init__(self, s3: Any, bucket: str) -> None:
+        self.s3 = s3
+        self.bucket = bucket
+        self.store = Store(s3, bucket)
+        self.settings = RecordSettings(bucket, CLOCKS, Caps(50, 1.0, None))
+        self.grantee = Grantee()
+        self.now = 1_800_000_000.0
+        self.conversations: Counter[str] = Counter()
+        """How often the model was asked, by run."""
+
+    def restore(self, execution: Execution, fuse: Fuse | None = None) -> Restored:
+        """RestoreSession."""
+        door = Door(self.settings, Store(FusedS3(self.s3, fuse or Fuse()), self.bucket), lambda: self.now)
+        envelope = {"caller": CALLER, "key": execution.key, "key_given": True, "body": execution.body}
+        request = door.request(envelope | {"requested_at": self.now * 1000, "oversize": False})
+        execution.restored = door.restore(request, execution.name, self.now)
+        return execution.restored
+
+    def run(self, task: Task, fuse: Fuse | None = None) -> None:
+        """RunClaude: a conversation adds one line to the session."""
+        put = fuse or Fuse()
+        if put(lambda: self.grantee.put(task.grants.started, b"", 0)) is None:
+            raise AgentCrashed
+        if self.now > task.deadline:
+            raise ModelOverloaded
+        history = self.grantee.read(task.grants.session) if task.grants.session else b""
+        self.conversations[task.run_id] += 1
+        session = history + f"{task.run_id}\n".encode()
+        changes: Staged = put(lambda: self.grantee.put(task.grants.changes, session, len(session)))
+        messages: Staged = put(lambda: self.grantee.put(task.grants.messages, b"[]", 2))
+        result = json.dumps(_result(changes, messages).dump()).encode()
+        put(lambda: self.grantee.put(task.grants.result, result, len(result)))
+
+    def persist(self, claim: Claim, fuse: Fuse | None = None) -> Json:
+        """PersistSession."""
+        return Keeper(Store(FusedS3(self.s3, fuse or Fuse()), self.bucket)).persist(claim)
+
+    def record(self, execution: Execution, error: WorkflowError, fuse: Fuse | None = None) -> Json:
+        """RecordFailure."""
+        recorder = Recorder(Store(FusedS3(self.s3, fuse or Fuse()), self.bucket))
+        raised = {"Error": type(error).__name__, "Cause": json.dumps({"errorMessage": str(error)})}
+        claim = execution.restored.dump()["claim"] if execution.restored else None
+        told = {"state": "PersistSession", "error": raised, "caller": CALLER, "key": execution.key}
+        return recorder.record(told | {"claim": claim, "execution": execution.name})
+
+    def execute(self, execution: Execution, fuse: Fuse | None = None) -> Json:
+        """All of it, as the definition has it. Raises `Refused`; another failure is recorded and returned."""
+        try:
+            restored = self.restore(execution, fuse)
+            if restored.response is not None:
+                return restored.response
+            if restored.task is not None:
+                self.run(restored.task, fuse)
+            return self.persist(restored.claim, fuse)
+        except Refused:
+            raise
+        except WorkflowError as error:
+            return self.record(execution, error, fuse)
+
+    def new_session(self, key: str) -> str:
+        """A session with one turn."""
+        answer = self.execute(Execution(f"first-{key}", key, {"prompt": "first"}))
+        return str(answer["session_id"])
+
+    def lease(self, session: str) -> Lease | None:
+        found = self.store._held(f"locks/{session}.json")
+        return found[0] if found else None
+
+    def history(self, session: str) -> list[str]:
+        """The runs whose turns the session holds, in order."""
+        got = self.s3.get_object(Bucket=self.bucket, Key=f"{session}.zip")
+        return str(got["Body"].read().decode()).split()
+
+    def objects(self) -> dict[str, str]:
+        """Everything in the bucket, with its version."""
+        pages = self.s3.get_paginator("list_object_versions").paginate(Bucket=self.bucket)
+        return {v["Key"]: v["VersionId"] for page in pages for v in page.get("Versions", []) if v["IsLatest"]}
+
+
+def _result(changes: Staged, messages: Staged) -> Result:
+    return Result(
+        result="done",
+        structured_output=None,
+        stop_reason="end_turn",
+        num_turns=1,
+        cost_usd=0.25,
+        usage={},
+        duration_ms=1,
+        files=[],
+        files_total=0,
+        file_count=1,
+        last_message={},
+        changes=changes,
+        messages=messages,
+    )
+
+
+def unlinked(answer: Json) -> Json:
+    """An answer without its links, which are signed anew each time."""
+    return {name: value for name, value in answer.items() if not name.endswith("_url") or name == "s3_url"}

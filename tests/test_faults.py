@@ -1,0 +1,236 @@
+"""Every row of the fault matrix, on the engine with the real CLI: a fault, its answer, what is left, and the replay."""
+
+import io
+import json
+import os
+import re
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+from rich.table import Table
+
+from lambdas.contract import run_id
+from lambdas.restore_session import LEASE_MARGIN
+from lambdas.sessions.archive import ROOTS, pack, unpack
+from local.model import ScriptedModel
+from local.service import Model, Service
+from tests import patched
+from tests.faults import KILLED_AFTER, KILLED_BEFORE, SILENT, Fault, Injector
+from tests.matrix import (
+    DOCUMENT,
+    FAILS,
+    KILLED_LATER,
+    LEASE,
+    SCRATCH,
+    THINKS,
+    TITLES,
+    WRITES,
+    Row,
+    cells,
+    document,
+    rows,
+)
+from tests.test_service import ANY, Client
+
+Json = dict[str, Any]
+SECONDS = 29
+"""The deployment's integration timeout."""
+AT_ONCE = 4
+
+
+class Theatre:
+    """A service whose functions reach S3 through an injector, and a session to clone for each row."""
+
+    def __init__(self, running: Service, injector: Injector, model: ScriptedModel, scratch: Path) -> None:
+        self.client = Client(running)
+        self.injector = injector
+        self.model = model
+        self.scratch = scratch
+        self.bucket = running.deployed.bucket
+        origin = self.client.ask("write n.txt: old")
+        got = self.client.s3.get_object(Bucket=self.bucket, Key=f"{origin['session_id']}.zip")
+        self._zip, self._metadata = got["Body"].read(), got["Metadata"]
+
+    def session(self) -> tuple[str, str]:
+        """A session like the first, with a conversation and ids of its own: `session_id`, Claude's id."""
+        fresh, old = str(uuid.uuid4()), self._metadata["claude-session"]
+        with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile() as archive:
+            unpack(io.BytesIO(self._zip), Path(folder), ANY)
+            for transcript in Path(folder).glob(f"claude/projects/*/{old}.jsonl"):
+                transcript.with_name(f"{fresh}.jsonl").write_text(transcript.read_text().replace(old, fresh))
+                transcript.unlink()
+            pack({root: Path(folder) / root for root in ROOTS}, archive, ANY)
+            archive.seek(0)
+            self.client.s3.put_object(
+                Bucket=self.bucket,
+                Key=f"session-{fresh}.zip",
+                Body=archive.read(),
+                Metadata=self._metadata | {"claude-session": fresh},
+            )
+        return f"session-{fresh}", fresh
+
+    def calls(self, marker: str) -> int:
+        return sum(any(marker in prompt for prompt in r.conversation.prompts) for r in list(self.model.requests))
+
+    def version(self, session: str) -> str:
+        """`old`, as it was cloned, or `new`, with one turn more; its archive is tested whole."""
+        turns = int(self.client.metadata({"session_id": session})["turns"])
+        assert turns in (1, 2)
+        assert turns == 2 or self.content(session) == "old"
+        return "new" if turns == 2 else "old"
+
+    def content(self, session: str) -> str:
+        """What the session's file says."""
+        archive = self.client.archive({"session_id": session})
+        assert archive.testzip() is None
+        return archive.read("workspace/n.txt").decode().strip()
+
+    def left(self, session: str, claude: str) -> str:
+        held = [LEASE] if self.client.keys(f"locks/{session}.json") else []
+        return " ".join(held + ([SCRATCH] if (self.scratch / claude).exists() else []))
+
+    def let_expire(self, session: str) -> None:
+        """Time passes: what the dead hold is theirs no longer."""
+        key = f"locks/{session}.json"
+        if self.client.keys(key):
+            lease = json.loads(self.client.s3.get_object(Bucket=self.bucket, Key=key)["Body"].read())
+            assert lease["expires_at"] < time.time() + SECONDS + LEASE_MARGIN
+            body = json.dumps(lease | {"expires_at": time.time()})
+            self.client.s3.put_object(Bucket=self.bucket, Key=key, Body=body)
+
+    def outcomes(self, run: str) -> list[str]:
+        """Where the run stands in the index."""
+        return [key.split("/")[-2] for key in self.client.keys("index/hours/") if key.endswith(run)]
+
+
+@pytest.fixture(scope="module")
+def theatre(tmp_path_factory: pytest.TempPathFactory, template: Json) -> Iterator[Theatre]:
+    state, scratch = tmp_path_factory.mktemp("faults"), tmp_path_factory.mktemp("scratch")
+    with ScriptedModel() as model, Injector() as injector:
+        added = {"AWS_ENDPOINT_URL_S3": injector.url, "SCRATCH": str(scratch)}
+        with patched.serving(state, template, Model(model.url, "sk-scripted"), added) as running:
+            injector.upstream = running.engine.url
+            yield Theatre(running, injector, model, scratch)
+
+
+@dataclass(frozen=True)
+class Played:
+    """What came of a row: the row as it turned out, and what the replay came to."""
+
+    row: Row
+    befell: int
+    first: Json
+    status: int
+    replay: Json
+    version: str
+    content: str
+    left: str
+    outcomes: list[str]
+
+
+def await_end(fault: Fault) -> None:
+    """A function can outlive its state's timeout: wait until nobody asks the silent S3 any more."""
+    quiet = 0
+    while fault.action == SILENT and fault.times > 1 and quiet < 10:
+        time.sleep(0.2)
+        quiet = 0 if fault.held else quiet + 1
+
+
+def play(theatre: Theatre, row: Row) -> Played:
+    """POST under the fault, look, let time pass, POST the same again, look again."""
+    session, claude = theatre.session()
+    key = f"row-{uuid.uuid4()}"
+    body: Json = {"prompt": f"({key})\n{row.prompt}", "session_id": session}
+    body |= {"timeout_seconds": row.timeout} if row.timeout else {}
+    method, pattern = WRITES.get(row.at, ("", "never"))
+    pattern = pattern.format(run=run_id("default", key), session=session)
+    times, delay = row.times if row.fault else 0, KILLED_LATER if row.at == "checkpoint.zip" else 0.0
+    with theatre.injector.injecting(Fault(method, pattern, row.fault, times, delay)) as fault:
+        status, first, _ = theatre.client.post(body, idempotency_key=key)
+        await_end(fault)
+    came = replace(
+        row,
+        answer=f"{status} {first.get('code', '')}".strip(),
+        session=theatre.version(session),
+        left=theatre.left(session, claude),
+        calls=theatre.calls(key),
+    )
+    theatre.let_expire(session)
+    status, replay, _ = theatre.client.post(body, idempotency_key=key)
+    return Played(
+        row=replace(came, again=theatre.calls(key) - came.calls),
+        befell=fault.met,
+        first=first,
+        status=status,
+        replay=replay,
+        version=theatre.version(session),
+        content=theatre.content(session),
+        left=theatre.left(session, claude),
+        outcomes=theatre.outcomes(run_id("default", key)),
+    )
+
+
+def playable(row: Row) -> bool:
+    """Whether the process that is to be killed can be found here."""
+    if row.fault not in (KILLED_BEFORE, KILLED_AFTER):
+        return True
+    return Path("/proc/net/tcp").exists() and (row.state != "RunClaude" or os.geteuid() == 0)
+
+
+@pytest.fixture(scope="module")
+def played(theatre: Theatre, request: pytest.FixtureRequest) -> Iterator[dict[str, Future[Played]]]:
+    """The rows that are to be tested, several at once."""
+    items = [item for item in request.session.items if isinstance(item, pytest.Function)]
+    params = [item.callspec.params for item in items if item.originalname == "test_a_row_of_the_matrix"]
+    wanted = [row for each in params if isinstance(row := each["row"], Row) and playable(row)]
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        yield {row.name: pool.submit(play, theatre, row) for row in wanted}
+        pool.shutdown(cancel_futures=True)
+
+
+@pytest.fixture(scope="module")
+def table() -> Iterator[Table]:
+    """The rows as they turned out, printed at the end (`pytest -s`)."""
+    found = Table(*TITLES, title="Fault matrix")
+    yield found
+    Console(width=140).print(found)
+
+
+@pytest.mark.parametrize("row", rows(), ids=lambda row: row.name)
+def test_a_row_of_the_matrix(row: Row, played: dict[str, Future[Played]], table: Table) -> None:
+    """The answer, the session, the lease, the model's calls, and the replay are what the matrix says."""
+    if not playable(row):
+        pytest.skip("which process to kill is read from /proc, and of RunClaude's, which is sealed, by root alone")
+    came = played[row.name].result()
+    table.add_row(*cells(came.row))
+    assert came.row == row, came
+    assert came.befell >= (1 if row.fault else 0)
+    assert (came.status, came.version) == (200, "new"), came
+    assert came.content == "new" or came.replay["stop_reason"] == "deadline"
+    assert came.left == "" or (came.left, row.again) == (SCRATCH, 0)
+    assert "done" in came.outcomes
+
+
+def test_the_document_is_the_matrix() -> None:
+    """`docs/faults.md` says what the rows say."""
+    assert DOCUMENT.read_text() == document()
+
+
+def test_no_write_stands_alone(theatre: Theatre) -> None:
+    """Whatever the functions write, in a run that succeeds and in one that fails, is in the matrix."""
+    session, _ = theatre.session()
+    theatre.injector.written.clear()
+    theatre.client.post({"prompt": FAILS, "session_id": session})
+    theatre.client.ask(THINKS, {"session_id": session})
+    patterns = [(method, pattern.format(run="[^/]+", session="[^/]+")) for method, pattern in WRITES.values()]
+    for method, path in theatre.injector.written:
+        assert [p for m, p in patterns if m == method and re.search(p, path)], (method, path)
+    assert {row.at for row in rows() if row.state != "Model"} == set(WRITES)

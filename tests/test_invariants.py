@@ -1,0 +1,186 @@
+"""What holds whatever happens: random interleavings of restore, stage, commit, crash and expiry over a real S3."""
+
+import uuid
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from lambdas.contract import Base, Json
+from lambdas.errors import Refused, RunTimedOut, WorkflowError
+from local import engine
+from tests.by_hand import LEASE_SECONDS, Execution, Fuse, Killed, Workflow, unlinked
+
+SESSIONS = 2
+KEYS = ("a", "b", "c")
+"""Of three runs, `a` and `c` want the same session."""
+
+FUSES = st.builds(Fuse, at=st.just(0) | st.integers(1, 9), after=st.booleans())
+"""Every second step goes well, or is killed after its last write."""
+
+
+class Interleavings(RuleBasedStateMachine):
+    """Executions of three runs in two sessions, at most one step of one of them at a time."""
+
+    s3: Any = None
+
+    @initialize()
+    def begin(self) -> None:
+        bucket = f"sessions-{uuid.uuid4()}"
+        self.s3.create_bucket(Bucket=bucket)
+        self.s3.put_bucket_versioning(Bucket=bucket, VersioningConfiguration={"Status": "Enabled"})
+        self.workflow = Workflow(self.s3, bucket)
+        self.sessions = [self.workflow.new_session(f"session-{n}") for n in range(SESSIONS)]
+        self.live: list[Execution] = []
+        self.lost: Counter[str] = Counter()
+        self.answers: dict[str, Json] = {}
+        self.pinned: dict[str, Base] = {}
+        self.seen: dict[str, list[str]] = {session: [] for session in self.sessions}
+
+    @rule(key=st.sampled_from(KEYS), fuse=FUSES)
+    def a_request_comes(self, key: str, fuse: Fuse) -> None:
+        self._restore(Execution(str(uuid.uuid4()), key, self._body(key)), fuse)
+
+    @precondition(lambda self: self.live)
+    @rule(data=st.data(), fuse=FUSES)
+    def restore_is_retried(self, data: st.DataObject, fuse: Fuse) -> None:
+        self._restore(self._one(data), fuse)
+
+    def _restore(self, execution: Execution, fuse: Fuse) -> None:
+        before = execution.restored
+        with self._acting(execution):
+            restored = self.workflow.restore(execution, fuse)
+            if restored.response is not None:
+                self._answered(execution, restored.response)
+                execution.restored = before
+            elif execution not in self.live:
+                self.live.append(execution)
+        if base := self.workflow.store.base(execution.run):
+            assert self.pinned.setdefault(execution.run, base) == base
+
+    @precondition(lambda self: any(e.restored and e.restored.task for e in self.live))
+    @rule(data=st.data(), fuse=FUSES)
+    def claude_runs(self, data: st.DataObject, fuse: Fuse) -> None:
+        execution = self._one(data, lambda e: e.restored and e.restored.task)
+        asked = self.workflow.conversations[execution.run]
+        assert execution.restored
+        assert execution.restored.task
+        with self._acting(execution):
+            self.workflow.run(execution.restored.task, fuse)
+        if self.workflow.store.staging(execution.run).result is None:
+            self.lost[execution.run] += self.workflow.conversations[execution.run] - asked
+
+    @precondition(lambda self: self.live)
+    @rule(data=st.data(), fuse=FUSES)
+    def it_is_persisted(self, data: st.DataObject, fuse: Fuse) -> None:
+        execution = self._one(data)
+        assert execution.restored
+        with self._acting(execution):
+            self._answered(execution, self.workflow.persist(execution.restored.claim, fuse))
+            self.live.remove(execution)
+
+    @precondition(lambda self: self.live)
+    @rule(data=st.data(), fuse=FUSES)
+    def it_fails(self, data: st.DataObject, fuse: Fuse) -> None:
+        execution = self._one(data)
+        self.live.remove(execution)
+        with self._acting(execution):
+            self.workflow.record(execution, RunTimedOut(), fuse)
+
+    @rule()
+    def leases_expire(self) -> None:
+        self.workflow.now += LEASE_SECONDS + 1
+
+    def teardown(self) -> None:
+        """Whatever happened: asked again, a run whose turn is in its session answers, and no lease stays."""
+        for key in KEYS if hasattr(self, "workflow") else ():
+            self.workflow.now += LEASE_SECONDS + 1
+            execution = Execution(str(uuid.uuid4()), key, self._body(key))
+            committed = execution.run in self.workflow.history(self._session(key))
+            answer = self.workflow.execute(execution)
+            assert answer["success"] or not committed
+            lease = self.workflow.lease(self._session(key))
+            assert lease is None or lease.expires_at <= self.workflow.now
+
+    def _session(self, key: str) -> str:
+        return self.sessions[KEYS.index(key) % SESSIONS]
+
+    def _body(self, key: str) -> Json:
+        return {"prompt": key, "session_id": self._session(key)}
+
+    def _one(self, data: st.DataObject, which: Any = bool) -> Execution:
+        return data.draw(st.sampled_from([e for e in self.live if which(e)]))
+
+    @contextmanager
+    def _acting(self, execution: Execution) -> Iterator[None]:
+        """One step of an execution, which may be refused, fail or be killed, and touches no other's lease."""
+        before = [self.workflow.lease(session) for session in self.sessions]
+        try:
+            yield
+        except Refused:
+            pass
+        except WorkflowError:
+            if execution in self.live:
+                self.live.remove(execution)
+            self.workflow.record(execution, RunTimedOut())
+        except Killed:
+            if execution in self.live:
+                self.live.remove(execution)
+        for session, held in zip(self.sessions, before, strict=True):
+            if held and held.execution != execution.name and held.expires_at > self.workflow.now:
+                assert self.workflow.lease(session) == held
+
+    def _answered(self, execution: Execution, answer: Json) -> None:
+        """A done run's answer never changes, and its turn is in the session."""
+        known = self.answers.setdefault(execution.run, unlinked(answer))
+        assert unlinked(answer) == known
+        assert execution.run in self.workflow.history(str(answer["session_id"]))
+
+    @invariant()
+    def history_is_linear(self) -> None:
+        """Each version is the one before and one run more, and no run is there twice."""
+        for session in self.sessions:
+            now, before = self.workflow.history(session), self.seen[session]
+            assert now[: len(before)] == before
+            assert len(now) <= max(1, len(before)) + 1
+            assert len(set(now)) == len(now)
+            self.seen[session] = now
+
+    @invariant()
+    def money_is_spent_once(self) -> None:
+        """At most one conversation of a run, and one more for each that was lost before it was staged."""
+        for key, asked in (getattr(self, "workflow", None) and self.workflow.conversations.items()) or ():
+            assert asked <= 1 + self.lost[key]
+
+
+@pytest.fixture(scope="module")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    with engine.running(tmp_path_factory.mktemp("invariants")) as running:
+        yield running.client("s3")
+
+
+def test_the_invariants_hold_in_every_interleaving(s3: Any) -> None:
+    """History is linear, answers stay, leases are respected, and nothing is paid for twice."""
+    Interleavings.s3 = s3
+    run_state_machine_as_test(
+        Interleavings,
+        settings=settings(
+            max_examples=30,
+            stateful_step_count=24,
+            deadline=None,
+            database=None,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
