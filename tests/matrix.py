@@ -101,7 +101,7 @@ def _restore() -> Iterator[Row]:
     state = "RestoreSession"
     for at in ("request.json", "lease", "base.json", "index: session", "index: claimed"):
         for fault in (KILLED_BEFORE, KILLED_AFTER):
-            yield Row(state, at, fault, 1, INTERNAL, "old", "", 0, 2)
+            yield Row(state, at, fault, 1, OK, "new", "", 2, 0)
     yield Row(state, "request.json", "500", 1, OK, "new", "", 2, 0)
     yield Row(state, "request.json", "503", ALWAYS, INTERNAL, "old", "", 0, 2)
     yield Row(state, "lease", LOST, 1, OK, "new", "", 2, 0)
@@ -132,11 +132,9 @@ def _run() -> Iterator[Row]:
 
 def _persist() -> Iterator[Row]:
     state = "PersistSession"
-    before = ("commit: create", "commit: copy", "commit: complete")
-    for at in (*before, "response.json", "index: done", "index: claimed, gone", "lease, freed"):
+    for at in ("commit: create", "commit: copy", "commit: complete", "response.json", "index: done", "index: claimed, gone", "lease, freed"):
         for fault in (KILLED_BEFORE, KILLED_AFTER):
-            committed = at not in before or (at, fault) == ("commit: complete", KILLED_AFTER)
-            yield Row(state, at, fault, 1, INTERNAL, "new" if committed else "old", "", 2, 0)
+            yield Row(state, at, fault, 1, OK, "new", "", 2, 0)
     yield Row(state, "commit: complete", "500", 1, OK, "new", "", 2, 0)
     yield Row(state, "commit: complete", "503", ALWAYS, INTERNAL, "old", "", 2, 0)
     yield Row(state, "commit: complete", LOST, 1, OK, "new", "", 2, 0)
@@ -150,8 +148,7 @@ def _record() -> Iterator[Row]:
     state = "RecordFailure"
     for at in ("failure.json", "index: failed", "index: claimed, gone", "lease, freed"):
         for fault in (KILLED_BEFORE, KILLED_AFTER):
-            freed = (at, fault) == ("lease, freed", KILLED_AFTER)
-            yield Row(state, at, fault, 1, INTERNAL, "old", "" if freed else LEASE, 1, 2, FAILS)
+            yield Row(state, at, fault, 1, UNAUTHORIZED, "old", "", 1, 2, FAILS)
     yield Row(state, "failure.json", "500", 1, UNAUTHORIZED, "old", "", 1, 2, FAILS)
     yield Row(state, "failure.json", "503", ALWAYS, INTERNAL, "old", LEASE, 1, 2, FAILS)
     yield Row(state, "failure.json", SILENT, ALWAYS, INTERNAL, "old", LEASE, 1, 2, FAILS)
