@@ -132,7 +132,15 @@ def _run() -> Iterator[Row]:
 
 def _persist() -> Iterator[Row]:
     state = "PersistSession"
-    for at in ("commit: create", "commit: copy", "commit: complete", "response.json", "index: done", "index: claimed, gone", "lease, freed"):
+    for at in (
+        "commit: create",
+        "commit: copy",
+        "commit: complete",
+        "response.json",
+        "index: done",
+        "index: claimed, gone",
+        "lease, freed",
+    ):
         for fault in (KILLED_BEFORE, KILLED_AFTER):
             yield Row(state, at, fault, 1, OK, "new", "", 2, 0)
     yield Row(state, "commit: complete", "500", 1, OK, "new", "", 2, 0)
