@@ -81,9 +81,8 @@ class Sums:
 
     def add(self, row: Row) -> None:
         self.runs[row.outcome] += 1
-        # A Counter takes any number, though its type says whole ones.
-        self.owners[row.owner] += row.cost_usd or 0.0  # type: ignore[assignment]
-        self.sessions[row.session_id] += row.cost_usd or 0.0  # type: ignore[assignment]
+        self.owners[row.owner] += row.cost_usd or 0.0  # type: ignore[assignment]  # a Counter takes any number
+        self.sessions[row.session_id] += row.cost_usd or 0.0  # type: ignore[assignment]  # likewise
 
 
 def listed(records: Records, failed: bool, begin: float, session: str | None, now: float) -> Iterator[list[Row]]:
