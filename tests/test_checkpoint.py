@@ -12,6 +12,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -35,11 +36,11 @@ KILL = "kill -9 $PPID"
 
 THREE = f"""run echo one >> log
 run echo two >> log
-run echo three >> log; (sleep 2.5; {KILL}) >/dev/null 2>&1 &
-wait 4
+run echo three >> log; (until [ -e ../saved ]; do sleep 0.1; done; {KILL}) >/dev/null 2>&1 &
+wait 15
 run echo four >> log
 say All four."""
-"""Three calls, and the CLI dies while the model thinks about the fourth."""
+"""Three calls, and the CLI dies while the model thinks about the fourth, once a checkpoint knows all three."""
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +88,22 @@ def calls(model: ScriptedModel) -> list[str]:
     return [block["input"]["command"] for block in blocks if block["type"] == "tool_use"]
 
 
+class Telling(Kept):
+    """Says so in the scratch directory when a checkpoint knows of three results."""
+
+    def upload(self, archive: BinaryIO, size: int) -> None:
+        super().upload(archive, size)
+        if results(self.archives[-1]) == 3:
+            (self.scratch.root / "saved").touch()
+
+
+def results(archive: bytes) -> int:
+    """The tool results in its transcript."""
+    file = io.BytesIO(archive)
+    transcripts = [member for member in contents(file, LIMITS) if member.path.endswith(".jsonl")]
+    return sum(b"".join(inflated(file, member)).count(b'"type":"tool_result"') for member in transcripts)
+
+
 @pytest.mark.parametrize("which", [-2, -1], ids=["taken while it ran", "taken when it failed"])
 def test_a_run_cut_off_after_three_calls_goes_on_at_the_fourth(
     which: int, model: ScriptedModel, tmp_path: Path
@@ -94,7 +111,7 @@ def test_a_run_cut_off_after_three_calls_goes_on_at_the_fourth(
     """The first three are in the conversation and not repeated, and the workspace has each effect once."""
     turn = a_turn(THREE)
     with Scratch(tmp_path / "session-1") as scratch:
-        saver = Kept(scratch)
+        saver = Telling(scratch)
         with pytest.raises(AgentCrashed) as caught:
             run(turn, saver, model.url)
     assert len(model.requests) == 4
@@ -162,8 +179,12 @@ def test_checkpoints_take_a_tenth_of_the_time_at_most(model: ScriptedModel, scra
     """The dearer one is, the later comes the next; the last tool result gets its own when it may."""
     saver = Kept(scratch, delay=0.2)
     steps = "\n".join(f"run echo {n} >> log" for n in range(8))
-    run(a_turn(f"{steps}\nwait 8\nsay Done."), saver, model.url)
-    gaps = [later - earlier for earlier, later in zip(saver.times, saver.times[1:], strict=False)]
+    for _ in range(3):  # on a busy machine eight seconds may not hold two of them
+        saver.times.clear()
+        run(a_turn(f"{steps}\nwait 8\nsay Done."), saver, model.url)
+        if len(saver.times) > 1:
+            break
+    gaps = [later - earlier for earlier, later in pairwise(saver.times)]
     assert gaps
     assert min(gaps) > saver.delay / SHARE
     last = io.BytesIO(saver.archives[-1])
@@ -202,7 +223,7 @@ def test_a_checkpoint_stops_the_run_for_a_tenth_of_its_time_at_most(
     """One that takes longer is given up, and said to be."""
     outcome = run(a_turn("run echo hi"), Endless(scratch), model.url, seconds=12)
     assert outcome.stop_reason == "end_turn"
-    assert outcome.duration_ms < 6000
+    assert outcome.duration_ms < 10_000
     assert "takes too long" in capfd.readouterr().err
 
 
@@ -414,7 +435,8 @@ def test_the_handler_stages_checkpoints_and_goes_on_from_one(
     )  # fmt: skip
     worker = Worker(settings, Grantee(), [anthropic(Secret(lambda: "key"), model.url)])
     session = str(uuid.uuid4())
-    bucket.objects["/request"] = json.dumps({"body": {"prompt": THREE}}).encode()
+    timed = THREE.replace("until [ -e ../saved ]; do sleep 0.1; done", "sleep 4")
+    bucket.objects["/request"] = json.dumps({"body": {"prompt": timed}}).encode()
     with pytest.raises(AgentCrashed):
         worker.run(a_task(bucket, "1", session))
     assert set(bucket.puts) == {"/1/started", "/1/checkpoint", "/1/detail"}

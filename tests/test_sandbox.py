@@ -5,7 +5,8 @@ import os
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -144,7 +145,7 @@ time.sleep(60)
 
 def pid_in(path: Path) -> int:
     """The number that a daemon writes down when it is ready."""
-    until = time.monotonic() + 10
+    until = time.monotonic() + 60
     while not (path.exists() and path.read_text()):
         assert time.monotonic() < until
         time.sleep(0.01)
@@ -203,7 +204,7 @@ def test_a_process_that_forks_on_is_caught(tmp_path: Path) -> None:
         for _ in range(4):
             subprocess.Popen([sys.executable, "-c", FORKER]).wait()
         processes.kill()
-        assert processes._alive() == set()
+        assert not [row for row in processes._below() if not row.dead]
 
 
 @linux
@@ -233,24 +234,46 @@ def test_a_sealed_process_is_not_dumpable() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+@contextmanager
+def started(processes: Processes, *command: str, **environ: str) -> Iterator[None]:
+    """A process of the run, dead afterwards with all of them."""
+    with subprocess.Popen(command, env={"PATH": os.defpath, **environ}, stderr=subprocess.DEVNULL):
+        try:
+            yield
+        finally:
+            processes.kill()
+
+
+@contextmanager
+def patiently(processes: Processes) -> Iterator[None]:
+    """Frozen, if not at the first attempt: on a busy machine a process may wait for its disk for seconds."""
+    with ExitStack() as stack:
+        for attempt in range(20):
+            try:
+                stack.enter_context(processes.frozen())
+                break
+            except Internal:
+                if attempt == 19:
+                    raise
+        yield
+
+
 def test_a_frozen_run_stands_still_and_goes_on(tmp_path: Path) -> None:
     """Daemons too; what had stopped itself stays so afterwards."""
     beat = tmp_path / "beat"
     loop = f"(setsid sh -c 'while :; do echo x >> {beat}; sleep 0.01; done' &); sh -c 'kill -STOP $$'"
-    with Processes(tmp_path) as processes:
-        environ = {"CLAUDE_CONFIG_DIR": f"{tmp_path}/claude", "PATH": os.defpath}
-        shell = subprocess.Popen(["/bin/sh", "-c", loop], env=environ)
+    mark = {"CLAUDE_CONFIG_DIR": f"{tmp_path}/claude"}
+    with Processes(tmp_path) as processes, started(processes, "/bin/sh", "-c", loop, **mark):
         while not beat.exists() or len(beat.read_bytes()) < 6:
             time.sleep(0.01)
-        with processes.frozen():
+        with patiently(processes):
             frozen = beat.stat().st_size
             time.sleep(0.2)
             assert beat.stat().st_size == frozen
-        time.sleep(0.2)
-        assert beat.stat().st_size > frozen
+        until = time.monotonic() + 60
+        while beat.stat().st_size == frozen:
+            assert time.monotonic() < until
         assert sum(row.stopped for row in processes._below()) == 1
-        processes.kill()
-        shell.wait()
 
 
 @linux
@@ -260,31 +283,24 @@ def test_a_parent_that_waits_for_its_child_to_begin_counts_as_frozen(tmp_path: P
     code = (
         "import os, sys\nwhile True: os.posix_spawn('/bin/sh', ['sh', '-c', 'echo x >> ' + sys.argv[1]], {}); os.wait()"
     )
-    frozen = 0
-    with Processes(tmp_path) as processes, subprocess.Popen([sys.executable, "-c", code, str(beat)]):
+    with Processes(tmp_path) as processes, started(processes, sys.executable, "-c", code, str(beat)):
         while not beat.exists():
             time.sleep(0.01)
-        for _ in range(30):
-            with suppress(Internal), processes.frozen():  # on a busy machine it may miss its time now and then
-                frozen += 1
-        size = beat.stat().st_size
-        time.sleep(0.5)
-        grown = beat.stat().st_size > size
-        processes.kill()
-    assert grown
-    assert frozen >= 20
+        for _ in range(20):
+            with patiently(processes):
+                size = beat.stat().st_size
+        until = time.monotonic() + 60
+        while beat.stat().st_size == size:
+            assert time.monotonic() < until
 
 
 @linux
 def test_a_run_that_forks_too_fast_is_not_frozen_for_ever(tmp_path: Path) -> None:
     """It is either caught or left alone, in bounded time, and goes on."""
-    with Processes(tmp_path) as processes:
-        shell = subprocess.Popen(["/bin/sh", "-c", "while :; do sleep 0.01 & done"], stderr=subprocess.DEVNULL)
+    with Processes(tmp_path) as processes, started(processes, "/bin/sh", "-c", "while :; do sleep 0.01 & done"):
         time.sleep(0.2)
         began = time.monotonic()
         with suppress(Internal), processes.frozen():
             pass
-        assert time.monotonic() - began < 4
+        assert time.monotonic() - began < 30
         assert any(not row.stopped for row in processes._below())
-        processes.kill()
-        shell.wait()

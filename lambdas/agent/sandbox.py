@@ -14,7 +14,7 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple, Self
@@ -265,45 +265,52 @@ class Processes:
         Raises Internal if some still live after `KILL_SECONDS`.
         """
         until = time.monotonic() + KILL_SECONDS
-        stopped: set[Process] = set()
-        while alive := self._alive():
-            fresh = alive - stopped
-            for process in fresh or alive:
-                _signal(process, signal.SIGSTOP if fresh else signal.SIGKILL)
-            stopped |= fresh
+        for alive, fresh in self._until_none(lambda rows: [row for row in rows if not row.dead]):
             if time.monotonic() > until:
-                raise Internal(detail=f"{len(alive)} processes of the run do not die")
-            if not fresh:
-                time.sleep(0.002)
+                raise Internal(detail=f"processes of the run do not die: {_states(alive)}")
+            for row in fresh or alive:
+                _signal(row.process, signal.SIGSTOP if fresh else signal.SIGKILL)
 
     @contextmanager
     def frozen(self) -> Iterator[None]:
         """All of them stand still while this lasts; what was stopped before stays so.
 
-        Raises Internal if some still run after `STOP_SECONDS`: they fork faster than they are found.
+        Raises Internal if some still run after `STOP_SECONDS`: they fork faster than they are found, or wait for a
+        disk.
         """
         until = time.monotonic() + STOP_SECONDS
         stopped: set[Process] = set()
         try:
-            while running := self._running():
+            for running, _ in self._until_none(_running):
                 if time.monotonic() > until:
-                    raise Internal(detail=f"{len(running)} processes of the run do not stop")
-                for process in running:
-                    _signal(process, signal.SIGSTOP)
-                stopped |= running
-                time.sleep(0.002)
+                    raise Internal(detail=f"processes of the run do not stop: {_states(running)}")
+                for row in running:
+                    _signal(row.process, signal.SIGSTOP)
+                    stopped.add(row.process)
             yield
         finally:
             for process in stopped:
                 _signal(process, signal.SIGCONT)
 
-    def _running(self) -> set[Process]:
-        rows = self._below()
-        stopped = {row.parent for row in rows if row.stopped}
-        return {r.process for r in rows if not (r.dead or r.stopped or (r.waits and r.process.pid in stopped))}
+    def _until_none(self, chosen: Callable[[list[_Row]], list[_Row]]) -> Iterator[tuple[list[_Row], list[_Row]]]:
+        """What is chosen of the processes below, scan by scan, and what of it is new, until a scan shows none.
 
-    def _alive(self) -> set[Process]:
-        return {row.process for row in self._below() if not row.dead}
+        A scan is no snapshot: a process that ends after forking hides its child from it. But then the next one shows
+        something new, be it only the remains of that child, which nobody buries meanwhile: this process has adopted
+        them. So the last scan has to show nothing that the one before did not.
+        """
+        seen: set[Process] = set()
+        while True:
+            rows = self._below()
+            new = {row.process for row in rows} - seen
+            found = chosen(rows)
+            if not found and not new:
+                return
+            if found:
+                yield found, [row for row in found if row.process in new]
+            if not new:
+                time.sleep(0.002)
+            seen |= new
 
     def _below(self) -> list[_Row]:
         """All descendants of this process that are not of its earlier children, dead ones too."""
@@ -321,6 +328,15 @@ class Processes:
         for row in self._below():
             with suppress(ChildProcessError):
                 os.waitpid(row.process.pid, os.WNOHANG)
+
+
+def _running(rows: list[_Row]) -> list[_Row]:
+    stopped = {row.parent for row in rows if row.stopped}
+    return [row for row in rows if not (row.dead or row.stopped or (row.waits and row.process.pid in stopped))]
+
+
+def _states(rows: list[_Row]) -> str:
+    return f"{len(rows)}, in state {''.join(sorted(row.state for row in rows))[:50]}"
 
 
 def _signal(process: Process, number: int) -> None:
