@@ -19,9 +19,9 @@ CONNECT = 10
 Answer = dict[str, Any]
 
 
-def post(endpoint: Endpoint, body: dict[str, Any], console: Console) -> Answer:
+def post(endpoint: Endpoint, body: dict[str, Any], console: Console, key: str) -> Answer:
     """The service's answer, whatever its status. Raises `Unusable` where none came."""
-    headers = {"Content-Type": "application/json", "Idempotency-Key": str(uuid.uuid4())}
+    headers = {"Content-Type": "application/json", "Idempotency-Key": key}
     if endpoint.key:
         headers["x-api-key"] = endpoint.key
     timeout = urllib3.Timeout(connect=CONNECT, read=LONGEST)
@@ -44,25 +44,26 @@ def plain() -> Console:
     return Console(stderr=True, highlight=False, markup=False, emoji=False)
 
 
-def run(endpoint: Endpoint, prompt: str, session: str | None, as_json: bool) -> int:
+def run(endpoint: Endpoint, prompt: str, session: str | None, key: str | None, as_json: bool) -> int:
     """Asks, prints the answer to stdout and all else to stderr; 0 if it succeeded, else 1."""
-    console = plain()
-    answer = post(endpoint, {"prompt": prompt} | ({"session_id": session} if session else {}), console)
+    console, key = plain(), key or str(uuid.uuid4())
+    answer = post(endpoint, {"prompt": prompt} | ({"session_id": session} if session else {}), console, key)
     if as_json:
         print(json.dumps(answer, ensure_ascii=False, indent=2 if sys.stdout.isatty() else None))
     else:
-        report(answer, console)
+        report(answer, console, key)
     return 0 if answer["success"] else 1
 
 
-def report(answer: Answer, console: Console) -> None:
+def report(answer: Answer, console: Console, key: str) -> None:
     """An answer or a failure, for people."""
     if answer["success"]:
         _show(answer, console)
         return
     console.print(Text(answer["code"], "red") + Text(f": {answer['error']}"), soft_wrap=True)
     if answer["retryable"]:
-        console.print("Asking again can help.", style="dim")
+        again = "Asking the same again can help, and pays for nothing twice"
+        console.print(f"{again}: {command()} ask --key {key} …", style="dim", soft_wrap=True)
 
 
 def _show(answer: Answer, console: Console) -> None:

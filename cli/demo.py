@@ -1,5 +1,6 @@
 """`claude-workflow demo`, that is `make run`: two questions of one session, the second knowing the first."""
 
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,8 +27,9 @@ def run(state: Path) -> int:
 
 def _asked(service: Endpoint, prompt: str, session: str | None, console: Console) -> ask.Answer | None:
     print(f"\n> {prompt}", flush=True)
-    answer = ask.post(service, {"prompt": prompt} | ({"session_id": session} if session else {}), console)
-    ask.report(answer, console)
+    key = str(uuid.uuid4())
+    answer = ask.post(service, {"prompt": prompt} | ({"session_id": session} if session else {}), console, key)
+    ask.report(answer, console, key)
     return answer if answer["success"] else None
 
 

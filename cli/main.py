@@ -24,6 +24,7 @@ def parser() -> argparse.ArgumentParser:
     ask = commands.add_parser("ask", help="ask a question and print the answer", description=_ASK)
     ask.add_argument("prompt", help="what to ask; - reads it from standard input")
     ask.add_argument("--session", metavar="ID", help="go on with this session")
+    ask.add_argument("--key", metavar="KEY", help="the Idempotency-Key of an earlier ask whose answer is still wanted")
     ask.add_argument("--json", action="store_true", help="print the whole answer as JSON")
     where = ask.add_mutually_exclusive_group()
     where.add_argument("--stack", metavar="NAME", help="ask this deployed stack, with your AWS credentials")
@@ -72,7 +73,7 @@ def _run(chosen: argparse.Namespace) -> int:
         from cli import ask
 
         prompt = _prompt(chosen.prompt)
-        return ask.run(find(chosen.state, chosen.url, chosen.stack), prompt, chosen.session, chosen.json)
+        return ask.run(find(chosen.state, chosen.url, chosen.stack), prompt, chosen.session, chosen.key, chosen.json)
     if chosen.command in ("runs", "show", "replay"):
         return operating.run(chosen)
     if chosen.command == "demo":

@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
+from datetime import datetime
 from typing import Any
 
 from lambdas.errors import InvalidRequest, RequestTooLarge
@@ -138,7 +139,7 @@ class Request:
         requested_at = float(envelope["requested_at"]) / 1000
         if verb == "again":
             return cls(record["owner"], record["key"], requested_at, record["body"], record.get("replay_of"), verb)
-        return cls(record["owner"], f"{run}.{verb}", requested_at, record["body"], run, verb)
+        return cls(record["owner"], _derived(run, verb), requested_at, record["body"], run, verb)
 
     @classmethod
     def parse(cls, envelope: Json, caps: Caps, clocks: Clocks) -> "Request":
@@ -177,6 +178,21 @@ class Request:
 def run_id(caller: str, key: str) -> str:
     """The name of a run: the same caller with the same key means the same run, another caller never does."""
     return "run-" + hashlib.sha256(f"{caller}\n{key}".encode()).hexdigest()[:32]
+
+
+def asked_run(caller: str, key: str, verb: str | None) -> str:
+    """The run that an envelope is about: a replay by `fork` or `rebase` is a run of its own."""
+    run = run_id(caller, key)
+    return run if verb in (None, "again") else run_id(caller, _derived(run, verb))
+
+
+def _derived(run: str, verb: str) -> str:
+    return f"{run}.{verb}"
+
+
+def epoch(timestamp: str) -> float:
+    """Epoch seconds of a moment as Step Functions writes it (ISO 8601)."""
+    return datetime.fromisoformat(timestamp).timestamp()
 
 
 def _key(envelope: Json) -> str:
@@ -264,6 +280,26 @@ class Claim:
     """None for a new session; of another session for a fork."""
 
     @classmethod
+    def of(cls, record: Json, execution: str, started_at: float, *, repeated: bool) -> "Claim":
+        """An execution's claim of the run in `record` (request.json), before it has a base.
+
+        An attempt is an execution, which began at `started_at` (epoch seconds): it is the same for its retries, and
+        later ones sort behind it.
+        """
+        digest = hashlib.sha256(execution.encode()).hexdigest()[:8]
+        return cls(
+            run_id=record["run_id"],
+            session_id=record["session_id"],
+            owner=record["owner"],
+            execution=execution,
+            staging=f"runs/{record['run_id']}/{round(started_at * 1000):013d}-{digest}/",
+            recorded_at=record["requested_at"],
+            repeated=repeated,
+            claude_session=record["claude_session"],
+            base=None,
+        )
+
+    @classmethod
     def load(cls, data: Json) -> "Claim":
         base = data["base"]
         return cls(**{**data, "base": Base(**base) if base else None})
@@ -284,6 +320,7 @@ class Grants:
     request: Grant
     session: Grant | None
     started: Grant
+    spent: Grant
     checkpoint: Grant
     changes: Grant
     messages: Grant
@@ -393,7 +430,8 @@ def _whole(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
-def _dollars(value: object) -> bool:
+def dollars(value: object) -> bool:
+    """Whether a stranger's figure can be what a run cost, in US dollars."""
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1e6
 
 
@@ -401,7 +439,7 @@ _SANE: Mapping[str, Callable[[object], bool]] = {
     "result": lambda value: value is None or isinstance(value, str),
     "stop_reason": lambda value: isinstance(value, str) and re.fullmatch(r"[a-z_]{1,40}", value) is not None,
     "num_turns": _whole,
-    "cost_usd": _dollars,
+    "cost_usd": dollars,
     "usage": lambda value: isinstance(value, dict),
     "duration_ms": _whole,
     "files": lambda value: isinstance(value, list) and all(isinstance(entry, dict) for entry in value),

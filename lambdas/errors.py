@@ -22,23 +22,29 @@
         └── StorageUnavailable      500  S3 did not take a write or give a read; repeated by the definition
 
 Class names are the state machine's error language: a handler raises one, Step Functions sees its name, and
-``ErrorEquals`` lists it. The text of an error is JSON (`str(error)`), because text is all that Lambda hands on.
-What the gateway answers by itself (a wrong key, a wrong method) never becomes an exception: `GATEWAY_CODES`.
+``ErrorEquals`` lists it. What is not ours is mapped here too: `FOREIGN` has the errors of Step Functions and Lambda,
+`MODEL_STATUSES` those of the model's API; the definition's Retry and Catch lists are made of these tables (`retried`,
+`refusals`). S3's errors become `StorageUnavailable` in sessions/store.py and sessions/grants.py. The text of an error
+is JSON (`str(error)`), because text is all that Lambda hands on. What the gateway answers by itself (a wrong key, a
+wrong method) never becomes an exception: `GATEWAY_CODES`.
 """
 
 import json
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple, Self
 
 
 class WorkflowError(Exception):
     """The root of the tree: carries the facts of a failure and prints them as JSON.
 
     `sentence` is for the caller: it holds no cause, key, ARN or URL. `retry_after` is in seconds, `cost_usd` in US
-    dollars.
+    dollars, None where nobody could tell.
     """
 
     status: ClassVar[int] = 500
     retryable: ClassVar[bool] = False
+    """Whether the same request can succeed later."""
+    passing: ClassVar[bool] = False
+    """Whether it may be over in a second, so that the definition repeats a function that is idempotent."""
     sentence: ClassVar[str] = "The run failed for a reason of the service's own."
 
     def __init__(
@@ -48,7 +54,7 @@ class WorkflowError(Exception):
         retry_after: int | None = None,
         session_id: str | None = None,
         run_id: str | None = None,
-        cost_usd: float = 0.0,
+        cost_usd: float | None = 0.0,
         detail: str = "",
     ) -> None:
         self.said = sentence or self.sentence
@@ -59,6 +65,11 @@ class WorkflowError(Exception):
         self.detail = detail
         """What only the operator may see (the end of the CLI's stderr): recorded, never answered."""
         super().__init__(json.dumps(self.facts() | ({"detail": detail} if detail else {}), ensure_ascii=False))
+
+    def but(self, **facts: Any) -> Self:
+        """The same failure, with other facts (the constructor's arguments)."""
+        own = {name: getattr(self, name) for name in ("retry_after", "session_id", "run_id", "cost_usd", "detail")}
+        return type(self)(self.said, **(own | facts))
 
     @classmethod
     def code(cls) -> str:
@@ -208,6 +219,47 @@ class SessionUnreadable(Internal):
 class StorageUnavailable(Internal):
     """S3 did not take a write or give a read."""
 
+    passing = True
+
+
+class Foreign(NamedTuple):
+    """An error that Step Functions or Lambda raises, by its name in the definition."""
+
+    kind: type[WorkflowError]
+    """What it means to the caller."""
+    ran: bool = True
+    """Whether the function may have run: then only an idempotent one may be run again."""
+    passing: bool = True
+    """As `WorkflowError.passing`."""
+
+
+FOREIGN: dict[str, Foreign] = {
+    "Lambda.ServiceException": Foreign(Internal),
+    "Lambda.AWSLambdaException": Foreign(Internal),
+    "Lambda.SdkClientException": Foreign(Internal),
+    "Lambda.TooManyRequestsException": Foreign(Internal, ran=False),
+    "Lambda.Unknown": Foreign(Internal),
+    "Runtime.ExitError": Foreign(Internal),
+    "Sandbox.Timedout": Foreign(RunTimedOut),
+    "States.Timeout": Foreign(RunTimedOut),
+    "States.DataLimitExceeded": Foreign(Internal, passing=False),
+}
+"""A function's timeout arrives as `Sandbox.Timedout`, its death (memory, a signal) as `Runtime.ExitError`. Whatever
+is not in here, nor in the tree, is `Internal`."""
+
+MODEL_STATUSES: dict[int, type[WorkflowError]] = {
+    400: ModelRejected,
+    401: ModelUnauthorized,
+    402: ModelUnauthorized,
+    403: ModelUnauthorized,
+    404: ModelRejected,
+    413: ModelRejected,
+    422: ModelRejected,
+    429: ModelRateLimited,
+}
+"""What a status of the model's API means for the run. The rest, 5xx, and no status at all (no connection, a cut
+stream) is `ModelOverloaded`. A 400 for want of credit is told by the CLI's `billing_error`."""
+
 
 GATEWAY_CODES: dict[str, int] = {
     "Forbidden": 403,
@@ -226,3 +278,28 @@ def tree(root: type[WorkflowError] = WorkflowError) -> list[type[WorkflowError]]
 def statuses() -> dict[str, int]:
     """HTTP status by `code`, for every code the API can answer with."""
     return {kind.code(): kind.status for kind in tree() if kind not in (WorkflowError, Refused)} | GATEWAY_CODES
+
+
+def named(name: str) -> type[WorkflowError]:
+    """The class that an error's name in the definition means."""
+    if name in FOREIGN:
+        return FOREIGN[name].kind
+    return {kind.__name__: kind for kind in tree()}.get(name, Internal)
+
+
+def refusals() -> list[str]:
+    """What RestoreSession refuses with: none of it is recorded."""
+    return [kind.__name__ for kind in tree(Refused) if kind is not Refused]
+
+
+def retried(state: str) -> list[str]:
+    """The errors after which the definition runs a state's function once more.
+
+    RunClaude's only where it cannot have run: every other error can come after the model was paid. RecordFailure's
+    not after a time limit: none is left.
+    """
+    if state == "RunClaude":
+        return [name for name, error in FOREIGN.items() if error.passing and not error.ran]
+    limits = state != "RecordFailure"
+    foreign = [name for name, error in FOREIGN.items() if error.passing and (limits or error.kind is not RunTimedOut)]
+    return foreign + [kind.__name__ for kind in tree() if kind.passing]

@@ -44,7 +44,7 @@ class Keeper:
         built = answer.build(claim, result, messages, own, float(metadata["cost-usd"]))
         standing = self.store.answer(claim.run_id, built)
         self.store.mark(claim, "done")
-        self.store.free(claim.session_id, claim.execution)
+        self.store.free(claim.session_id, lambda lease: lease.execution == claim.execution)
         return answer.with_links(standing, self.store)
 
 

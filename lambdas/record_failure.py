@@ -12,20 +12,17 @@ from functools import cache
 from typing import Any
 
 from lambdas import errors
-from lambdas.contract import FORMAT, Claim, Json, run_id
-from lambdas.errors import AgentCrashed, Internal, RunTimedOut, WorkflowError
+from lambdas.contract import FORMAT, Claim, Json, asked_run, dollars, epoch
+from lambdas.errors import AgentCrashed, WorkflowError
 from lambdas.sessions.client import s3_client
 from lambdas.sessions.store import Staging, Store
 from lambdas.settings import RecordSettings
-
-TIMEOUTS = ("States.Timeout", "Sandbox.Timedout")
-"""How a state's and a function's timeout arrive."""
 
 DETAIL_CHARS = 4000
 
 
 def handler(event: Json, context: object) -> Json:
-    """The Lambda entry point: `{claim, state, error, execution, caller, key}` → the failure as it is answered."""
+    """The Lambda entry point: what the state is given (see the definition) → the failure as it is answered."""
     return recorder().record(event)
 
 
@@ -41,10 +38,11 @@ class Recorder:
 
     def record(self, event: Json) -> Json:
         """Raises `StorageUnavailable`; the definition then answers without a record."""
-        claim = Claim.load(event["claim"]) if event["claim"] else None
         failure = classify(event["state"], event["error"])
+        claim = Claim.load(event["claim"]) if event["claim"] else self._begun(event)
         if claim is None:
-            return self._unclaimed(event, failure)
+            run = asked_run(event["caller"], event["key"], event["replay"])
+            return failure.facts() | {"run_id": run, "session_id": failure.session_id, "cost_usd": 0.0}
         ids = {"run_id": claim.run_id, "session_id": claim.session_id}
         if response := self.store.response(claim.run_id):
             # It died after its commit: repeating it answers with the committed turn.
@@ -52,27 +50,31 @@ class Recorder:
         else:
             public = self._write(claim, event, failure, ids)
             self.store.mark(claim, "failed")
-        self.store.free(claim.session_id, claim.execution)
+        self.store.free(claim.session_id, lambda lease: lease.execution == claim.execution)
         return public
 
-    def _unclaimed(self, event: Json, failure: WorkflowError) -> Json:
-        """RestoreSession died, perhaps with the lease in its hands: it is this execution's to give back."""
-        run = failure.run_id or run_id(event["caller"], event["key"])
-        record = self.store.run(run)
-        if record:
-            self.store.free(record["session_id"], event["execution"])
-        return failure.facts() | {"run_id": run, "session_id": failure.session_id or (record or {}).get("session_id")}
+    def _begun(self, event: Json) -> Claim | None:
+        """The claim that RestoreSession died of, if the run is this execution's: it has the lease, or opened the
+        record and nobody has the lease."""
+        execution = event["execution"]
+        record = self.store.run(asked_run(event["caller"], event["key"], event["replay"]))
+        if record is None:
+            return None
+        opened, lease = record["execution"] == execution, self.store.holder(record["session_id"])
+        own = lease.execution == execution if lease else opened
+        return Claim.of(record, execution, epoch(event["started_at"]), repeated=not opened) if own else None
 
     def _write(self, claim: Claim, event: Json, failure: WorkflowError, ids: Json) -> Json:
         """The failure as it is answered; its record also has what only the operator may see."""
         staging = self.store.staging(claim.run_id)
         earlier = (self.store.failure(claim.run_id) if claim.repeated else None) or {"costs": {}}
         costs = earlier["costs"] | {claim.staging: self._spent(claim, staging, failure)}
+        known = [cost for cost in costs.values() if cost is not None]
         public = (
             failure.facts()
             | ids
             | {
-                "cost_usd": sum(costs.values()),
+                "cost_usd": sum(known) if len(known) == len(costs) else None,
                 "resumes": bool(staging.result or staging.checkpoint),
             }
         )
@@ -81,24 +83,21 @@ class Recorder:
         self.store.failed(claim.run_id, public | inside | {"format": FORMAT, "costs": costs, "detail": detail})
         return public
 
-    def _spent(self, claim: Claim, staging: Staging, failure: WorkflowError) -> float:
-        """US dollars of this attempt: PersistSession's errors know nothing of it, but what was staged does."""
+    def _spent(self, claim: Claim, staging: Staging, failure: WorkflowError) -> float | None:
+        """US dollars of this attempt, by the best word there is of it; None where there is none."""
         if staging.result == claim.staging:
             with suppress(AgentCrashed):  # what was staged is no result, and perhaps that is what failed
                 return self.store.result(claim).cost_usd
-        return failure.cost_usd
+        return self.store.told(claim.staging) if failure.cost_usd is None else failure.cost_usd
 
 
 def classify(state: str, raised: Json) -> WorkflowError:
     """The class of `errors` that a state's error means, with such facts of it as can be believed."""
-    name, cause = str(raised.get("Error", "")), _parsed(raised.get("Cause"))
-    if name in TIMEOUTS:
-        return RunTimedOut()
-    kind = {kind.__name__: kind for kind in errors.tree()}.get(name, Internal)
-    facts = _parsed(cause.get("errorMessage"))
+    kind = errors.named(str(raised.get("Error", "")))
+    facts = _parsed(_parsed(raised.get("Cause")).get("errorMessage"))
     if state == "RunClaude":
         return kind(
-            cost_usd=_dollars(facts.get("cost_usd")),
+            cost_usd=facts["cost_usd"] if dollars(facts.get("cost_usd")) else None,
             retry_after=_seconds(facts.get("retry_after")),
             detail=_detail(facts, raised),
         )
@@ -106,6 +105,7 @@ def classify(state: str, raised: Json) -> WorkflowError:
         facts.get("error"),
         session_id=facts.get("session_id"),
         retry_after=facts.get("retry_after"),
+        cost_usd=None,  # it is not theirs to know
         detail=_detail(facts, raised),
     )
 
@@ -120,10 +120,6 @@ def _parsed(text: Any) -> Json:
 
 def _detail(facts: Json, raised: Json) -> str:
     return str(facts.get("detail") or raised.get("Cause") or "")[-DETAIL_CHARS:]
-
-
-def _dollars(value: object) -> float:
-    return float(value) if isinstance(value, int | float) and 0 <= value < 1e6 else 0.0
 
 
 def _seconds(value: object) -> int | None:

@@ -1,16 +1,14 @@
 """RestoreSession: validates, claims the run and the session, decides the next step, hands out short-lived grants."""
 
-import hashlib
 import os
 import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from datetime import datetime
 from functools import cache
 
 from lambdas.answer import with_links
-from lambdas.contract import FORMAT, Allowance, Base, Claim, Json, Request, Restored, Task, run_id
+from lambdas.contract import FORMAT, Allowance, Base, Claim, Json, Request, Restored, Task, epoch, run_id
 from lambdas.errors import IdempotencyMismatch, InvalidRequest, SessionMoved, SessionNotFound, WorkflowError
 from lambdas.sessions.client import s3_client
 from lambdas.sessions.store import Lease, Staging, Store
@@ -25,17 +23,13 @@ NOTHING_STAGED = Staging(None, None)
 def handler(event: Json, context: object) -> Json:
     """The Lambda entry point: `{envelope, execution, started_at}` → `Restored`."""
     request = door().request(event["envelope"])
-    return door().restore(request, event["execution"], _epoch(event["started_at"])).dump()
+    return door().restore(request, event["execution"], epoch(event["started_at"])).dump()
 
 
 @cache
 def door() -> "Door":
     settings = RecordSettings.read(os.environ)
     return Door(settings, Store(s3_client(), settings.bucket), time.time)
-
-
-def _epoch(timestamp: str) -> float:
-    return datetime.fromisoformat(timestamp).timestamp()
 
 
 @dataclass(frozen=True)
@@ -60,7 +54,7 @@ class Door:
         record, fresh = self._open(request, execution)
         if record["body_sha256"] != request.body_hash:
             raise IdempotencyMismatch(run_id=request.run_id)
-        claim = _claim(request, record, execution, started_at, repeated=not fresh)
+        claim = Claim.of(record, execution, started_at, repeated=not fresh)
         if claim.repeated and (response := self.store.response(claim.run_id)):
             return self._done(claim, response)
         lease = Lease(claim.run_id, execution, started_at + self.settings.clocks.machine + LEASE_MARGIN)
@@ -71,7 +65,7 @@ class Door:
                 self.store.mark(claim, "claimed")
             return restored
         except WorkflowError:
-            self.store.free(claim.session_id, execution)
+            self.store.free(claim.session_id, lambda lease: lease.execution == execution)
             raise
 
     def _open(self, request: Request, execution: str) -> tuple[Json, bool]:
@@ -117,7 +111,6 @@ class Door:
     def _decide(self, request: Request, claim: Claim) -> Restored:
         """The next step, under the lease."""
         if claim.repeated and (response := self.store.response(claim.run_id)):
-            self.store.free(claim.session_id, claim.execution)
             return self._done(claim, response)
         newest = self._source(request)
         claim = replace(claim, base=self.store.pin(claim.run_id, newest))
@@ -149,21 +142,7 @@ class Door:
         )
 
     def _done(self, claim: Claim, response: Json) -> Restored:
-        self.store.mark(claim, "done")  # whoever wrote the answer may have died before it could say so
+        # Whoever wrote the answer may have died before it could say so and free the session.
+        self.store.mark(claim, "done")
+        self.store.free(claim.session_id, lambda lease: lease.run_id == claim.run_id)
         return Restored("done", claim, response=with_links(response, self.store))
-
-
-def _claim(request: Request, record: Json, execution: str, started_at: float, *, repeated: bool) -> Claim:
-    """An attempt is an execution: the same for its retries, and later ones sort behind it."""
-    digest = hashlib.sha256(execution.encode()).hexdigest()[:8]
-    return Claim(
-        run_id=request.run_id,
-        session_id=record["session_id"],
-        owner=request.caller,
-        execution=execution,
-        staging=f"runs/{request.run_id}/{round(started_at * 1000):013d}-{digest}/",
-        recorded_at=record["requested_at"],
-        repeated=repeated,
-        claude_session=record["claude_session"],
-        base=None,
-    )

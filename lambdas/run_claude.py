@@ -82,7 +82,10 @@ class Worker:
             saver = _Saver(self, task, scratch)
             with Proxy(self.upstreams) as proxy:
                 outcome = asyncio.run(converse(_turn(task, body), scratch, proxy, saver, task.deadline))
-            return self._stage(task, scratch, outcome, partial(changes, before))
+            try:
+                return self._stage(task, scratch, outcome, partial(changes, before))
+            except WorkflowError as error:
+                raise error.but(cost_usd=outcome.cost_usd) from error
 
     def _told(self, task: Task, error: WorkflowError) -> WorkflowError:
         """The error without its detail, which is staged: an error's text is in the function's log and its trace, and
@@ -91,7 +94,7 @@ class Worker:
             detail = error.detail.encode(errors="replace")
             with suppress(StorageUnavailable):  # the operator may miss the detail, the caller not the error
                 self.put(task.grants.detail, detail, len(detail))
-        return type(error)(error.said, retry_after=error.retry_after, cost_usd=error.cost_usd)
+        return error.but(detail="")
 
     def _restore(self, task: Task, scratch: Scratch) -> None:
         if task.grants.session is None:
@@ -148,7 +151,7 @@ class Worker:
 
 @dataclass(frozen=True)
 class _Saver:
-    """Checkpoints are the session as it would be staged, under the name of their own."""
+    """Checkpoints are the session as it would be staged, under a name of their own."""
 
     worker: Worker
     task: Task
@@ -159,6 +162,10 @@ class _Saver:
 
     def upload(self, archive: BinaryIO, size: int) -> None:
         self.worker.put(self.task.grants.checkpoint, archive, size)
+
+    def spent(self, usd: float) -> None:
+        text = json.dumps(usd).encode()
+        self.worker.put(self.task.grants.spent, text, len(text))
 
 
 def _turn(task: Task, body: Json) -> Turn:

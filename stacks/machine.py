@@ -7,6 +7,7 @@ from aws_cdk import RemovalPolicy, Stack, aws_iam, aws_lambda, aws_logs
 from aws_cdk import aws_stepfunctions as sfn
 from constructs import Construct
 
+from lambdas import errors
 from lambdas.settings import Clocks
 from stacks.findings import meant
 
@@ -45,11 +46,18 @@ class Machine(Construct):
 
 
 def definition(clocks: Clocks) -> str:
-    """The definition's text with the time limits that follow from `clocks`."""
+    """The definition's text with the time limits that follow from `clocks`, and what errors.py says of its errors."""
     machine = json.loads(DEFINITION.read_text())
+    limits = {
+        "RestoreSession": clocks.restore_state,
+        "RunClaude": clocks.run_state,
+        "PersistSession": clocks.persist_state,
+        "RecordFailure": clocks.record_state,
+    }
     machine["TimeoutSeconds"] = clocks.machine
-    machine["States"]["RestoreSession"]["TimeoutSeconds"] = clocks.restore_state
-    machine["States"]["RunClaude"]["TimeoutSeconds"] = clocks.run_state
-    machine["States"]["PersistSession"]["TimeoutSeconds"] = clocks.persist_state
-    machine["States"]["RecordFailure"]["TimeoutSeconds"] = clocks.record_state
+    for name, limit in limits.items():
+        state = machine["States"][name]
+        state["TimeoutSeconds"] = limit
+        state["Retry"][0]["ErrorEquals"] = errors.retried(name)
+    machine["States"]["RestoreSession"]["Catch"][0]["ErrorEquals"] = errors.refusals()
     return json.dumps(machine)

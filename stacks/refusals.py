@@ -20,7 +20,7 @@ class Refusal:
     retry_after: int | None = None
     """Seconds."""
     tells_key: bool = False
-    """The caller may have lost an answer: name the key under which it can be asked for."""
+    """The caller may have lost an answer: name the key under which it can be asked for. What it cost is not known."""
 
     @property
     def http_status(self) -> int:
@@ -35,7 +35,7 @@ class Refusal:
             "retryable": self.retryable,
             "session_id": None,
             "run_id": None,
-            "cost_usd": 0.0,
+            "cost_usd": None if self.tells_key else 0.0,
         }
         return json.dumps(document | ({"idempotency_key": "$context.extendedRequestId"} if self.tells_key else {}))
 

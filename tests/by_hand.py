@@ -7,6 +7,7 @@ import json
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 from lambdas.contract import Claim, Json, Restored, Result, Staged, Task, run_id
@@ -75,6 +76,8 @@ class Execution:
     key: str
     body: Json
     restored: Restored | None = None
+    started: float | None = None
+    """Epoch seconds; the same for every try of its states."""
 
     @property
     def run(self) -> str:
@@ -99,7 +102,8 @@ class Workflow:
         door = Door(self.settings, Store(FusedS3(self.s3, fuse or Fuse()), self.bucket), lambda: self.now)
         envelope = {"caller": CALLER, "key": execution.key, "key_given": True, "body": execution.body}
         request = door.request(envelope | {"requested_at": self.now * 1000, "oversize": False})
-        execution.restored = door.restore(request, execution.name, self.now)
+        execution.started = execution.started or self.now
+        execution.restored = door.restore(request, execution.name, execution.started)
         return execution.restored
 
     def run(self, task: Task, fuse: Fuse | None = None) -> None:
@@ -126,8 +130,9 @@ class Workflow:
         recorder = Recorder(Store(FusedS3(self.s3, fuse or Fuse()), self.bucket))
         raised = {"Error": type(error).__name__, "Cause": json.dumps({"errorMessage": str(error)})}
         claim = execution.restored.dump()["claim"] if execution.restored else None
-        told = {"state": "PersistSession", "error": raised, "caller": CALLER, "key": execution.key}
-        return recorder.record(told | {"claim": claim, "execution": execution.name})
+        told = {"state": "PersistSession", "error": raised, "caller": CALLER, "key": execution.key, "replay": None}
+        started = datetime.fromtimestamp(execution.started or self.now, UTC).isoformat()
+        return recorder.record(told | {"claim": claim, "execution": execution.name, "started_at": started})
 
     def execute(self, execution: Execution, fuse: Fuse | None = None) -> Json:
         """All of it, as the definition has it. Raises `Refused`; another failure is recorded and returned."""

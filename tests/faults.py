@@ -6,16 +6,17 @@ included, so that signatures stay valid, presigned URLs go through it too, and S
 
 import http.client
 import os
-import re
 import select
 import signal
+import socket
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from socketserver import BaseRequestHandler, ThreadingTCPServer
 from typing import Any, Self
 from urllib.parse import urlsplit
 
@@ -32,10 +33,10 @@ and its answer is lost; S3 takes the request and says nothing."""
 
 @dataclass
 class Fault:
-    """What befalls the next `times` requests of `method` whose path and query `pattern` is found in."""
+    """What befalls the next `times` requests of `method` whose path and query are `there`."""
 
     method: str
-    pattern: str
+    there: Callable[[str], bool]
     action: str
     """A key of `ERRORS`, or one of the constants above."""
     times: int
@@ -85,7 +86,7 @@ class Injector:
         with self._guard:
             if method not in ("GET", "HEAD"):
                 self.written.append((method, path))
-            due = (f for f in self._faults if f.met < f.times and f.method == method and re.search(f.pattern, path))
+            due = (f for f in self._faults if f.met < f.times and f.method == method and f.there(path))
             fault = next(due, None)
             if fault:
                 fault.met += 1
@@ -162,6 +163,63 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 (the base class's name)
         """Says nothing: `written` and the faults tell what came."""
+
+
+class Line:
+    """The way to a server on loopback, relayed by threads here. While it is cut, connections are refused."""
+
+    def __init__(self, to: str) -> None:
+        self._to = urlsplit(to)
+        self._server = self._listening(0)
+        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
+
+    @contextmanager
+    def cut(self) -> Iterator[None]:
+        """Nobody listens inside the `with` block."""
+        port = self._server.server_address[1]
+        self.close()
+        yield
+        self._server = self._listening(port)
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+    def _listening(self, port: int) -> ThreadingTCPServer:
+        upstream = (self._to.hostname, self._to.port)
+
+        class Caller(BaseRequestHandler):
+            def handle(self) -> None:
+                with socket.create_connection(upstream) as other:
+                    back = threading.Thread(target=_pump, args=(other, self.request), daemon=True)
+                    back.start()
+                    _pump(self.request, other)
+                    back.join()
+
+        server = _Lines(("127.0.0.1", port), Caller)
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+        return server
+
+
+class _Lines(ThreadingTCPServer):
+    daemon_threads = True
+    block_on_close = False
+    allow_reuse_address = True
+    request_queue_size = 64
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """One of the two has hung up."""
+
+
+def _pump(source: socket.socket, sink: socket.socket) -> None:
+    try:
+        while data := source.recv(1 << 16):
+            sink.sendall(data)
+    except OSError:
+        pass  # hung up without a word: so does the other side now
+    finally:
+        with suppress(OSError):
+            sink.shutdown(socket.SHUT_WR)
 
 
 def owner(port: int, to: int) -> int:

@@ -22,6 +22,8 @@ class Kept:
     times: list[float] = field(default_factory=list)
     delay: float = 0.0
     """Seconds that an upload takes."""
+    costs: list[float] = field(default_factory=list)
+    """In US dollars, as they were told."""
 
     def pack(self, out: BinaryIO, go_on: Callable[[], None]) -> int:
         def keep(path: str) -> bool:
@@ -35,6 +37,9 @@ class Kept:
         self.archives.append(archive.read())
         assert len(self.archives[-1]) == size
         self.times.append(time.monotonic())
+
+    def spent(self, usd: float) -> None:
+        self.costs.append(usd)
 
     def restore(self, into: Scratch, which: int = -1) -> None:
         """What a replay does: the checkpoint in place of what is there."""

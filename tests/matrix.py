@@ -20,6 +20,7 @@ WRITES = {
     "base.json": ("PUT", r"runs/{run}/base\.json"),
     "index: session": ("PUT", r"index/sessions/{session}/{run}"),
     "index: claimed": ("PUT", r"index/hours/[^/]+/claimed/{run}"),
+    "spent.json": ("PUT", r"runs/{run}/[^/]+/spent\.json"),
     "started": ("PUT", r"runs/{run}/[^/]+/started"),
     "checkpoint.zip": ("PUT", r"runs/{run}/[^/]+/checkpoint\.zip"),
     "changes.zip": ("PUT", r"runs/{run}/[^/]+/changes\.zip"),
@@ -48,7 +49,11 @@ THINKS = f"{WORK}\nwait 5"
 """The same, with a model that takes its time after the tool call: there is a checkpoint before it has answered."""
 
 KILLED_LATER = 1.5
-"""Seconds for which a checkpoint is kept waiting before its sender is killed: until the model has been asked on."""
+"""Seconds for which one of `LATE` is kept waiting before its sender is killed: until the model has been asked on."""
+
+LATE = ("checkpoint.zip", "spent.json")
+
+REFUSED = "connection refused"
 
 LEASE, SCRATCH = "lease", "scratch"
 
@@ -67,7 +72,7 @@ class Row:
     answer: str
     """Status and code of the first POST."""
     session: str
-    """`old` or `new`: the version that opens after it."""
+    """`old` or `new`: the version that opens after it; `none` where there is none yet."""
     left: str
     """What is left behind until it expires or the session is used again: the lease, the run's scratch directory."""
     calls: int
@@ -77,10 +82,16 @@ class Row:
     prompt: str = WORK
     timeout: float | None = None
     """The request's own `timeout_seconds`."""
+    fresh: bool = False
+    """Whether it asks for a new session, instead of going on with one."""
 
     @property
     def name(self) -> str:
-        return " ".join(part for part in (self.state, self.at, self.what) if part)
+        return " ".join(part for part in (self.state, self.where, self.what) if part)
+
+    @property
+    def where(self) -> str:
+        return self.at + (", new session" if self.fresh else "")
 
     @property
     def what(self) -> str:
@@ -116,6 +127,9 @@ def _run() -> Iterator[Row]:
     yield Row(state, "started", LOST, 1, CRASHED, "old", "", 0, 2)
     yield Row(state, "checkpoint.zip", KILLED_BEFORE, 1, INTERNAL, "old", SCRATCH, 2, 2, THINKS)
     yield Row(state, "checkpoint.zip", KILLED_AFTER, 1, INTERNAL, "old", SCRATCH, 2, 1, THINKS)
+    for fault in (KILLED_BEFORE, KILLED_AFTER):
+        yield Row(state, "spent.json", fault, 1, INTERNAL, "old", SCRATCH, 2, 1, THINKS)
+    yield Row(state, "spent.json", "503", ALWAYS, OK, "new", "", 2, 0)
     for at in ("changes.zip", "messages.json", "result.json"):
         for fault in (KILLED_BEFORE, KILLED_AFTER):
             staged = (at, fault) == ("result.json", KILLED_AFTER)
@@ -162,6 +176,26 @@ def _record() -> Iterator[Row]:
     yield Row(state, "failure.json", SILENT, ALWAYS, INTERNAL, "old", LEASE, 1, 2, FAILS)
 
 
+def _fresh() -> Iterator[Row]:
+    def row(state: str, at: str, fault: str, answer: str, session: str, calls: int, again: int, left: str = "") -> Row:
+        times = ALWAYS if fault == "503" else 1
+        prompt = FAILS if state == "RecordFailure" else WORK
+        return Row(state, at, fault, times, answer, session, left, calls, again, prompt, fresh=True)
+
+    yield row("RestoreSession", "request.json", KILLED_BEFORE, OK, "new", 2, 0)
+    yield row("RestoreSession", "request.json", KILLED_AFTER, OK, "new", 2, 0)
+    yield row("RestoreSession", "request.json", "503", INTERNAL, "none", 0, 2)
+    yield row("RestoreSession", "lease", KILLED_AFTER, OK, "new", 2, 0)
+    yield row("RestoreSession", "base.json", "503", INTERNAL, "none", 0, 2)
+    yield row("RunClaude", "started", KILLED_AFTER, INTERNAL, "none", 0, 2)
+    yield row("RunClaude", "result.json", KILLED_AFTER, INTERNAL, "none", 2, 0, SCRATCH)
+    yield row("PersistSession", "commit: complete", KILLED_BEFORE, OK, "new", 2, 0)
+    yield row("PersistSession", "commit: complete", KILLED_AFTER, OK, "new", 2, 0)
+    yield row("PersistSession", "commit: complete", "503", INTERNAL, "none", 2, 0)
+    yield row("PersistSession", "response.json", "503", INTERNAL, "new", 2, 0)
+    yield row("RecordFailure", "failure.json", KILLED_AFTER, UNAUTHORIZED, "none", 1, 2)
+
+
 def _model() -> Iterator[Row]:
     def row(at: str, prompt: str, answer: str, calls: int, again: int, timeout: float | None = None) -> Row:
         return Row("Model", at, "", 1, answer, "new" if answer == OK else "old", "", calls, again, prompt, timeout)
@@ -182,6 +216,7 @@ def _model() -> Iterator[Row]:
     yield row("no answer", f"wait 30 silent\nstatus 500 times 1\n{WORK}", OVERLOADED, 1, 1, 8)
     yield row("stream silent, before a tool call", f"wait 30 silent\n{WORK}", OK, 1, 0, 8)
     yield row("stream silent, after a tool call", f"{WORK}\nwait 30 silent", OK, 2, 0, 10)
+    yield row(REFUSED, WORK, OVERLOADED, 0, 2, 8)
     yield row("garbage", f"garbage times 1\n{WORK}", OVERLOADED, 1, 2)
 
 
@@ -191,10 +226,13 @@ INTRODUCTION = """\
 # What happens when something fails
 
 Every row is played by `tests/test_faults.py` on the local engine with the real Claude Code CLI, and compared with this
-table, which `PYTHONPATH=. python -m tests.matrix` writes. A row works on a session of its own that has one turn:
+table, which `PYTHONPATH=. python -m tests.matrix` writes. A row works on a session of its own that has one turn, or
+asks for a *new session*:
 
 1. A POST under the fault. Its HTTP status and code are the *first answer*. The *session* is then opened whole: it is
-   the *old* version or the *new* one, never anything between.
+   the *old* version or the *new* one, never anything between; of a new session there may be *none* yet. What the
+   failure says it cost is checked too: nothing where the model was not asked, else something, and `null` only where
+   the function that knew was killed before it had told.
 2. Time passes: a lease that was *left behind* is free at its expiry, 5 seconds after the state machine's own timeout.
 3. The same POST again, with its `Idempotency-Key`, as `replay` does. **It ends in the answer in every row**: 200, the
    session one turn further and not two, no lease left, and the run stands as done in the index.
@@ -215,12 +253,12 @@ with the function's sandbox.
 
 def cells(row: Row) -> tuple[str, ...]:
     """A row as the table shows it."""
-    return row.state, row.at, row.what, row.answer, row.session, row.left, f"{row.calls} + {row.again}"
+    return row.state, row.where, row.what, row.answer, row.session, row.left, f"{row.calls} + {row.again}"
 
 
 def in_order() -> list[Row]:
     """The rows as they are read: by state, in the order of its writes."""
-    return [*_restore(), *_run(), *_persist(), *_record(), *_model()]
+    return [*_restore(), *_run(), *_persist(), *_record(), *_fresh(), *_model()]
 
 
 def document() -> str:

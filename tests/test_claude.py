@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from lambdas.agent.claude import REFUSALS, Outcome, Turn, converse
+from lambdas.agent.claude import Outcome, Turn, converse
 from lambdas.agent.credentials import Proxy, Secret, anthropic
 from lambdas.agent.sandbox import Scratch
 from lambdas.errors import (
@@ -244,7 +244,7 @@ def test_a_failure_after_work_was_done_tells_its_cost(model: ScriptedModel, scra
     """What was spent before the provider failed is in the error."""
     with pytest.raises(ModelRejected) as caught:
         run(first("run echo 1\nstatus 413"), scratch, model.url)
-    assert caught.value.cost_usd > 0
+    assert (caught.value.cost_usd or 0) > 0
 
 
 @pytest.mark.parametrize("fault", ["status 429 retry-after 1", "status 500", "status 529", "status 503 retry-after 1"])
@@ -276,18 +276,13 @@ def test_nobody_listens(scratch: Scratch) -> None:
         run(first("hello"), scratch, "http://127.0.0.1:1")
 
 
-def test_every_refusal_of_the_api_is_mapped() -> None:
-    """No status of the API's documentation that a repeat can't cure counts as an overload."""
-    assert {400, 401, 402, 403, 404, 413, 422, 429} == set(REFUSALS)
-
-
 def test_the_cli_dies(model: ScriptedModel, scratch: Scratch) -> None:
     """A killed CLI is a crash, and the next turn of the session works."""
     turn = first("run echo 1\ncrash")
     with pytest.raises(AgentCrashed) as caught:
         run(turn, scratch, model.url)
     assert "exit code" in caught.value.detail
-    assert caught.value.cost_usd > 0
+    assert (caught.value.cost_usd or 0) > 0
     assert run(again(turn, "hello"), scratch, model.url).stop_reason == "end_turn"
 
 

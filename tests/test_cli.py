@@ -102,7 +102,17 @@ def test_a_failure_exits_with_1_and_its_code(serve: Serve, prompt: str, code: st
     done = serve.ask(prompt)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith(f"{code}: ")
-    assert ("Asking again can help." in done.stderr) == again
+    assert ("again can help" in done.stderr) == again
+
+
+def test_a_failed_question_is_asked_again_under_its_key(serve: Serve) -> None:
+    """What to type is said; the same run is answered then, and another question under that key is refused."""
+    question = "status 500 times 3\nrun echo hi"
+    failed = serve.ask(question)
+    assert failed.returncode == 1
+    key = failed.stderr.partition("--key ")[2].split()[0]
+    assert serve.ask(question, "--key", key).returncode == 0
+    assert serve.ask("another", "--key", key).stderr.startswith("IdempotencyMismatch: ")
 
 
 def test_ask_takes_a_url_and_sends_the_key_of_the_environment(serve: Serve) -> None:

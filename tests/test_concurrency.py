@@ -13,6 +13,7 @@ from lambdas.contract import Claim, Json, run_id
 from lambdas.errors import (
     AgentCrashed,
     IdempotencyMismatch,
+    Internal,
     Refused,
     RunInProgress,
     SessionBusy,
@@ -151,6 +152,56 @@ def test_a_refused_request_leaves_no_trace_in_anothers_record(workflow: Workflow
         assert set(fresh) <= {f"runs/{execution.run}/request.json"}
         assert before.keys() <= workflow.objects().keys()
         assert not fresh or refusal is SessionBusy
+
+
+def test_a_restore_that_dies_leaves_its_failure_and_nothing_else(workflow: Workflow) -> None:
+    """The run is in the record and in the index as failed, its session free, and it goes on when it is asked again."""
+    session = workflow.new_session("first")
+    for number in range(2, 6):
+        execution = Execution(f"dies-{number}", f"key-{number}", {"prompt": "a", "session_id": session})
+        with pytest.raises(Killed):
+            workflow.restore(execution, Fuse(number))
+        told = workflow.record(execution, Internal())
+        assert workflow.store.failure(execution.run) is not None
+        assert [key.split("/")[3] for key in workflow.objects() if key.endswith(execution.run) and "hours" in key] == [
+            "failed"
+        ]
+        assert (told["run_id"], told["session_id"], told["cost_usd"]) == (execution.run, session, 0.0)
+        assert workflow.lease(session) is None
+        assert workflow.execute(Execution(f"again-{number}", execution.key, execution.body))["success"]
+
+
+def test_a_restore_that_dies_says_nothing_of_a_run_that_another_holds(workflow: Workflow) -> None:
+    """Two executions of one key: the one that works is not told to have failed."""
+    session = workflow.new_session("first")
+    body = {"prompt": "a", "session_id": session}
+    dies, works = Execution("dies", "a", body), Execution("works", "a", body)
+    with pytest.raises(Killed):
+        workflow.restore(dies, Fuse(2))
+    workflow.restore(works)
+    workflow.record(dies, Internal())
+    assert workflow.store.failure(works.run) is None
+    assert workflow.lease(session) is not None
+
+
+def test_an_answer_given_again_frees_what_its_writer_held(workflow: Workflow) -> None:
+    """PersistSession died between the answer and the lease: the next to ask does not leave the session locked."""
+    session = workflow.new_session("first")
+    execution = Execution("dies", "a", {"prompt": "a", "session_id": session})
+    restored = workflow.restore(execution)
+    assert restored.task
+    workflow.run(restored.task)
+    fuse = Fuse()
+    with pytest.raises(Killed):
+        while True:  # until it dies with its answer written and the lease in its hands
+            fuse = Fuse(fuse.at + 1)
+            with suppress(Killed):
+                workflow.persist(restored.claim, fuse)
+            if workflow.store.response(execution.run):
+                raise Killed
+    assert workflow.lease(session) is not None
+    assert workflow.execute(Execution("again", "a", execution.body))["success"]
+    assert workflow.lease(session) is None
 
 
 def test_two_executions_of_one_key_killed_at_each_write_are_one_conversation(workflow: Workflow) -> None:

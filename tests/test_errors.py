@@ -61,3 +61,8 @@ def test_statuses_are_those_of_the_contract() -> None:
         "UnsupportedMediaType": 415,
         "Throttled": 429,
     }
+
+
+def test_every_refusal_of_the_models_api_is_mapped() -> None:
+    """No status of the API's documentation that a repeat can't cure counts as an overload."""
+    assert {400, 401, 402, 403, 404, 413, 422, 429} == set(errors.MODEL_STATUSES)

@@ -9,6 +9,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,12 +24,14 @@ from lambdas.sessions.archive import ROOTS, pack, unpack
 from local.model import ScriptedModel
 from local.service import Model, Service
 from tests import patched
-from tests.faults import KILLED_AFTER, KILLED_BEFORE, SILENT, Fault, Injector
+from tests.faults import KILLED_AFTER, KILLED_BEFORE, SILENT, Fault, Injector, Line
 from tests.matrix import (
     DOCUMENT,
     FAILS,
     KILLED_LATER,
+    LATE,
     LEASE,
+    REFUSED,
     SCRATCH,
     THINKS,
     TITLES,
@@ -44,23 +47,26 @@ Json = dict[str, Any]
 SECONDS = 29
 """The deployment's integration timeout."""
 AT_ONCE = 4
+NOBODY = {"session_id": "none", "claude_session": "none"}
+"""What a run is about that has no record."""
 
 
 class Theatre:
     """A service whose functions reach S3 through an injector, and a session to clone for each row."""
 
-    def __init__(self, running: Service, injector: Injector, model: ScriptedModel, scratch: Path) -> None:
+    def __init__(self, running: Service, injector: Injector, model: ScriptedModel, line: Line, scratch: Path) -> None:
         self.client = Client(running)
         self.injector = injector
         self.model = model
+        self.line = line
         self.scratch = scratch
         self.bucket = running.deployed.bucket
         origin = self.client.ask("write n.txt: old")
         got = self.client.s3.get_object(Bucket=self.bucket, Key=f"{origin['session_id']}.zip")
         self._zip, self._metadata = got["Body"].read(), got["Metadata"]
 
-    def session(self) -> tuple[str, str]:
-        """A session like the first, with a conversation and ids of its own: `session_id`, Claude's id."""
+    def session(self) -> Json:
+        """A session like the first, with a conversation and ids of its own, which are named as in a run's record."""
         fresh, old = str(uuid.uuid4()), self._metadata["claude-session"]
         with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile() as archive:
             unpack(io.BytesIO(self._zip), Path(folder), ANY)
@@ -75,17 +81,38 @@ class Theatre:
                 Body=archive.read(),
                 Metadata=self._metadata | {"claude-session": fresh},
             )
-        return f"session-{fresh}", fresh
+        return {"session_id": f"session-{fresh}", "claude_session": fresh, "cloned": True}
+
+    def record(self, run: str) -> Json:
+        """The run's request.json; empty as long as there is none."""
+        key = f"runs/{run}/request.json"
+        if not self.client.keys(key):
+            return {}
+        found: Json = json.loads(self.client.s3.get_object(Bucket=self.bucket, Key=key)["Body"].read())
+        return found
 
     def calls(self, marker: str) -> int:
         return sum(any(marker in prompt for prompt in r.conversation.prompts) for r in list(self.model.requests))
 
-    def version(self, session: str) -> str:
-        """`old`, as it was cloned, or `new`, with one turn more; its archive is tested whole."""
-        turns = int(self.client.metadata({"session_id": session})["turns"])
-        assert turns in (1, 2)
-        assert turns == 2 or self.content(session) == "old"
-        return "new" if turns == 2 else "old"
+    def fault(self, row: Row, run: str, known: Json) -> Fault:
+        """What the row does to S3, where it does anything."""
+        method, pattern = WRITES.get(row.at, ("", "never"))
+
+        def there(path: str) -> bool:
+            session = (known or self.record(run) or NOBODY)["session_id"]
+            return re.search(pattern.format(run=run, session=session), path) is not None
+
+        return Fault(method, there, row.fault, row.times if row.fault else 0, KILLED_LATER if row.at in LATE else 0.0)
+
+    def version(self, named: Json) -> str:
+        """`none`, `old` as it was cloned, or `new` with one turn more; its archive is tested whole."""
+        if not self.client.keys(f"{named['session_id']}.zip"):
+            return "none"
+        cloned = named.get("cloned", False)
+        turns = int(self.client.metadata(named)["turns"])
+        assert turns in ((1, 2) if cloned else (1,))
+        assert not cloned or turns == 2 or self.content(named["session_id"]) == "old"
+        return "old" if cloned and turns == 1 else "new"
 
     def content(self, session: str) -> str:
         """What the session's file says."""
@@ -93,9 +120,9 @@ class Theatre:
         assert archive.testzip() is None
         return archive.read("workspace/n.txt").decode().strip()
 
-    def left(self, session: str, claude: str) -> str:
-        held = [LEASE] if self.client.keys(f"locks/{session}.json") else []
-        return " ".join(held + ([SCRATCH] if (self.scratch / claude).exists() else []))
+    def left(self, named: Json) -> str:
+        held = [LEASE] if self.client.keys(f"locks/{named['session_id']}.json") else []
+        return " ".join(held + ([SCRATCH] if (self.scratch / named["claude_session"]).exists() else []))
 
     def let_expire(self, session: str) -> None:
         """Time passes: what the dead hold is theirs no longer."""
@@ -114,11 +141,11 @@ class Theatre:
 @pytest.fixture(scope="module")
 def theatre(tmp_path_factory: pytest.TempPathFactory, template: Json) -> Iterator[Theatre]:
     state, scratch = tmp_path_factory.mktemp("faults"), tmp_path_factory.mktemp("scratch")
-    with ScriptedModel() as model, Injector() as injector:
+    with ScriptedModel() as model, Injector() as injector, closing(Line(model.url)) as line:
         added = {"AWS_ENDPOINT_URL_S3": injector.url, "SCRATCH": str(scratch)}
-        with patched.serving(state, template, Model(model.url, "sk-scripted"), added) as running:
+        with patched.serving(state, template, Model(line.url, "sk-scripted"), added) as running:
             injector.upstream = running.engine.url
-            yield Theatre(running, injector, model, scratch)
+            yield Theatre(running, injector, model, line, scratch)
 
 
 @dataclass(frozen=True)
@@ -146,36 +173,50 @@ def await_end(fault: Fault) -> None:
 
 def play(theatre: Theatre, row: Row) -> Played:
     """POST under the fault, look, let time pass, POST the same again, look again."""
-    session, claude = theatre.session()
     key = f"row-{uuid.uuid4()}"
-    body: Json = {"prompt": f"({key})\n{row.prompt}", "session_id": session}
+    run = run_id("default", key)
+    known = {} if row.fresh else theatre.session()
+    body = {"prompt": f"({key})\n{row.prompt}"} | {name: known[name] for name in known if name == "session_id"}
     body |= {"timeout_seconds": row.timeout} if row.timeout else {}
-    method, pattern = WRITES.get(row.at, ("", "never"))
-    pattern = pattern.format(run=run_id("default", key), session=session)
-    times, delay = row.times if row.fault else 0, KILLED_LATER if row.at == "checkpoint.zip" else 0.0
-    with theatre.injector.injecting(Fault(method, pattern, row.fault, times, delay)) as fault:
-        status, first, _ = theatre.client.post(body, idempotency_key=key)
+    with theatre.injector.injecting(theatre.fault(row, run, known)) as fault:
+        with theatre.line.cut() if row.at == REFUSED else nullcontext():
+            status, first, _ = theatre.client.post(body, idempotency_key=key)
         await_end(fault)
+    named = known or theatre.record(run) or NOBODY
     came = replace(
         row,
         answer=f"{status} {first.get('code', '')}".strip(),
-        session=theatre.version(session),
-        left=theatre.left(session, claude),
+        session=theatre.version(named),
+        left=theatre.left(named),
         calls=theatre.calls(key),
     )
-    theatre.let_expire(session)
+    theatre.let_expire(named["session_id"])
     status, replay, _ = theatre.client.post(body, idempotency_key=key)
+    named = known or theatre.record(run)
     return Played(
         row=replace(came, again=theatre.calls(key) - came.calls),
         befell=fault.met,
         first=first,
         status=status,
         replay=replay,
-        version=theatre.version(session),
-        content=theatre.content(session),
-        left=theatre.left(session, claude),
-        outcomes=theatre.outcomes(run_id("default", key)),
+        version=theatre.version(named),
+        content=theatre.content(named["session_id"]),
+        left=theatre.left(named),
+        outcomes=theatre.outcomes(run),
     )
+
+
+UNTOLD = ("started", "spent.json", "detail.txt")
+"""Who dies here has not said what it cost."""
+
+
+def cost_is_honest(came: Played) -> bool:
+    """Nothing where the model was not asked, and what was answered before a tool's result, at least, where it was. That
+    nobody knows is said only where whoever knew is dead, or could not be asked."""
+    cost, row = came.first["cost_usd"], came.row
+    if cost is None:
+        return row.state == "RecordFailure" or row.at in UNTOLD or row.fault == SILENT
+    return row.state == "Model" or (row.calls == 1 or (cost > 0) == (row.calls > 0))
 
 
 def playable(row: Row) -> bool:
@@ -191,8 +232,11 @@ def played(theatre: Theatre, request: pytest.FixtureRequest) -> Iterator[dict[st
     items = [item for item in request.session.items if isinstance(item, pytest.Function)]
     params = [item.callspec.params for item in items if item.originalname == "test_a_row_of_the_matrix"]
     wanted = [row for each in params if isinstance(row := each["row"], Row) and playable(row)]
+    alone = Future[Played]()
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        yield {row.name: pool.submit(play, theatre, row) for row in wanted}
+        if refused := [row for row in wanted if row.at == REFUSED]:
+            alone.set_result(play(theatre, refused[0]))  # all of them share the line that it cuts
+        yield {row.name: alone if row.at == REFUSED else pool.submit(play, theatre, row) for row in wanted}
         pool.shutdown(cancel_futures=True)
 
 
@@ -212,6 +256,7 @@ def test_a_row_of_the_matrix(row: Row, played: dict[str, Future[Played]], table:
     came = played[row.name].result()
     table.add_row(*cells(came.row))
     assert came.row == row, came
+    assert cost_is_honest(came), came
     assert came.befell >= (1 if row.fault else 0)
     assert (came.status, came.version) == (200, "new"), came
     assert came.content == "new" or came.replay["stop_reason"] == "deadline"
@@ -226,7 +271,7 @@ def test_the_document_is_the_matrix() -> None:
 
 def test_no_write_stands_alone(theatre: Theatre) -> None:
     """Whatever the functions write, in a run that succeeds and in one that fails, is in the matrix."""
-    session, _ = theatre.session()
+    session = theatre.session()["session_id"]
     theatre.injector.written.clear()
     theatre.client.post({"prompt": FAILS, "session_id": session})
     theatre.client.ask(THINKS, {"session_id": session})

@@ -91,6 +91,23 @@ class Interleavings(RuleBasedStateMachine):
             self._answered(execution, self.workflow.persist(execution.restored.claim, fuse))
             self.live.remove(execution)
 
+    @precondition(lambda self: any(e.restored and e.restored.task for e in self.live))
+    @rule(data=st.data(), fuse=FUSES)
+    def another_turn_comes_between(self, data: st.DataObject, fuse: Fuse) -> None:
+        """It has worked for longer than its lease lasts, and comes to commit what is no longer the next version."""
+        execution = self._one(data, lambda e: e.restored and e.restored.task)
+        assert execution.restored
+        assert execution.restored.task
+        with self._acting(execution):
+            self.workflow.run(execution.restored.task)
+        for key in KEYS:
+            if self._session(key) == execution.restored.claim.session_id and key != execution.key:
+                self.a_whole_execution_goes_by(key)
+        if execution in self.live:
+            with self._acting(execution):
+                self._answered(execution, self.workflow.persist(execution.restored.claim, fuse))
+                self.live.remove(execution)
+
     @precondition(lambda self: self.live)
     @rule(data=st.data(), fuse=FUSES)
     def it_fails(self, data: st.DataObject, fuse: Fuse) -> None:
@@ -98,6 +115,17 @@ class Interleavings(RuleBasedStateMachine):
         self.live.remove(execution)
         with self._acting(execution):
             self.workflow.record(execution, RunTimedOut(), fuse)
+
+    @rule(key=st.sampled_from(KEYS))
+    def a_whole_execution_goes_by(self, key: str) -> None:
+        """While others stand still: as long as it takes for their leases to expire."""
+        self.leases_expire()
+        execution = Execution(str(uuid.uuid4()), key, self._body(key))
+        asked, staged = self.workflow.conversations[execution.run], self.workflow.store.staging(execution.run).result
+        answer = self.workflow.execute(execution)
+        assert staged is None or self.workflow.conversations[execution.run] == asked
+        if answer["success"]:
+            self._answered(execution, answer)
 
     @rule()
     def leases_expire(self) -> None:

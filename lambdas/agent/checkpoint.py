@@ -60,13 +60,16 @@ TRANSCRIPT_BYTES = 256 * 1024 * 1024
 
 
 class Saver(Protocol):
-    """Where a checkpoint goes."""
+    """Where a checkpoint goes, and what else has to outlive a run that is killed."""
 
     def pack(self, out: BinaryIO, go_on: Callable[[], None]) -> int:
         """Write the session to `out`, asking `go_on` (which may raise) at every file, and return its size in bytes."""
 
     def upload(self, archive: BinaryIO, size: int) -> None:
         """Make it the checkpoint of this attempt."""
+
+    def spent(self, usd: float) -> None:
+        """What the attempt has cost by now. Raises StorageUnavailable."""
 
 
 class Answers(Protocol):

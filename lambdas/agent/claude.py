@@ -6,8 +6,8 @@ The SDK is pinned: its transport is subclassed, to keep the CLI's messages as th
 last `cost-state` record of the transcript, and writes a new one when it ends in peace; after a killed run it begins
 from the record before. So the same record is read here, before the run, and subtracted. `--max-budget-usd` is
 compared with this run's own spending. Since the agent could rewrite its transcript, the figure is the CLI's word,
-not a bill; it is never negative. At every tool result the CLI is asked for its total (`get_usage`), so that the
-figure is nearly right also where it is killed before it could print a result.
+not a bill; it is never negative. At every tool result the CLI is asked for its total (`get_usage`), which is handed
+on at once (`Spending`): so the figure is nearly right also where the CLI, or this function, is killed.
 
 **Prompts** are sent verbatim (`client_composed`): otherwise `@/etc/passwd` in a prompt is read and attached, and
 `/help` is answered by the CLI without the model. The environment and the tool listing are sent all the same.
@@ -39,11 +39,12 @@ from claude_agent_sdk._internal.transport.subprocess_cli import SubprocessCLITra
 from lambdas.agent.checkpoint import Checkpoints, Saver
 from lambdas.agent.credentials import Proxy
 from lambdas.agent.sandbox import Processes, Scratch, environment
+from lambdas.agent.spending import Spending
 from lambdas.errors import (
+    MODEL_STATUSES,
     AgentCrashed,
     ModelOverloaded,
     ModelRateLimited,
-    ModelRejected,
     ModelUnauthorized,
     SessionDamaged,
     WorkflowError,
@@ -80,19 +81,6 @@ CONTINUE = (
 
 SPENT = "spent"
 """The id under which the CLI is asked what it has spent; the SDK passes over answers that it did not ask for."""
-
-REFUSALS: dict[int, type[WorkflowError]] = {
-    400: ModelRejected,
-    401: ModelUnauthorized,
-    402: ModelUnauthorized,
-    403: ModelUnauthorized,
-    404: ModelRejected,
-    413: ModelRejected,
-    422: ModelRejected,
-    429: ModelRateLimited,
-}
-"""What an API status means for the run. The rest, 5xx, and no status at all (no connection, a cut stream) is
-ModelOverloaded. A 400 for want of credit is told by the CLI's `billing_error`."""
 
 
 @dataclass(frozen=True)
@@ -145,9 +133,9 @@ async def converse(turn: Turn, scratch: Scratch, proxy: Proxy, saver: Saver, dea
     """
     began = time.monotonic()
     earlier = _spent_before(turn, scratch)
-    agent = _Agent(turn, scratch, proxy, saver, deadline)
+    agent = _Agent(turn, scratch, proxy, saver, earlier, deadline)
     in_time = await agent.run(deadline)
-    run = _Run(turn, scratch, proxy, agent, earlier, round((time.monotonic() - began) * 1000))
+    run = _Run(turn, scratch, proxy, agent, round((time.monotonic() - began) * 1000))
     try:
         return run.outcome(in_time)
     except WorkflowError:
@@ -159,23 +147,31 @@ async def converse(turn: Turn, scratch: Scratch, proxy: Proxy, saver: Saver, dea
 class _Agent:
     """The CLI's process from its start to its end."""
 
-    def __init__(self, turn: Turn, scratch: Scratch, proxy: Proxy, saver: Saver, deadline: float) -> None:
+    def __init__(
+        self, turn: Turn, scratch: Scratch, proxy: Proxy, saver: Saver, earlier: float, deadline: float
+    ) -> None:
         self._prompt = turn.prompt
+        self._earlier = self._total = earlier
         self._stderr: deque[str] = deque()
         self._processes = Processes(scratch.root)
         options = _options(turn, scratch, proxy, self._keep_stderr)
         transcript = partial(_transcript, scratch, turn.claude_session)
         self.checkpoints = Checkpoints(saver, proxy, self._processes.frozen, transcript, deadline)
-        self._transport = _Tee(options, self.checkpoints)
+        self._spending = Spending(saver.spent)
+        self._transport = _Tee(options, self.checkpoints, self._note_spent)
         self._client = ClaudeSDKClient(options, transport=self._transport)
         self.messages = self._transport.messages
         self.failure: Exception | None = None
         """What the SDK raised; the CLI died, or said something that is no message."""
 
-    @property
-    def spent(self) -> float:
-        """The CLI's total when it was last asked, in US dollars."""
-        return self._transport.spent
+    def cost(self, result: Json) -> float:
+        """US dollars of this run; without a result, what the CLI said at the last tool result."""
+        total = float(result.get("total_cost_usd") or self._total)
+        return max(0.0, round(total - self._earlier, 10))
+
+    def _note_spent(self, total: float) -> None:
+        self._total = total
+        self._spending.note(self.cost({}))
 
     @property
     def stderr(self) -> str:
@@ -192,7 +188,7 @@ class _Agent:
         with self._processes:
             talk = asyncio.create_task(self._talk())
             try:
-                with self.checkpoints:
+                with self._spending, self.checkpoints:
                     await asyncio.wait({talk}, timeout=max(0.0, deadline - time.time()))
                 in_time = talk.done()
                 if not in_time:
@@ -233,11 +229,13 @@ class _Agent:
 class _Tee(SubprocessCLITransport):
     """The SDK's transport, which keeps what passes."""
 
-    def __init__(self, options: ClaudeAgentOptions, checkpoints: Checkpoints) -> None:
+    def __init__(
+        self, options: ClaudeAgentOptions, checkpoints: Checkpoints, note_spent: Callable[[float], None]
+    ) -> None:
         super().__init__(prompt=_no_prompt(), options=options)
         self._checkpoints = checkpoints
+        self._note_spent = note_spent
         self.messages: list[Json] = []
-        self.spent = 0.0
 
     async def read_messages(self) -> AsyncIterator[Json]:
         async for message in super().read_messages():
@@ -250,7 +248,7 @@ class _Tee(SubprocessCLITransport):
                 with suppress(
                     KeyError, TypeError, ValueError
                 ):  # the shape is experimental, the figure for failures only
-                    self.spent = float(answer["response"]["session"]["total_cost_usd"])
+                    self._note_spent(float(answer["response"]["session"]["total_cost_usd"]))
             yield message
 
     async def _ask_what_is_spent(self) -> None:
@@ -331,7 +329,6 @@ class _Run:
     scratch: Scratch
     proxy: Proxy
     agent: _Agent
-    earlier: float
     duration_ms: int
 
     def outcome(self, in_time: bool) -> Outcome:
@@ -358,7 +355,7 @@ class _Run:
             structured_output=result.get("structured_output"),
             stop_reason=stop_reason,
             num_turns=result.get("num_turns", 0),
-            cost_usd=self._cost(result),
+            cost_usd=self.agent.cost(result),
             usage=result.get("usage", {}),
             duration_ms=result.get("duration_ms", self.duration_ms),
         )
@@ -366,7 +363,7 @@ class _Run:
     def _refused(self, result: Json) -> WorkflowError:
         """The API refused, or was not there. The seam for waiting: nothing but `error` depends on the status."""
         status = result.get("api_error_status")
-        error = REFUSALS.get(status or 0, ModelOverloaded)
+        error = MODEL_STATUSES.get(status or 0, ModelOverloaded)
         if any(message.get("error") == "billing_error" for message in self.agent.messages[-3:]):
             error = ModelUnauthorized
         refusal = self._error(error, result)
@@ -379,11 +376,7 @@ class _Run:
     ) -> WorkflowError:
         told = (str(result.get("result") or ""), *map(str, result.get("errors") or ()), str(self.agent.failure or ""))
         detail = "\n".join(part for part in (*told, self.agent.stderr) if part)[-STDERR_BYTES:]
-        return kind(sentence, retry_after=retry_after, cost_usd=self._cost(result), detail=detail)
-
-    def _cost(self, result: Json) -> float:
-        """Without a result, what the CLI said at the last tool result."""
-        return max(0.0, round(float(result.get("total_cost_usd") or self.agent.spent) - self.earlier, 10))
+        return kind(sentence, retry_after=retry_after, cost_usd=self.agent.cost(result), detail=detail)
 
 
 def _stop_reason(result: Json) -> str:

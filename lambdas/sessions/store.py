@@ -6,6 +6,7 @@
     runs/{run_id}/base.json                   the session's version that the run works on
     runs/{run_id}/{attempt}/started, checkpoint.zip, changes.zip, messages.json, result.json
                                               staged by RunClaude through grants, result.json last
+    runs/{run_id}/{attempt}/spent.json        US dollars so far, for an attempt that dies without a word
     runs/{run_id}/{attempt}/detail.txt        or, where it fails, what its operator should know of it
     runs/{run_id}/response.json               the committed answer
     runs/{run_id}/failure.json                what the run died of
@@ -17,7 +18,7 @@ answer was lost meets its own work, and says so instead of refusing it.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -25,7 +26,7 @@ from typing import Any, cast
 
 from botocore.exceptions import BotoCoreError, ClientError
 
-from lambdas.contract import FORMAT, Base, Claim, Grant, Grants, Json, Result, Staged
+from lambdas.contract import FORMAT, Base, Claim, Grant, Grants, Json, Result, Staged, dollars
 from lambdas.errors import (
     AgentCrashed,
     RunInProgress,
@@ -38,6 +39,10 @@ from lambdas.errors import (
 
 RESULT_BYTES = 8 * 1024 * 1024
 """No honest result.json is larger; a larger one is not read into memory."""
+
+
+SPENT_BYTES = 32
+"""A number is not longer."""
 
 
 @dataclass(frozen=True)
@@ -197,10 +202,23 @@ class Store:
         return self._read(f"runs/{run_id}/failure.json")
 
     def spent_before(self, claim: Claim) -> float:
-        """US dollars that earlier attempts of the run cost, as far as their failures could tell."""
-        failure = self.failure(claim.run_id) if claim.repeated else None
-        costs = failure["costs"] if failure else {}
-        return float(sum(cost for staging, cost in costs.items() if staging != claim.staging))
+        """US dollars that earlier attempts of the run cost, as far as they could tell."""
+        if not claim.repeated:
+            return 0.0
+        costs = (self.failure(claim.run_id) or {"costs": {}})["costs"]
+        attempts = {key.rpartition("/")[0] + "/" for key in self._staged(claim.run_id, "spent.json")}
+        told = {attempt: self.told(attempt) for attempt in attempts - costs.keys() - {claim.staging}}
+        return float(sum(cost or 0 for attempt, cost in (costs | told).items() if attempt != claim.staging))
+
+    def told(self, attempt: str) -> float | None:
+        """US dollars that an attempt said it had spent when it last said so; None where it never could."""
+        try:
+            said: object = self._read(f"{attempt}spent.json", most=SPENT_BYTES)
+        except ValueError:
+            said = None  # a stranger may have written it
+        if said is None:
+            return 0.0 if self._head(f"{attempt}started") is None else None
+        return float(cast(float, said)) if dollars(said) else None
 
     def detail(self, claim: Claim, most: int) -> str:
         """The end of what RunClaude left of its failure, up to `most` bytes; empty where it could leave nothing."""
@@ -218,15 +236,19 @@ class Store:
         return Base(**pinned["base"]) if pinned and pinned["base"] else None
 
     def staging(self, run_id: str) -> Staging:
-        prefix = f"runs/{run_id}/"
-        with storage("listing attempts"):
-            pages = self.s3.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=prefix)
-            keys = sorted((entry["Key"] for page in pages for entry in page.get("Contents", [])), reverse=True)
+        keys = self._staged(run_id, "result.json", "checkpoint.zip")
 
         def newest(name: str) -> str | None:
-            return next((key.removesuffix(name) for key in keys if key.endswith(f"/{name}")), None)
+            return next((key.removesuffix(name) for key in reversed(keys) if key.endswith(f"/{name}")), None)
 
         return Staging(newest("result.json"), newest("checkpoint.zip"))
+
+    def _staged(self, run_id: str, *names: str) -> list[str]:
+        """The keys of these names that attempts of the run left, in the order of the attempts."""
+        with storage("listing attempts"):
+            pages = self.s3.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=f"runs/{run_id}/")
+            keys = [entry["Key"] for page in pages for entry in page.get("Contents", [])]
+        return sorted(key for key in keys if key.count("/") == 3 and key.endswith(names))
 
     def mark(self, claim: Claim, outcome: str) -> None:
         """Say in the index where the run stands; a run that had an attempt before may stand there as failed."""
@@ -285,11 +307,16 @@ class Store:
                 continue
         raise SessionBusy(retry_after=1, session_id=session_id, run_id=wanted.run_id)
 
-    def free(self, session_id: str, execution: str) -> None:
-        """Give the session's lease back, if this execution holds it."""
+    def holder(self, session_id: str) -> Lease | None:
+        """Who holds the session's lease, expired or not."""
+        held = self._held(f"locks/{session_id}.json")
+        return held[0] if held else None
+
+    def free(self, session_id: str, mine: Callable[[Lease], bool]) -> None:
+        """Give the session's lease back, if it is `mine`."""
         key = f"locks/{session_id}.json"
         held = self._held(key)
-        if held and held[0].execution == execution:
+        if held and mine(held[0]):
             try:
                 with storage("freeing the session"):
                     self.s3.delete_object(Bucket=self.bucket, Key=key, IfMatch=held[1])
@@ -316,6 +343,7 @@ class Store:
             request=self._get(f"runs/{claim.run_id}/request.json", seconds),
             session=self._archive(claim.base, checkpoint, seconds),
             started=self._put(f"{at}started", seconds, IfNoneMatch="*"),
+            spent=self._put(f"{at}spent.json", seconds),
             checkpoint=self._put(f"{at}checkpoint.zip", seconds),
             changes=self._put(f"{at}changes.zip", seconds),
             messages=self._put(f"{at}messages.json", seconds),
