@@ -103,6 +103,8 @@ class Interleavings(RuleBasedStateMachine):
         for key in KEYS:
             if self._session(key) == execution.restored.claim.session_id and key != execution.key:
                 self.a_whole_execution_goes_by(key)
+        if data.draw(st.booleans(), label="asked again before"):
+            self._restore(Execution(str(uuid.uuid4()), execution.key, execution.body), Fuse())
         if execution in self.live:
             with self._acting(execution):
                 self._answered(execution, self.workflow.persist(execution.restored.claim, fuse))
@@ -153,7 +155,8 @@ class Interleavings(RuleBasedStateMachine):
 
     @contextmanager
     def _acting(self, execution: Execution) -> Iterator[None]:
-        """One step of an execution, which may be refused, fail or be killed, and touches no other's lease."""
+        """One step of an execution, which may be refused, fail or be killed, and touches no lease of another's, unless
+        that is at work on what is answered already."""
         before = [self.workflow.lease(session) for session in self.sessions]
         try:
             yield
@@ -167,7 +170,9 @@ class Interleavings(RuleBasedStateMachine):
             if execution in self.live:
                 self.live.remove(execution)
         for session, held in zip(self.sessions, before, strict=True):
-            if held and held.execution != execution.name and held.expires_at > self.workflow.now:
+            if not held or held.execution == execution.name or held.run_id in self.answers:
+                continue
+            if held.expires_at > self.workflow.now:
                 assert self.workflow.lease(session) == held
 
     def _answered(self, execution: Execution, answer: Json) -> None:
