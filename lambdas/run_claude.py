@@ -26,10 +26,11 @@ from lambdas.agent.credentials import Proxy, Secret, Upstream, anthropic, supaba
 from lambdas.agent.sandbox import Scratch, seal
 from lambdas.contract import Grant, Json, Result, RunResult, Staged, Task
 from lambdas.errors import AgentCrashed, ModelUnauthorized, StorageUnavailable, WorkflowError
-from lambdas.sessions.archive import ROOTS, Packed, pack, unpack
+from lambdas.sessions.archive import ROOTS, Packed, pack
 from lambdas.sessions.grants import Grantee
 from lambdas.sessions.records import Limits
 from lambdas.sessions.tree import Change, changes, shown, snapshot
+from lambdas.sessions.unpack import unpack
 from lambdas.settings import AgentSettings
 
 RATIO = 1100

@@ -7,8 +7,9 @@ from io import BytesIO
 from typing import BinaryIO
 
 from lambdas.agent.sandbox import Scratch
-from lambdas.sessions.archive import pack, unpack
+from lambdas.sessions.archive import pack
 from lambdas.sessions.records import Limits
+from lambdas.sessions.unpack import unpack
 
 LIMITS = Limits(10_000, 1 << 30, 1100)
 

@@ -23,7 +23,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lambdas.errors import Internal, SessionDamaged, SessionTooLarge
-from lambdas.sessions.archive import Packed, contents, pack, unpack
+from lambdas.sessions.archive import Packed, pack
 from lambdas.sessions.records import (
     Directory,
     Limits,
@@ -35,6 +35,7 @@ from lambdas.sessions.records import (
     read_members,
 )
 from lambdas.sessions.tree import Change, changes, snapshot
+from lambdas.sessions.unpack import contents, unpack
 from tests.foreign import program
 
 LIMITS = Limits(members=100_000, bytes=1 << 30, ratio=200)

@@ -25,8 +25,8 @@ from lambdas.agent.sandbox import Scratch
 from lambdas.contract import Allowance, Grant, Grants, Task
 from lambdas.errors import AgentCrashed, ModelRejected, StorageUnavailable
 from lambdas.run_claude import Worker
-from lambdas.sessions.archive import contents, inflated, unpack
 from lambdas.sessions.grants import Grantee
+from lambdas.sessions.unpack import contents, inflated, unpack
 from lambdas.settings import AgentSettings
 from local.model import NOT_PROMPTS, ScriptedModel
 from tests.kept import LIMITS, Kept

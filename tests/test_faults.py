@@ -20,7 +20,8 @@ from rich.table import Table
 
 from lambdas.contract import run_id
 from lambdas.restore_session import LEASE_MARGIN
-from lambdas.sessions.archive import ROOTS, pack, unpack
+from lambdas.sessions.archive import ROOTS, pack
+from lambdas.sessions.unpack import unpack
 from local.model import ScriptedModel
 from local.service import Model, Service
 from tests import patched

@@ -20,8 +20,8 @@ import pytest
 import urllib3
 
 from lambdas.contract import ANSWER_BYTES
-from lambdas.sessions.archive import unpack
 from lambdas.sessions.records import Limits
+from lambdas.sessions.unpack import unpack
 from local import service
 from local.model import MARK, ScriptedModel
 from local.service import Model, Service

@@ -186,7 +186,7 @@ def find_directory(source: BinaryIO) -> Directory:
 
 
 def read_members(source: BinaryIO, directory: Directory, limits: Limits) -> Iterator[Member]:
-    """Read the directory record by record, none of it checked beyond its form: see `archive.contents`.
+    """Read the directory record by record, none of it checked beyond its form: see `unpack.contents`.
 
     `source` is only read from `directory.offset` to its end: a window onto a stored object will do.
     """
