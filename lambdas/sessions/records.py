@@ -21,6 +21,7 @@ import time
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import BinaryIO, NamedTuple
 
 from lambdas.errors import SessionDamaged
@@ -34,13 +35,18 @@ RATIO_FROM = 1 << 20
 
 _LOCAL = struct.Struct("<4s5H3I2H")
 _CENTRAL = struct.Struct("<4s6H3I5H2I")
-_PARSED = struct.Struct("<4s4x2H4x3I2H2xH2x2I")  # of _CENTRAL, without what only writing again checks
+_LENGTHS = struct.Struct("<28x3H12x")  # of _CENTRAL: of name, extra fields and comment
+_NUMBERS = struct.Struct("<16x3IH8x2I")  # of _CENTRAL, without what only writing again checks
+_TOLD = struct.Struct("<4s4x2H22xH2xI4x")  # of _CENTRAL, what a refusal gives as its reason
 _END64 = struct.Struct("<4sQ2H2I4Q")
 _LOCATOR = struct.Struct("<4sIQI")
 _END = struct.Struct("<4s4H2IH")
+_UT = struct.Struct("<5si")  # the extra field of the modification time
+_ZIP64_BYTES = 20  # its field in a local header, which has both sizes
 _COMMENT = b"CRC-32 of the directory: %08x"
 _END_BYTES = _END.size + len(_COMMENT % 0)
 _ZIP64_SIZE = 0xFF00_0000  # not 2**32-1: deflating may make 4 GiB of noise 0.03 % longer
+_KINDS = (stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK)
 _MAX16, _MAX32 = 0xFFFF, 0xFFFF_FFFF
 _UNIX = 3 << 8 | 45
 
@@ -104,7 +110,7 @@ class Member(NamedTuple):
     @property
     def data(self) -> int:
         """Where its content begins."""
-        return self.offset + len(local_header(self))
+        return self.offset + _LOCAL.size + len(_name(self)) + _UT.size + (_ZIP64_BYTES if _is_wide(self) else 0)
 
     @property
     def end(self) -> int:
@@ -123,25 +129,26 @@ class Directory(NamedTuple):
 
 def local_header(member: Member) -> bytes:
     """What stands before a member's content; its length depends on path and size alone."""
-    sizes, wide = _sizes(member)
-    extra = (struct.pack("<2H2Q", 1, 16, *reversed(wide)) if wide else b"") + _ut(member)
-    name = _name(member)
+    name, wide = _name(member), _is_wide(member)
+    sizes = (_MAX32, _MAX32) if wide else (member.compressed, member.size)
+    extra = _zip64(member.size, member.compressed) if wide else b""
+    extra += _UT.pack(b"UT\5\0\1", member.mtime)
     fields = (*_common(member, name), member.crc, *sizes, len(name), len(extra))
     return _LOCAL.pack(b"PK\3\4", 45 if wide else 20, *fields) + name + extra
 
 
 def central_record(member: Member) -> bytes:
     """What the directory says of a member."""
-    sizes, wide = _sizes(member)
-    far = (member.offset,) if member.offset >= _MAX32 else ()
-    numbers = (*reversed(wide), *far)
-    extra = struct.pack(f"<2H{len(numbers)}Q", 1, 8 * len(numbers), *numbers) if numbers else b""
-    extra += _ut(member)
-    name = _name(member)
-    attributes = member.mode << 16 | (0x10 if member.is_directory else 0)
+    name, wide, far = _name(member), _is_wide(member), member.offset >= _MAX32
+    sizes = (_MAX32, _MAX32) if wide else (member.compressed, member.size)
+    extra = b""
+    if wide or far:
+        extra = _zip64(*((member.size, member.compressed) if wide else ()), *((member.offset,) if far else ()))
+    extra += _UT.pack(b"UT\5\0\1", member.mtime)
     lengths = (len(name), len(extra), 0, 0, 0)
-    fields = (*_common(member, name), member.crc, *sizes, *lengths, attributes, min(member.offset, _MAX32))
-    return _CENTRAL.pack(b"PK\1\2", _UNIX, 45 if numbers else 20, *fields) + name + extra
+    attributes = member.mode << 16 | (0x10 if member.is_directory else 0)
+    fields = (*_common(member, name), member.crc, *sizes, *lengths, attributes, _MAX32 if far else member.offset)
+    return _CENTRAL.pack(b"PK\1\2", _UNIX, 45 if wide or far else 20, *fields) + name + extra
 
 
 def end_record(directory: Directory) -> bytes:
@@ -193,83 +200,88 @@ def read_members(source: BinaryIO, directory: Directory, limits: Limits) -> Iter
     if excess := limits.exceeded(directory.members, 0, directory.size):
         raise damaged(f"the archive has {excess}")
     source.seek(directory.offset)
-    left, crc = directory.size, 0
+    records = source.read(directory.size)
+    if len(records) != directory.size or zlib.crc32(records) != directory.crc:
+        raise damaged("the directory is not what the end record says")
+    at = 0
     for _ in range(directory.members):
-        raw = _read(source, _CENTRAL.size, left)
-        names, extras, comments = _CENTRAL.unpack(raw)[10:13]
-        raw += _read(source, names + extras + comments, left - len(raw))
-        left, crc = left - len(raw), zlib.crc32(raw, crc)
-        yield _member(raw)
-    if left or crc != directory.crc:
+        if at + _CENTRAL.size > len(records):
+            raise damaged("the directory is cut or garbled")
+        end = at + _CENTRAL.size + sum(_LENGTHS.unpack_from(records, at))
+        yield _member(records[at:end])
+        at = end
+    if at != len(records):
         raise damaged("the directory is not what the end record says")
 
 
 def _member(raw: bytes) -> Member:
     """The member that a record of the directory describes."""
-    fields = _PARSED.unpack_from(raw)
-    signature, flags, method, crc, compressed, size, names, extras, disk, attributes, offset = fields
-    name, extra = raw[_CENTRAL.size :][:names], raw[_CENTRAL.size + names :][:extras]
-    mode, path = attributes >> 16, os.fsdecode(name.removesuffix(b"/"))
+    crc, compressed, size, names, attributes, offset = _NUMBERS.unpack_from(raw)
+    name, extra = raw[_CENTRAL.size : _CENTRAL.size + names].removesuffix(b"/"), raw[_CENTRAL.size + names :]
+    path = name.decode() if name.isascii() else os.fsdecode(name)
+    if size == compressed == _MAX32:
+        size, compressed, extra = *_wide(extra, 2), extra[:4] + extra[20:]
+    if offset == _MAX32:
+        (offset,) = _wide(extra, 1)
+    mode, mtime = attributes >> 16, int.from_bytes(raw[-4:], "little", signed=True)
+    member = Member(path, mode, mtime, size, compressed, crc, offset)
+    if mode & ~0o777 not in _KINDS or central_record(member) != raw:
+        raise damaged(f"{shown(path)}: {_reason(raw)}")
+    return member
+
+
+def _reason(raw: bytes) -> str:
+    """Why a record is refused: what deserves a better reason than that this file would not have written it."""
+    signature, flags, method, disk, attributes = _TOLD.unpack_from(raw)
+    mode = attributes >> 16
     reasons = {
         "the directory is cut or garbled": signature != b"PK\1\2",
         "it is encrypted": flags & 0x2041,
         f"its compression method {method} is unknown": method not in (0, 8),
         "it is on another disk": disk,
-        "it is a special file": stat.S_IFMT(mode) not in (stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK),
+        "it is a special file": stat.S_IFMT(mode) not in _KINDS,
         "it sets the user or group id": mode & 0o7000,
+        "its record is not as a session's archive has it": True,
     }
-    for reason, applies in reasons.items():
-        if applies:
-            raise damaged(f"{shown(path)}: {reason}")
-    if size == compressed == _MAX32:
-        size, compressed, extra = *_numbers(extra, 2), extra[:4] + extra[20:]
-    if offset == _MAX32:
-        (offset,) = _numbers(extra, 1)
-    mtime = int.from_bytes(extra[-4:], "little", signed=True)
-    member = Member(path, mode, mtime, size, compressed, crc, offset)
-    if central_record(member) != raw:
-        raise damaged(f"{shown(path)}: its record is not as a session's archive has it")
-    return member
+    return next(reason for reason, applies in reasons.items() if applies)
 
 
-def _numbers(extra: bytes, count: int) -> tuple[int, ...]:
+def _wide(extra: bytes, count: int) -> tuple[int, ...]:
     """The first numbers of a ZIP64 extra field; writing the record again checks the rest of it."""
     if len(extra) < 4 + 8 * count:
         raise damaged("a ZIP64 field is cut")
     return struct.unpack_from(f"<{count}Q", extra, 4)
 
 
-def _read(source: BinaryIO, size: int, left: int) -> bytes:
-    """Exactly so many bytes, from the directory's own."""
-    data = source.read(size) if size <= left else b""
-    if len(data) != size:
-        raise damaged("the directory is cut or garbled")
-    return data
-
-
 def _name(member: Member) -> bytes:
     """The path as the archive has it: raw bytes, a slash after a directory's."""
-    return os.fsencode(member.path) + (b"/" if member.is_directory else b"")
+    path = member.path
+    name = path.encode() if path.isascii() else os.fsencode(path)
+    return name + b"/" if member.is_directory else name
 
 
 def _common(member: Member, name: bytes) -> tuple[int, int, int, int]:
-    """Flags, method, and the MS-DOS time and date (UTC, from 1980) for tools that don't read UT."""
-    deflated = member.is_file and member.size > 0
-    moment = time.gmtime(max(315_532_800, member.mtime))
+    """Flags, method, and the MS-DOS time and date."""
+    flags = 0 if name.isascii() or not _is_utf8(name) else 0x800
+    return flags, 8 if member.size and member.is_file else 0, *_dos(member.mtime)
+
+
+@lru_cache(4096)
+def _dos(mtime: int) -> tuple[int, int]:
+    """Time and date in UTC, from 1980, for tools that don't read UT; many files are of one second."""
+    moment = time.gmtime(max(315_532_800, mtime))
     clock = moment.tm_hour << 11 | moment.tm_min << 5 | moment.tm_sec // 2
-    date = moment.tm_year - 1980 << 9 | moment.tm_mon << 5 | moment.tm_mday
-    return 0 if name.isascii() or not _is_utf8(name) else 0x800, 8 if deflated else 0, clock, date
+    return clock, moment.tm_year - 1980 << 9 | moment.tm_mon << 5 | moment.tm_mday
 
 
-def _sizes(member: Member) -> tuple[tuple[int, int], tuple[int, ...]]:
-    """Compressed and uncompressed size: for the record itself, and for its ZIP64 field if they need one."""
-    both = (member.compressed, member.size)
-    return ((_MAX32, _MAX32), both) if member.size >= _ZIP64_SIZE else (both, ())
+def _is_wide(member: Member) -> bool:
+    """Whether its sizes need a ZIP64 field."""
+    return member.size >= _ZIP64_SIZE
 
 
-def _ut(member: Member) -> bytes:
-    """The extra field of the modification time."""
-    return struct.pack("<2HBi", 0x5455, 5, 1, member.mtime)
+def _zip64(*numbers: int) -> bytes:
+    """The extra field of numbers that 32 bits don't hold."""
+    return struct.pack(f"<2H{len(numbers)}Q", 1, 8 * len(numbers), *numbers)
 
 
 def _is_utf8(name: bytes) -> bool:
