@@ -102,9 +102,7 @@ class Worker:
             return
         restored = scratch.root / "restored"
         restored.mkdir(mode=0o700)
-        with tempfile.TemporaryFile() as archive:
-            self.grantee.download(task.grants.session, archive)
-            unpack(archive, restored, self._limits)
+        unpack(self.grantee.open(task.grants.session), restored, self._limits)
         for root in ROOTS:
             (restored / root).replace(scratch.root / root)
 

@@ -3,13 +3,13 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from io import BytesIO
 from typing import BinaryIO
 
 from lambdas.agent.sandbox import Scratch
 from lambdas.sessions.archive import pack
 from lambdas.sessions.records import Limits
 from lambdas.sessions.unpack import unpack
+from tests.opened import Opened
 
 LIMITS = Limits(10_000, 1 << 30, 1100)
 
@@ -46,6 +46,6 @@ class Kept:
         """What a replay does: the checkpoint in place of what is there."""
         restored = into.root / "restored"
         restored.mkdir()
-        unpack(BytesIO(self.archives[which]), restored, LIMITS)
+        unpack(Opened(self.archives[which]), restored, LIMITS)
         for root in ("workspace", "claude"):
             (restored / root).replace(into.root / root)

@@ -37,6 +37,7 @@ from lambdas.sessions.records import (
 from lambdas.sessions.tree import Change, changes, snapshot
 from lambdas.sessions.unpack import contents, unpack
 from tests.foreign import program
+from tests.opened import Opened
 
 LIMITS = Limits(members=100_000, bytes=1 << 30, ratio=200)
 FILE, LINK, DIR = stat.S_IFREG, stat.S_IFLNK, stat.S_IFDIR
@@ -123,7 +124,7 @@ def packed(base: Path, limits: Limits = LIMITS, **more: Any) -> tuple[bytes, Pac
 def restored(archive: bytes, base: Path, limits: Limits = LIMITS) -> Path:
     """A new directory that holds what the archive held."""
     into = Path(tempfile.mkdtemp(dir=base))
-    unpack(io.BytesIO(archive), into, limits)
+    unpack(Opened(archive), into, limits)
     return into
 
 
@@ -134,7 +135,7 @@ def refusal(archive: bytes, limits: Limits = LIMITS) -> str:
         into.mkdir()
         before = {path: entry for path, entry in photo(base).items() if path != b"/workspace/into"}
         with pytest.raises(SessionDamaged) as caught:
-            unpack(io.BytesIO(archive), into, limits)
+            unpack(Opened(archive), into, limits)
         after = {path: e for path, e in photo(base).items() if not path.startswith(b"/workspace/into")}
         assert after == before
         assert str(base) not in caught.value.said
@@ -414,7 +415,7 @@ def test_memory_does_not_grow_with_a_file(base: Path) -> None:
     tracemalloc.start()
     with (base / "session.zip").open("w+b") as archive:
         pack({name: base / name for name in ("workspace", "claude")}, archive, limits)
-        unpack(archive, base / "into", limits)
+        unpack(Opened(archive), base / "into", limits)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert (base / "into/workspace/large").stat().st_size == 100 << 20
@@ -434,7 +435,7 @@ def test_offsets_beyond_four_gibibytes(base: Path) -> None:
         end = Directory(len(members), archive.tell(), len(records), zlib.crc32(records))
         archive.write(records + end_record(end))
         (base / "into").mkdir()
-        assert unpack(archive, base / "into", LIMITS) == members
+        assert unpack(Opened(archive), base / "into", LIMITS) == members
     assert (base / "into/workspace/x").read_bytes() == b"content " * 100
     assert_tools_open(path)
 
@@ -445,7 +446,7 @@ def test_more_than_65535_members(base: Path) -> None:
     members += [Member(f"workspace/{number}", FILE | 0o644, number) for number in range(70_000)]
     (base / "session.zip").write_bytes(forged(*((member, b"") for member in members)))
     with (base / "session.zip").open("rb") as archive:
-        assert len(contents(archive, LIMITS)) == 70_002
+        assert len(contents(Opened(archive), LIMITS)) == 70_002
     assert_tools_open(base / "session.zip")
 
 
@@ -458,6 +459,66 @@ def test_members_of_more_than_four_gibibytes() -> None:
     directory = Directory(3, 0, len(raw), zlib.crc32(raw))
     assert list(read_members(io.BytesIO(raw), directory, LIMITS)) == [large, near, far]
     assert len(local_header(large)) == large.data - large.offset == 30 + 15 + 20 + 9
+
+
+@pytest.mark.parametrize("piece", [1, 7, 1000])
+def test_it_does_not_matter_how_the_bytes_come(base: Path, piece: int) -> None:
+    """Pieces of any length, members that cross them, and a link's target cut in two give the same tree."""
+    (base / "into").mkdir()
+    unpack(Opened(PLAIN, piece), base / "into", LIMITS)
+    with scratch() as whole:
+        (whole / "into").mkdir()
+        unpack(Opened(PLAIN), whole / "into", LIMITS)
+        assert photo(base / "into") == photo(whole / "into")
+
+
+def test_many_members_over_many_requests(base: Path) -> None:
+    """A workspace of more than one request's bytes, a large file among small ones, comes back from its parts."""
+    noise = random.Random(4)
+    for number in range(40):
+        (base / f"workspace/{number:02}").write_bytes(noise.randbytes(9 << 20 if number == 20 else 300_000))
+        (base / f"workspace/to-{number}").symlink_to(f"{number:02}")
+    assert_same(base, restored(packed(base)[0], base))
+
+
+def test_large_gaps_are_not_read(base: Path) -> None:
+    """Bytes that replaced members left are passed over where they are many, and come along where they are few."""
+    few, many = b"few" * 1000, bytes(5 << 20)
+    y = (X[0]._replace(path="workspace/y"), X[1])
+    z = (X[0]._replace(path="workspace/z"), X[1])
+    out, members = bytearray(), []
+    for (member, data), gap in ((ROOTS[0], b""), (ROOTS[1], b""), (X, few), (y, many), (z, b"")):
+        members.append(member._replace(offset=len(out)))
+        out += local_header(members[-1]) + data + gap
+    records = b"".join(map(central_record, members))
+    end = end_record(Directory(len(members), len(out), len(records), zlib.crc32(records)))
+
+    class Counted(Opened):
+        asked = 0
+
+        def read(self, start: int, end: int) -> Iterator[bytes]:
+            self.asked += end - start
+            return super().read(start, end)
+
+    archive = Counted(bytes(out + records + end))
+    (base / "into").mkdir()
+    unpack(archive, base / "into", LIMITS)
+    assert {(base / f"into/workspace/{name}").read_bytes() for name in "xyz"} == {b"content " * 100}
+    assert len(few) < archive.asked < len(few) + 2000
+
+
+@pytest.mark.parametrize("at", [0, 200, 399])
+def test_damage_in_the_middle_stops_all_of_it(base: Path, at: int) -> None:
+    """One bad member among many, on whichever connection it comes, refuses the session, and makes no link."""
+    content = random.Random(6).randbytes(60_000)
+    items = [item(f"workspace/{number}", content) for number in range(400)]
+    items[at] = lying(items[at], crc=1)
+    link = item("workspace/link", b"/", LINK | 0o777)
+    assert "wrong size or CRC" in refusal(forged(*ROOTS, link, *items, X))
+    (base / "into").mkdir()
+    with pytest.raises(SessionDamaged, match=f"workspace/{at}:"):
+        unpack(Opened(forged(*ROOTS, link, *items, X)), base / "into", LIMITS)
+    assert not (base / "into/workspace/link").is_symlink()
 
 
 # --- hostile archives ---
@@ -693,7 +754,7 @@ def test_a_link_is_made_after_everything_that_could_go_through_it(base: Path) ->
     into = base / "into"
     into.mkdir()
     with suppress(SessionDamaged):  # where L and l are one name, the link comes too late
-        unpack(io.BytesIO(archive), into, LIMITS)
+        unpack(Opened(archive), into, LIMITS)
     assert (into / "workspace/l/x").read_text() == "x"
     assert list(outside.iterdir()) == []
 
@@ -701,7 +762,7 @@ def test_a_link_is_made_after_everything_that_could_go_through_it(base: Path) ->
 def test_unpacks_only_into_an_empty_directory(base: Path) -> None:
     """The promise about links needs a directory in which none can be yet."""
     with pytest.raises(ValueError, match="not empty"):
-        unpack(io.BytesIO(GOOD), base, LIMITS)
+        unpack(Opened(GOOD), base, LIMITS)
 
 
 # --- properties ---
@@ -750,7 +811,7 @@ def test_any_tree_survives(workspace: dict[bytes, Any], claude: dict[bytes, Any]
         grow(base / "workspace", workspace)
         grow(base / "claude", claude)
         archive, said = packed(base)
-        assert contents(io.BytesIO(archive), LIMITS) == said.members
+        assert contents(Opened(archive), LIMITS) == said.members
         assert_same(base, restored(archive, base))
 
 
@@ -770,7 +831,7 @@ def outcome(archive: bytes) -> Photo | None:
         into = base / "workspace"
         before = photo(base / "claude")
         try:
-            unpack(io.BytesIO(archive), into, Limits(50, 1 << 20, 200))
+            unpack(Opened(archive), into, Limits(50, 1 << 20, 200))
         except SessionDamaged:
             return None
         finally:

@@ -2,7 +2,6 @@
 
 import asyncio
 import http.server
-import io
 import json
 import os
 import re
@@ -26,10 +25,12 @@ from lambdas.contract import Allowance, Grant, Grants, Task
 from lambdas.errors import AgentCrashed, ModelRejected, StorageUnavailable
 from lambdas.run_claude import Worker
 from lambdas.sessions.grants import Grantee
-from lambdas.sessions.unpack import contents, inflated, unpack
+from lambdas.sessions.unpack import content, contents, unpack
 from lambdas.settings import AgentSettings
 from local.model import NOT_PROMPTS, ScriptedModel
 from tests.kept import LIMITS, Kept
+from tests.opened import Opened
+from tests.ranges import extent
 
 KILL = "kill -9 $PPID"
 """The shell's parent is the CLI."""
@@ -99,9 +100,9 @@ class Telling(Kept):
 
 def results(archive: bytes) -> int:
     """The tool results in its transcript."""
-    file = io.BytesIO(archive)
+    file = Opened(archive)
     transcripts = [member for member in contents(file, LIMITS) if member.path.endswith(".jsonl")]
-    return sum(b"".join(inflated(file, member)).count(b'"type":"tool_result"') for member in transcripts)
+    return sum(content(file, member).count(b'"type":"tool_result"') for member in transcripts)
 
 
 @pytest.mark.parametrize("which", [-2, -1], ids=["taken while it ran", "taken when it failed"])
@@ -168,9 +169,9 @@ def test_a_checkpoint_is_one_instant_of_the_run(model: ScriptedModel, scratch: S
     assert len(saver.archives) >= 3
     seen = []
     for archive in saver.archives:
-        opened = io.BytesIO(archive)
+        opened = Opened(archive)
         members = {member.path: member for member in contents(opened, LIMITS)}
-        a, b, lines = (b"".join(inflated(opened, members[f"workspace/{name}"])) for name in "abc")
+        a, b, lines = (content(opened, members[f"workspace/{name}"]) for name in "abc")
         assert int(a) - int(b) in (0, 1)
         assert len(lines.split()) in (int(b) - 1, int(b))
         seen.append(int(a))
@@ -189,9 +190,9 @@ def test_checkpoints_take_a_tenth_of_the_time_at_most(model: ScriptedModel, scra
     gaps = [later - earlier for earlier, later in pairwise(saver.times)]
     assert gaps
     assert min(gaps) > saver.delay / SHARE
-    last = io.BytesIO(saver.archives[-1])
+    last = Opened(saver.archives[-1])
     log = next(member for member in contents(last, LIMITS) if member.path == "workspace/log")
-    assert b"".join(inflated(last, log)).split()[-1] == b"7"
+    assert content(last, log).split()[-1] == b"7"
 
 
 class Failing(Kept):
@@ -386,10 +387,16 @@ class BucketHandler(http.server.BaseHTTPRequestHandler):
         self._answer(b"")
 
     def do_GET(self) -> None:
-        self._answer(self.bucket.objects[self.path])
+        content = self.bucket.objects[self.path]
+        if "Range" not in self.headers:
+            return self._answer(content)
+        start, end = extent(self.headers["Range"], len(content))
+        return self._answer(content[start:end], f"bytes {start}-{end - 1}/{len(content)}")
 
-    def _answer(self, content: bytes) -> None:
-        self.send_response(200)
+    def _answer(self, content: bytes, extent: str | None = None) -> None:
+        self.send_response(206 if extent else 200)
+        if extent:
+            self.send_header("Content-Range", extent)
         self.send_header("ETag", '"etag"')
         self.send_header("content-length", str(len(content)))
         self.end_headers()
@@ -451,7 +458,7 @@ def test_the_handler_stages_checkpoints_and_goes_on_from_one(
     assert result.stop_reason == "end_turn"
     assert "All four." in json.loads(bucket.objects["/2/result"])["result"]
     (tmp_path / "opened").mkdir()
-    unpack(io.BytesIO(bucket.objects["/2/changes"]), tmp_path / "opened", LIMITS)
+    unpack(Opened(bucket.objects["/2/changes"]), tmp_path / "opened", LIMITS)
     assert (tmp_path / "opened/workspace/log").read_text().split() == ["one", "two", "three", "four"]
     assert [re.sub(r";.*", "", command) for command in calls(model)] == [
         f"echo {word} >> log" for word in ("one", "two", "three", "four")

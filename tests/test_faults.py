@@ -1,6 +1,5 @@
 """Every row of the fault matrix, on the engine with the real CLI: a fault, its answer, what is left, and the replay."""
 
-import io
 import json
 import os
 import re
@@ -42,6 +41,7 @@ from tests.matrix import (
     document,
     rows,
 )
+from tests.opened import Opened
 from tests.test_service import ANY, Client
 
 Json = dict[str, Any]
@@ -70,7 +70,7 @@ class Theatre:
         """A session like the first, with a conversation and ids of its own, which are named as in a run's record."""
         fresh, old = str(uuid.uuid4()), self._metadata["claude-session"]
         with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile() as archive:
-            unpack(io.BytesIO(self._zip), Path(folder), ANY)
+            unpack(Opened(self._zip), Path(folder), ANY)
             for transcript in Path(folder).glob(f"claude/projects/*/{old}.jsonl"):
                 transcript.with_name(f"{fresh}.jsonl").write_text(transcript.read_text().replace(old, fresh))
                 transcript.unlink()

@@ -25,6 +25,7 @@ from lambdas.sessions.unpack import unpack
 from local import service
 from local.model import MARK, ScriptedModel
 from local.service import Model, Service
+from tests.opened import Opened
 
 Json = dict[str, Any]
 HTTP = urllib3.PoolManager(maxsize=32, retries=False, timeout=60)
@@ -335,7 +336,7 @@ os.makedirs("n\\u00e4me \\U0001f388"); os.symlink("../d2/e2/f2.bin", "d1/to-file
 def tree(archive: bytes, into: Path) -> dict[str, Any]:
     """Every path of a session's workspace with kind, mode, time and content."""
     into.mkdir()
-    unpack(io.BytesIO(archive), into, ANY)
+    unpack(Opened(archive), into, ANY)
     found = {}
     for path in sorted((into / "workspace").rglob("*")):
         facts = path.lstat()

@@ -1,5 +1,6 @@
 """RunClaude's whole reach into the bucket: presigned requests, made with an ordinary HTTP client and no credential."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import BinaryIO
@@ -13,26 +14,39 @@ from lambdas.errors import StorageUnavailable
 ATTEMPTS = Retry(total=3, backoff_factor=0.2, status_forcelist=(500, 502, 503, 504), allowed_methods=("GET", "PUT"))
 """A GET or PUT of one object can be repeated; urllib3 rewinds the body."""
 
-CHUNK = 1 << 20
+CONNECTIONS = 4
+"""At once; more wait for none, and are closed after use."""
+
+TAIL_BYTES = 4 << 20
+"""What the first request for an object reads of its end: a session of up to 30,000 files has its directory there."""
+
+PIECE = 256 * 1024
+"""Bytes that are waited for before they are given on."""
+
+CUTS = 3
+"""How often a range is asked for again from where it was cut off."""
+
+EXTENT = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
 
 
 class Grantee:
     """Uses grants. Every method raises `StorageUnavailable` where S3 does not do what was granted."""
 
     def __init__(self) -> None:
-        self.pool = PoolManager(retries=ATTEMPTS, timeout=Timeout(connect=2, read=10))
+        self.pool = PoolManager(maxsize=CONNECTIONS, retries=ATTEMPTS, timeout=Timeout(connect=2, read=10))
 
     def read(self, grant: Grant) -> bytes:
         """One small object."""
-        with self._get(grant) as response, _speaking("reading"):
+        with self.get(grant, 200, {}) as response, _speaking("reading"):
             return response.data
 
-    def download(self, grant: Grant, out: BinaryIO) -> None:
-        """One object into a file, left at its beginning. A body cut short raises (urllib3 enforces its length)."""
-        with self._get(grant) as response, _speaking("downloading"):
-            for chunk in response.stream(CHUNK):
-                out.write(chunk)
-        out.seek(0)
+    def open(self, grant: Grant) -> "Stored":
+        """One object, to be read in ranges; its end is read now."""
+        with self.get(grant, 206, {"Range": f"bytes=-{TAIL_BYTES}"}) as response, _speaking("reading"):
+            extent = EXTENT.fullmatch(response.headers.get("Content-Range", ""))
+            if extent is None:
+                raise StorageUnavailable(detail="reading: S3 does not say what range it gave")
+            return Stored(self, grant, response.headers["ETag"], int(extent[3]), response.data)
 
     def put(self, grant: Grant, body: bytes | BinaryIO, size: int) -> Staged | None:
         """Stage one object of `size` bytes. None where the grant's condition does not hold (412)."""
@@ -41,18 +55,65 @@ class Grantee:
             response = self.pool.request("PUT", grant.url, body=body, headers=headers)
         if response.status == 412:
             return None
-        _expect(response, "staging")
+        _expect(response, "staging", 200)
         return Staged(response.headers.get("x-amz-version-id", ""), response.headers["ETag"], size)
 
     @contextmanager
-    def _get(self, grant: Grant) -> Iterator[BaseHTTPResponse]:
+    def get(self, grant: Grant, status: int, headers: dict[str, str]) -> Iterator[BaseHTTPResponse]:
+        """An answer of this status to a GET with these headers on top, its body unread."""
         with _speaking("asking"):
-            response = self.pool.request("GET", grant.url, headers=grant.headers, preload_content=False)
+            response = self.pool.request("GET", grant.url, headers=grant.headers | headers, preload_content=False)
         try:
-            _expect(response, "reading")
+            _expect(response, "reading", status)
             yield response
         finally:
-            response.release_conn()
+            response.close()  # a connection that has given all that it was asked for is in the pool again by now
+
+
+class Stored:
+    """One stored object, read in ranges that are all of one version. Threads may share it."""
+
+    def __init__(self, grantee: Grantee, grant: Grant, etag: str, size: int, tail: bytes) -> None:
+        self.size = size
+        """Bytes in all."""
+        self._grantee = grantee
+        self._grant = grant
+        self._etag = etag
+        self._tail = tail
+        self._tail_from = size - len(tail)
+
+    def read(self, start: int, end: int) -> Iterator[bytes]:
+        """The bytes from `start` up to `end`, in pieces as they come.
+
+        Where they are cut off they are asked for again, from there on. Raises `StorageUnavailable`.
+        """
+        cuts = 0
+        while start < min(end, self._tail_from):
+            try:
+                for piece in self._ask(start, min(end, self._tail_from)):
+                    yield piece
+                    start += len(piece)
+            except _Cut as cut:
+                cuts += 1
+                if cuts > CUTS:
+                    raise StorageUnavailable(detail=f"reading: {cut}") from None
+        if start < end:
+            yield self._tail[start - self._tail_from : end - self._tail_from]
+
+    def _ask(self, start: int, end: int) -> Iterator[bytes]:
+        headers = {"Range": f"bytes={start}-{end - 1}", "If-Match": self._etag}
+        with self._grantee.get(self._grant, 206, headers) as response:
+            given = EXTENT.fullmatch(response.headers.get("Content-Range", ""))
+            if given is None or given.groups() != (str(start), str(end - 1), str(self.size)):
+                raise StorageUnavailable(detail="reading: S3 gave another range than it was asked for")
+            try:
+                yield from response.stream(PIECE)
+            except HTTPError as error:
+                raise _Cut(type(error).__name__) from None
+
+
+class _Cut(Exception):
+    """A body ended before its end; in words, how."""
 
 
 @contextmanager
@@ -64,6 +125,6 @@ def _speaking(doing: str) -> Iterator[None]:
         raise StorageUnavailable(detail=f"{doing}: {type(error).__name__}") from None
 
 
-def _expect(response: BaseHTTPResponse, doing: str) -> None:
-    if response.status != 200:
+def _expect(response: BaseHTTPResponse, doing: str, status: int) -> None:
+    if response.status != status:
         raise StorageUnavailable(detail=f"{doing}: S3 answered {response.status}")

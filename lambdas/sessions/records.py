@@ -22,7 +22,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple, Protocol
 
 from lambdas.errors import SessionDamaged
 from lambdas.sessions.tree import shown
@@ -118,6 +118,13 @@ class Member(NamedTuple):
         return self.data + self.compressed
 
 
+class Source(Protocol):
+    """What a directory is read from: a file, or a window onto a stored object."""
+
+    def seek(self, offset: int, whence: int = ..., /) -> int: ...
+    def read(self, size: int = ..., /) -> bytes: ...
+
+
 class Directory(NamedTuple):
     """What the end of an archive says of its directory."""
 
@@ -168,7 +175,7 @@ def damaged(reason: str) -> SessionDamaged:
     return SessionDamaged(detail=f"the session's archive is refused: {reason}")
 
 
-def find_directory(source: BinaryIO) -> Directory:
+def find_directory(source: Source) -> Directory:
     """Read the end of an archive (its last 131 bytes); SessionDamaged if it is not whole, or not ours."""
     length = source.seek(0, os.SEEK_END)
     source.seek(max(0, length - _END_BYTES - _LOCATOR.size - _END64.size))
@@ -192,7 +199,7 @@ def find_directory(source: BinaryIO) -> Directory:
     return directory
 
 
-def read_members(source: BinaryIO, directory: Directory, limits: Limits) -> Iterator[Member]:
+def read_members(source: Source, directory: Directory, limits: Limits) -> Iterator[Member]:
     """Read the directory record by record, none of it checked beyond its form: see `unpack.contents`.
 
     `source` is only read from `directory.offset` to its end: a window onto a stored object will do.

@@ -14,25 +14,52 @@ danger to privileged code that goes through it; so none of ours does. No member 
 unpacking makes all directories, then all files, and links last, each exclusively, in a directory that was
 empty: while it writes, there is no link to go through, on file systems that fold names too. Whoever reads
 the tree later with more rights than the agent opens with O_NOFOLLOW.
+
+**Fast.** The directory comes first, with the end of the archive. Members that lie side by side are then asked for
+together, some megabytes at a time, by a few threads, each of which makes files of the bytes as they come: what is
+held in memory depends on no file's size, and the archive never lies on a disk.
 """
 
 import errno
 import os
 import stat
-import zlib
 from collections.abc import Iterator
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import BinaryIO
+from typing import Protocol
+
+from zlib_ng import zlib_ng  # inflates 2.3 times as fast as zlib, and tells of trailing bytes as strictly
 
 from lambdas.sessions.archive import ROOTS, bomb
 from lambdas.sessions.records import Limits, Member, damaged, find_directory, local_header, read_members
 from lambdas.sessions.tree import PATH_BYTES, shown
 
+SPAN_BYTES = 4 << 20
+"""What one request asks for at most, but for a member that is larger."""
+
+GAP_BYTES = 1 << 20
+"""Bytes of no member from which it is faster to ask twice than to read them, at 600 Mbit/s and 15 ms a request."""
+
+THREADS = 4
+"""Connections at work. Files are made no faster by more than two, but one that waits for S3 makes none."""
+
 _CHUNK = 1 << 20
+_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _UNFIT = (errno.EEXIST, errno.ENAMETOOLONG, errno.EILSEQ)
 
 
-def unpack(source: BinaryIO, into: Path, limits: Limits) -> list[Member]:
+class Archive(Protocol):
+    """Where an archive lies. Several threads read at once."""
+
+    @property
+    def size(self) -> int:
+        """Bytes in all."""
+
+    def read(self, start: int, end: int) -> Iterator[bytes]:
+        """The bytes from `start` up to `end`, in pieces as they come; raises rather than giving fewer."""
+
+
+def unpack(archive: Archive, into: Path, limits: Limits) -> list[Member]:
     """Restore an archive into the empty directory `into`, nobody else's, and return what it held.
 
     `into/workspace` and `into/claude` exist afterwards. Raises SessionDamaged, with the reason in `detail`,
@@ -41,19 +68,15 @@ def unpack(source: BinaryIO, into: Path, limits: Limits) -> list[Member]:
     """
     if any(into.iterdir()):
         raise ValueError(f"{into} is not empty")
-    members = contents(source, limits)
-    files = [member for member in members if member.is_file]
-    links = [member for member in members if member.is_link]
+    members = contents(archive, limits)
     directories = sorted(member for member in members if member.is_directory)
     try:
         for path in sorted({*ROOTS, *(member.path for member in directories)}):
-            (into / path).mkdir(mode=0o700)
-        for member in sorted(files, key=lambda file: file.offset):
-            _restore_file(source, member, into / member.path)
-        for member in links:
-            _restore_link(source, member, into / member.path)
+            os.mkdir(f"{into}/{path}", 0o700)  # noqa: PTH102 (a Path for each costs as much as the directory)
+        for member, target in _restore_files(archive, members, into):
+            _restore_link(target, member, into / member.path)
         for member in reversed(directories):
-            _restore_directory(source, member, into / member.path)
+            _restore_directory(member, into / member.path)
     except OSError as error:
         if error.errno in _UNFIT:
             raise damaged(f"this file system can't hold it: {error}") from error
@@ -61,13 +84,14 @@ def unpack(source: BinaryIO, into: Path, limits: Limits) -> list[Member]:
     return members
 
 
-def contents(source: BinaryIO, limits: Limits) -> list[Member]:
+def contents(archive: Archive, limits: Limits) -> list[Member]:
     """The members of an archive in their directory's order, checked in all that can be without their content.
 
-    Raises SessionDamaged. `source` is read from near its end only.
+    Raises SessionDamaged. `archive` is read from near its end only.
     """
-    directory = find_directory(source)
-    members = list(read_members(source, directory, limits))
+    window = _Window(archive)
+    directory = find_directory(window)
+    members = list(read_members(window, directory, limits))
     directories = {""} | {member.path for member in members if member.is_directory}
     seen: set[str] = set()
     for member in members:
@@ -79,28 +103,60 @@ def contents(source: BinaryIO, limits: Limits) -> list[Member]:
     if dense := bomb(members, limits):
         raise damaged(f"{dense}: it inflates more than {limits.ratio}-fold")
     end = 0
-    for member in sorted(members, key=lambda member: member.offset):
-        if member.offset < end or member.end > directory.offset:
+    for member in sorted(members, key=_offset):
+        if member.offset < end or (end := member.end) > directory.offset:
             raise damaged(f"{shown(member.path)}: its bytes are another member's too, or the directory's")
-        end = member.end
     return members
 
 
-def inflated(source: BinaryIO, member: Member) -> Iterator[bytes]:
-    """A member's content, in pieces; SessionDamaged unless header, size and CRC-32 are the directory's."""
-    header = local_header(member)
-    source.seek(member.offset)
-    if source.read(len(header)) != header:
-        raise damaged(f"{shown(member.path)}: its local header differs from the directory")
-    size = crc = 0
-    try:
-        for piece in _inflate(source, member) if member.is_file and member.size else _stored(source, member):
-            size, crc = size + len(piece), zlib.crc32(piece, crc)
-            yield piece
-    except zlib.error as error:
-        raise damaged(f"{shown(member.path)}: {error}") from error
-    if size != member.size or crc != member.crc:
-        raise damaged(f"{shown(member.path)}: wrong size or CRC")
+def content(archive: Archive, member: Member) -> bytes:
+    """One member's content, whole. Raises SessionDamaged unless header, size and CRC-32 are the directory's."""
+    return b"".join(_inflated(_Stream(archive.read(member.offset, member.end)), member))
+
+
+class _Window:
+    """An archive as the file that records are read from."""
+
+    def __init__(self, archive: Archive) -> None:
+        self._archive = archive
+        self._at = 0
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        self._at = offset + (self._archive.size if whence == os.SEEK_END else 0)
+        return self._at
+
+    def read(self, size: int = -1, /) -> bytes:
+        end = self._archive.size if size < 0 else min(self._at + size, self._archive.size)
+        return b"".join(self._archive.read(self._at, end)) if self._at < end else b""
+
+
+class _Stream:
+    """Pieces of an archive as they come, and how many of their bytes were taken."""
+
+    def __init__(self, pieces: Iterator[bytes]) -> None:
+        self._pieces = pieces
+        self._held = memoryview(b"")
+
+    def some(self, most: int) -> memoryview:
+        """The next bytes, at least one and at most so many; none if they have ended."""
+        if not self._held:
+            self._held = memoryview(next(self._pieces, b""))
+        taken, self._held = self._held[:most], self._held[most:]
+        return taken
+
+    def take(self, size: int) -> bytes | memoryview:
+        """Exactly so many, unless they end before."""
+        taken = self.some(size)
+        if len(taken) == size:
+            return taken
+        parts = [taken]
+        while (size := size - len(parts[-1])) and parts[-1]:
+            parts.append(self.some(size))
+        return b"".join(parts)
+
+    def skip(self, size: int) -> None:
+        while size and (passed := len(self.some(size))):
+            size -= passed
 
 
 def _refusal(member: Member, directories: set[str], seen: set[str]) -> str | None:
@@ -123,12 +179,71 @@ def _refusal(member: Member, directories: set[str], seen: set[str]) -> str | Non
     return next((reason for reason, applies in reasons.items() if applies), None)
 
 
-def _inflate(source: BinaryIO, member: Member) -> Iterator[bytes]:
+def _offset(member: Member) -> int:
+    return member.offset
+
+
+def _spans(members: list[Member]) -> Iterator[list[Member]]:
+    """Members that are asked for together, by where they lie: bytes between them that are nobody's come along."""
+    span: list[Member] = []
+    for member in sorted(members, key=_offset):
+        if span and (member.offset - span[-1].end >= GAP_BYTES or member.end - span[0].offset > SPAN_BYTES):
+            yield span
+            span = []
+        span.append(member)
+    if span:
+        yield span
+
+
+def _restore_files(archive: Archive, members: list[Member], into: Path) -> list[tuple[Member, bytes]]:
+    """Make all files, and return the links, which are to be made after them."""
+    with ThreadPoolExecutor(THREADS, "unpack") as threads:
+        spans = [threads.submit(_restore_span, archive, span, into) for span in _spans(members)]
+        wait(spans, return_when=FIRST_EXCEPTION)
+        threads.shutdown(cancel_futures=True)
+    failures = [failure for span in spans if not span.cancelled() and (failure := span.exception())]
+    if failures:
+        raise failures[0]
+    return [link for span in spans for link in span.result()]
+
+
+def _restore_span(archive: Archive, span: list[Member], into: Path) -> list[tuple[Member, bytes]]:
+    """Make the files of one span; of a link nothing is made yet, and of a directory only the header is looked at."""
+    stream, at, links = _Stream(archive.read(span[0].offset, span[-1].end)), span[0].offset, []
+    for member in span:
+        stream.skip(member.offset - at)
+        if member.is_file:
+            _restore_file(stream, member, f"{into}/{member.path}")
+        elif target := b"".join(_inflated(stream, member)):
+            links.append((member, target))
+        at = member.end
+    return links
+
+
+def _inflated(stream: _Stream, member: Member) -> Iterator[bytes]:
+    """A member's content, in pieces; SessionDamaged unless header, size and CRC-32 are the directory's."""
+    header = local_header(member)
+    if stream.take(len(header)) != header:
+        raise damaged(f"{shown(member.path)}: its local header differs from the directory")
+    size = crc = 0
+    try:
+        for piece in _inflate(stream, member) if member.is_file and member.size else _stored(stream, member):
+            size, crc = size + len(piece), zlib_ng.crc32(piece, crc)
+            yield piece
+    except zlib_ng.error as error:  # type: ignore[misc] # its stub declares an instance where there is a class
+        raise damaged(f"{shown(member.path)}: {error}") from error
+    if size != member.size or crc != member.crc:
+        raise damaged(f"{shown(member.path)}: wrong size or CRC")
+
+
+def _inflate(stream: _Stream, member: Member) -> Iterator[bytes]:
     """Raw DEFLATE, never more than the member's size and a byte, and exactly to the end of its bytes."""
-    inflate, left, room = zlib.decompressobj(-zlib.MAX_WBITS), member.compressed, member.size + 1
+    inflate, left, room = zlib_ng.decompressobj(-zlib_ng.MAX_WBITS), member.compressed, member.size + 1
     while not inflate.eof and room:
-        data = inflate.unconsumed_tail or source.read(min(_CHUNK, left))
-        left -= 0 if inflate.unconsumed_tail else len(data)
+        data: bytes | memoryview = inflate.unconsumed_tail
+        if not data:
+            data = stream.some(min(_CHUNK, left)) if left else b""
+            left -= len(data)
         piece = inflate.decompress(data, min(_CHUNK, room))
         if not data and not piece:
             break
@@ -138,34 +253,35 @@ def _inflate(source: BinaryIO, member: Member) -> Iterator[bytes]:
         raise damaged(f"{shown(member.path)}: its compressed data are cut, or more than its size")
 
 
-def _stored(source: BinaryIO, member: Member) -> Iterator[bytes]:
+def _stored(stream: _Stream, member: Member) -> Iterator[bytes]:
     """The content of what is not compressed: a link's target; of a directory or an empty file, none."""
-    yield source.read(member.size)
+    if member.size:
+        yield bytes(stream.take(member.size))
 
 
-def _restore_file(source: BinaryIO, member: Member, path: Path) -> None:
+def _restore_file(stream: _Stream, member: Member, path: str) -> None:
     """Make one file: exclusively, so that nothing there is opened or followed."""
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
-    with os.fdopen(os.open(path, flags, 0o600), "wb") as file:
-        for piece in inflated(source, member):
-            file.write(piece)
-        file.flush()
-        os.fchmod(file.fileno(), stat.S_IMODE(member.mode))
-        os.utime(file.fileno(), (member.mtime, member.mtime))
+    handle = os.open(path, _NEW, 0o600)
+    try:
+        for piece in _inflated(stream, member):
+            rest = memoryview(piece)
+            while rest:
+                rest = rest[os.write(handle, rest) :]
+        os.fchmod(handle, stat.S_IMODE(member.mode))
+        os.utime(handle, (member.mtime, member.mtime))
+    finally:
+        os.close(handle)
 
 
-def _restore_link(source: BinaryIO, member: Member, path: Path) -> None:
+def _restore_link(target: bytes, member: Member, path: Path) -> None:
     """Make one link: its target is text here, and is not looked at."""
-    target = b"".join(inflated(source, member))
     if b"\0" in target:
         raise damaged(f"{shown(member.path)}: it is no link target")
     path.symlink_to(os.fsdecode(target))
     os.utime(path, (member.mtime, member.mtime), follow_symlinks=False)
 
 
-def _restore_directory(source: BinaryIO, member: Member, path: Path) -> None:
+def _restore_directory(member: Member, path: Path) -> None:
     """Give a directory its mode and mtime, after all that is in it; the roots stay open to their owner."""
-    b"".join(inflated(source, member))
-    mode = stat.S_IMODE(member.mode) | (0o700 if member.path in ROOTS else 0)
-    path.chmod(mode)
+    path.chmod(stat.S_IMODE(member.mode) | (0o700 if member.path in ROOTS else 0))
     os.utime(path, (member.mtime, member.mtime))

@@ -1,0 +1,151 @@
+"""What RunClaude reads of a stored object: ranges of one version, whole or not at all."""
+
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from random import Random
+from typing import Any
+
+import pytest
+
+from lambdas.contract import Grant
+from lambdas.errors import StorageUnavailable
+from lambdas.sessions.grants import CUTS, PIECE, TAIL_BYTES, Grantee
+from tests.ranges import extent
+
+CONTENT = Random(5).randbytes(TAIL_BYTES + 3_000_000)
+BEFORE = len(CONTENT) - TAIL_BYTES
+
+
+@dataclass
+class Bucket:
+    """One object, and how it is given."""
+
+    url: str = ""
+    content: bytes = CONTENT
+    etag: str = '"one"'
+    ranges: bool = True
+    shift: int = 0
+    """By how many bytes the range that is given differs from the one asked for."""
+    cuts: int = 0
+    """How many bodies are yet to be cut off, each after one and a half pieces."""
+    refusals: int = 0
+    """How many requests are yet to be answered with 503."""
+    asked: list[str] = field(default_factory=list)
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    bucket: Bucket
+
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 (the base class's name)
+        """Says nothing."""
+
+    def do_GET(self) -> None:
+        bucket = self.bucket
+        bucket.asked.append(self.headers["Range"])
+        if bucket.refusals:
+            bucket.refusals -= 1
+            return self._answer(503, b"")
+        if self.headers.get("If-Match", bucket.etag) != bucket.etag:
+            return self._answer(412, b"")
+        if not bucket.ranges:
+            return self._answer(200, bucket.content)
+        start, end = extent(self.headers["Range"], len(bucket.content))
+        start, end = start + bucket.shift, end + bucket.shift
+        return self._answer(206, bucket.content[start:end], f"bytes {start}-{end - 1}/{len(bucket.content)}")
+
+    def _answer(self, status: int, body: bytes, given: str = "") -> None:
+        self.send_response(status)
+        for name, value in {"ETag": self.bucket.etag, "Content-Length": str(len(body)), "Content-Range": given}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if status == 206 and self.bucket.cuts:
+            self.bucket.cuts -= 1
+            self.close_connection = True
+            body = body[: PIECE * 3 // 2]
+        self.wfile.write(body)
+
+
+@pytest.fixture
+def bucket() -> Iterator[Bucket]:
+    """A server for one object on loopback."""
+    state = Bucket()
+    with ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (Handler,), {"bucket": state})) as server:
+        state.url = f"http://127.0.0.1:{server.server_port}/session.zip"
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        yield state
+        server.shutdown()
+        thread.join()
+
+
+def test_any_range_can_be_read(bucket: Bucket) -> None:
+    """Ranges before, across and in the end of the object are its bytes, and no byte is sent twice."""
+    stored = Grantee().open(Grant(bucket.url, {}))
+    assert stored.size == len(CONTENT)
+    for start, end in ((0, 10), (5, BEFORE), (BEFORE - 5, BEFORE + 5), (BEFORE, len(CONTENT)), (0, len(CONTENT))):
+        assert b"".join(stored.read(start, end)) == CONTENT[start:end]
+    assert bucket.asked == [
+        f"bytes=-{TAIL_BYTES}",
+        "bytes=0-9",
+        f"bytes=5-{BEFORE - 1}",
+        f"bytes={BEFORE - 5}-{BEFORE - 1}",
+        f"bytes=0-{BEFORE - 1}",
+    ]
+
+
+def test_a_small_object_takes_one_request(bucket: Bucket) -> None:
+    """What is shorter than the end that is asked for comes whole with it."""
+    bucket.content = b"short"
+    stored = Grantee().open(Grant(bucket.url, {}))
+    assert b"".join(stored.read(0, stored.size)) == b"short"
+    assert len(bucket.asked) == 1
+
+
+def test_a_cut_body_is_asked_for_again_from_where_it_was_cut(bucket: Bucket) -> None:
+    """A connection that breaks in the middle costs a request, not the restore, and nothing twice."""
+    stored = Grantee().open(Grant(bucket.url, {}))
+    bucket.cuts = 2
+    assert b"".join(stored.read(0, 1_000_000)) == CONTENT[:1_000_000]
+    assert bucket.asked[1:] == [f"bytes={start}-999999" for start in (0, PIECE, 2 * PIECE)]
+
+
+def test_bodies_that_are_always_cut_fail(bucket: Bucket) -> None:
+    """A storage that never gives a whole body is given up, with nothing of the grant's URL in the error."""
+    stored = Grantee().open(Grant(bucket.url, {}))
+    bucket.cuts = 1000
+    with pytest.raises(StorageUnavailable) as caught:
+        list(stored.read(0, 3_000_000))
+    assert len(bucket.asked) == 1 + 1 + CUTS
+    assert bucket.url not in str(caught.value)
+
+
+def test_a_storage_that_stumbles_is_asked_again(bucket: Bucket) -> None:
+    """A 503 on the way is repeated, for the end and for a range."""
+    bucket.refusals = 1
+    stored = Grantee().open(Grant(bucket.url, {}))
+    bucket.refusals = 1
+    assert b"".join(stored.read(0, 10)) == CONTENT[:10]
+
+
+def test_two_versions_are_never_mixed(bucket: Bucket) -> None:
+    """An object that is written anew between two ranges stops the reading."""
+    stored = Grantee().open(Grant(bucket.url, {}))
+    bucket.etag, bucket.content = '"two"', bytes(len(CONTENT))
+    with pytest.raises(StorageUnavailable, match="412"):
+        list(stored.read(0, 10))
+
+
+def test_a_storage_without_ranges_is_refused(bucket: Bucket) -> None:
+    """One that answers with the whole object, or with another range, is told by name; nothing is taken for another."""
+    stored = Grantee().open(Grant(bucket.url, {}))
+    bucket.shift = 7
+    with pytest.raises(StorageUnavailable, match="another range"):
+        list(stored.read(0, 10))
+    bucket.ranges = False
+    with pytest.raises(StorageUnavailable, match="200"):
+        list(stored.read(0, 10))
+    with pytest.raises(StorageUnavailable, match="200"):
+        Grantee().open(Grant(bucket.url, {}))
