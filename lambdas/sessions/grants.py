@@ -3,6 +3,8 @@
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from mmap import ACCESS_READ, mmap
+from tempfile import TemporaryFile
 from typing import BinaryIO
 
 from urllib3 import BaseHTTPResponse, PoolManager, Retry, Timeout
@@ -37,12 +39,18 @@ class Grantee:
 
     def read(self, grant: Grant) -> bytes:
         """One small object."""
-        with self.get(grant, 200, {}) as response, _speaking("reading"):
+        with self.get(grant, (200,), {}) as response, _speaking("reading"):
             return response.data
 
     def open(self, grant: Grant) -> "Stored":
-        """One object, to be read in ranges; its end is read now."""
-        with self.get(grant, 206, {"Range": f"bytes=-{TAIL_BYTES}"}) as response, _speaking("reading"):
+        """One object, to be read in ranges; its end is read now.
+
+        Or all of it, into a file, from an S3 that answers with the whole: the local engine has no ranges of versions.
+        """
+        with self.get(grant, (200, 206), {"Range": f"bytes=-{TAIL_BYTES}"}) as response, _speaking("reading"):
+            if response.status == 200:
+                whole = _spooled(response)
+                return Stored(self, grant, response.headers["ETag"], len(whole), whole)
             extent = EXTENT.fullmatch(response.headers.get("Content-Range", ""))
             if extent is None:
                 raise StorageUnavailable(detail="reading: S3 does not say what range it gave")
@@ -55,16 +63,16 @@ class Grantee:
             response = self.pool.request("PUT", grant.url, body=body, headers=headers)
         if response.status == 412:
             return None
-        _expect(response, "staging", 200)
+        _expect(response, "staging", (200,))
         return Staged(response.headers.get("x-amz-version-id", ""), response.headers["ETag"], size)
 
     @contextmanager
-    def get(self, grant: Grant, status: int, headers: dict[str, str]) -> Iterator[BaseHTTPResponse]:
-        """An answer of this status to a GET with these headers on top, its body unread."""
+    def get(self, grant: Grant, statuses: tuple[int, ...], headers: dict[str, str]) -> Iterator[BaseHTTPResponse]:
+        """An answer of one of these statuses to a GET with these headers on top, its body unread."""
         with _speaking("asking"):
             response = self.pool.request("GET", grant.url, headers=grant.headers | headers, preload_content=False)
         try:
-            _expect(response, "reading", status)
+            _expect(response, "reading", statuses)
             yield response
         finally:
             response.close()  # a connection that has given all that it was asked for is in the pool again by now
@@ -73,7 +81,7 @@ class Grantee:
 class Stored:
     """One stored object, read in ranges that are all of one version. Threads may share it."""
 
-    def __init__(self, grantee: Grantee, grant: Grant, etag: str, size: int, tail: bytes) -> None:
+    def __init__(self, grantee: Grantee, grant: Grant, etag: str, size: int, tail: bytes | mmap) -> None:
         self.size = size
         """Bytes in all."""
         self._grantee = grantee
@@ -102,7 +110,7 @@ class Stored:
 
     def _ask(self, start: int, end: int) -> Iterator[bytes]:
         headers = {"Range": f"bytes={start}-{end - 1}", "If-Match": self._etag}
-        with self._grantee.get(self._grant, 206, headers) as response:
+        with self._grantee.get(self._grant, (206,), headers) as response:
             given = EXTENT.fullmatch(response.headers.get("Content-Range", ""))
             if given is None or given.groups() != (str(start), str(end - 1), str(self.size)):
                 raise StorageUnavailable(detail="reading: S3 gave another range than it was asked for")
@@ -116,6 +124,15 @@ class _Cut(Exception):
     """A body ended before its end; in words, how."""
 
 
+def _spooled(response: BaseHTTPResponse) -> bytes | mmap:
+    """A body of any size, as bytes that lie in a file which nobody else sees."""
+    with TemporaryFile() as file:
+        for piece in response.stream(PIECE):
+            file.write(piece)
+        file.flush()
+        return mmap(file.fileno(), 0, access=ACCESS_READ) if file.tell() else b""
+
+
 @contextmanager
 def _speaking(doing: str) -> Iterator[None]:
     """The text of urllib3's errors holds the URL, and with it the grant: only the kind of the error is told."""
@@ -125,6 +142,6 @@ def _speaking(doing: str) -> Iterator[None]:
         raise StorageUnavailable(detail=f"{doing}: {type(error).__name__}") from None
 
 
-def _expect(response: BaseHTTPResponse, doing: str, status: int) -> None:
-    if response.status != status:
+def _expect(response: BaseHTTPResponse, doing: str, statuses: tuple[int, ...]) -> None:
+    if response.status not in statuses:
         raise StorageUnavailable(detail=f"{doing}: S3 answered {response.status}")
