@@ -70,7 +70,9 @@ class Door:
 
     def _open(self, request: Request, execution: str) -> tuple[Json, bool]:
         """The run's record, and whether it was written just now: then there is nothing of it to go on with."""
-        if known := self.store.run(request.run_id):
+        looks = request.session_id is not None or request.replay_of is not None
+        # A new session's record needs nothing from the bucket: writing it tells as well whether there is one.
+        if looks and (known := self.store.run(request.run_id)):
             return known, False
         base = self._source(request)
         record = {

@@ -17,7 +17,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import boto3
+import botocore.session
 from botocore.exceptions import BotoCoreError, ClientError
 
 from lambdas.agent.bedrock import bedrock
@@ -55,7 +55,8 @@ def worker() -> "Worker":
     logging.getLogger("urllib3").setLevel(logging.ERROR)
     logging.getLogger("claude_agent_sdk").setLevel(logging.CRITICAL)
     settings = AgentSettings.read(os.environ)
-    return Worker(settings, Grantee(), _upstreams(settings, boto3.client("secretsmanager")))
+    secrets = botocore.session.get_session().create_client("secretsmanager")
+    return Worker(settings, Grantee(), _upstreams(settings, secrets))
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import boto3
+import botocore.session
 from botocore.auth import SigV4Auth
 from botocore.awsrequest import AWSRequest
 from botocore.exceptions import BotoCoreError
@@ -37,7 +37,7 @@ def bedrock(model: str) -> Upstream:
 
     The CLI asks for `model` whenever the run names none: the models of its own choosing are not the role's.
     """
-    service = boto3.Session().client("bedrock-runtime").meta
+    service = botocore.session.get_session().create_client("bedrock-runtime").meta
     return Upstream(
         name=MODEL,
         base_url=service.endpoint_url,
@@ -56,7 +56,7 @@ def bedrock(model: str) -> Upstream:
 
 def _credentials() -> Any:
     """This process' AWS credentials, looked for anew; None if it has none."""
-    return boto3.Session().get_credentials()
+    return botocore.session.get_session().get_credentials()
 
 
 class Signature(Credential):

@@ -1,8 +1,8 @@
-"""The S3 client of the functions that keep the record."""
+"""The S3 client of the functions that keep the record: botocore's, since boto3 takes half as long again to start."""
 
 from typing import Any
 
-import boto3
+import botocore.session
 from botocore.config import Config
 
 CONFIG = Config(
@@ -18,4 +18,4 @@ CONFIG = Config(
 
 def s3_client() -> Any:
     """A client for the region and endpoint that the function's environment names."""
-    return boto3.client("s3", config=CONFIG)
+    return botocore.session.get_session().create_client("s3", config=CONFIG)

@@ -1,0 +1,66 @@
+"""What a turn asks of S3, request by request: each has a reason in docs/requests.md."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from local import engine
+from tests.by_hand import Execution, Workflow
+
+DOCUMENT = Path(__file__).parent.parent / "docs" / "requests.md"
+
+
+class Noted:
+    """An S3 client that writes down what is asked of it."""
+
+    def __init__(self, s3: Any) -> None:
+        self._s3 = s3
+        self.asked: list[str] = []
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._s3, name)
+
+        def noted(*also: Any, **arguments: Any) -> Any:
+            if "Key" in arguments:
+                self.asked.append(f"{name.split('_')[0].upper()} {_shape(arguments['Key'])}")
+            return method(*also, **arguments)
+
+        return noted
+
+
+def _shape(key: str) -> str:
+    """A key as the document writes it."""
+    key = re.sub(r"run-[0-9a-f]+", "{run}", key)
+    key = re.sub(r"session-[0-9a-f-]+", "{session}", key)
+    return re.sub(r"\d{4}-\d\d-\d\dT\d\d", "{hour}", key)
+
+
+@pytest.fixture(scope="module")
+def noted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Noted]:
+    """The local engine's S3, with an empty bucket."""
+    with engine.running(tmp_path_factory.mktemp("requests")) as running:
+        s3 = running.client("s3")
+        s3.create_bucket(Bucket="sessions")
+        s3.put_bucket_versioning(Bucket="sessions", VersioningConfiguration={"Status": "Enabled"})
+        yield Noted(s3)
+
+
+def documented(column: str) -> list[str]:
+    """RestoreSession's requests by the document, of a new session or of one that goes on."""
+    rows = re.findall(r"^\| `([A-Z]+ [^`]+)` \| (.*?) \|", DOCUMENT.read_text(), re.MULTILINE)
+    return [request for request, when in rows if when in ("always", column)]
+
+
+def test_restoring_asks_for_what_is_documented_and_no_more(noted: Noted) -> None:
+    """A new session takes five requests, one that goes on eight, in the document's order."""
+    workflow = Workflow(noted, "sessions")
+    session = workflow.new_session("one")
+    noted.asked.clear()
+    workflow.restore(Execution("second", "two", {"prompt": "x"}))
+    assert noted.asked == documented("new")
+    noted.asked.clear()
+    workflow.restore(Execution("third", "three", {"prompt": "x", "session_id": session}))
+    assert noted.asked == documented("goes on")
