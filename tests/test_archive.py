@@ -476,7 +476,7 @@ def test_many_members_over_many_requests(base: Path) -> None:
     """A workspace of more than one request's bytes, a large file among small ones, comes back from its parts."""
     noise = random.Random(4)
     for number in range(40):
-        (base / f"workspace/{number:02}").write_bytes(noise.randbytes(9 << 20 if number == 20 else 300_000))
+        (base / f"workspace/{number:02}").write_bytes(noise.randbytes(11 << 20 if number == 20 else 300_000))
         (base / f"workspace/to-{number}").symlink_to(f"{number:02}")
     assert_same(base, restored(packed(base)[0], base))
 

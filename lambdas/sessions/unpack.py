@@ -34,7 +34,7 @@ from lambdas.sessions.archive import ROOTS, bomb
 from lambdas.sessions.records import Limits, Member, damaged, find_directory, local_header, read_members
 from lambdas.sessions.tree import PATH_BYTES, shown
 
-SPAN_BYTES = 4 << 20
+SPAN_BYTES = 8 << 20
 """What one request asks for at most, but for a member that is larger."""
 
 GAP_BYTES = 1 << 20
