@@ -509,8 +509,8 @@ def test_large_gaps_are_not_read(base: Path) -> None:
 
 @pytest.mark.parametrize("at", [0, 200, 399])
 def test_damage_in_the_middle_stops_all_of_it(base: Path, at: int) -> None:
-    """One bad member among many, on whichever connection it comes, refuses the session, and makes no link."""
-    content = random.Random(6).randbytes(60_000)
+    """One bad member among 48 MB, on whichever connection it comes, refuses the session, and makes no link."""
+    content = random.Random(6).randbytes(120_000)
     items = [item(f"workspace/{number}", content) for number in range(400)]
     items[at] = lying(items[at], crc=1)
     link = item("workspace/link", b"/", LINK | 0o777)
