@@ -259,6 +259,10 @@ class Base:
     turns: int
     cost_usd: float
     claude_session: str
+    size: int
+    """Bytes of the archive."""
+    directory: int
+    """Bytes of its directory, with which it ends: all that a commit reads of a large one."""
 
 
 @dataclass(frozen=True)
@@ -319,6 +323,9 @@ class Grants:
 
     request: Grant
     session: Grant | None
+    """The version that the run is pinned to; None for a new session."""
+    resumed: Grant | None
+    """What a checkpoint of an earlier attempt changed of it, to be gone on with."""
     started: Grant
     spent: Grant
     checkpoint: Grant
@@ -336,9 +343,9 @@ class Task:
     session_id: str
     claude_session: str
     resume: bool
-    """Whether the archive behind `grants.session` holds a conversation to go on with."""
+    """Whether what is restored holds a conversation to go on with."""
     cut: bool
-    """Whether it is a checkpoint of this very run, whose turn is to be gone on with instead of being asked anew."""
+    """Whether a checkpoint of this very run is, whose turn is to be gone on with instead of being asked anew."""
     deadline: float
     """Epoch seconds at which the agent is interrupted."""
     allowance: Allowance
@@ -402,12 +409,10 @@ class Result:
     duration_ms: int
     files: list[Json]
     files_total: int
-    file_count: int
-    """Members of the session's next version."""
     last_message: Json
     """The CLI's `result` message, which stays in the answer when the others do not fit."""
     changes: Staged
-    """The next version of the session, whole."""
+    """What the run changed of the version that it is pinned to."""
     messages: Staged
     format: int = FORMAT
 
@@ -444,7 +449,6 @@ _SANE: Mapping[str, Callable[[object], bool]] = {
     "duration_ms": _whole,
     "files": lambda value: isinstance(value, list) and all(isinstance(entry, dict) for entry in value),
     "files_total": _whole,
-    "file_count": _whole,
     "last_message": lambda value: isinstance(value, dict),
     "format": lambda value: value == FORMAT,
 }

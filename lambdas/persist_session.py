@@ -1,7 +1,7 @@
 """PersistSession: commits what a run staged as the session's next version, writes the answer, frees the session.
 
 What it commits to comes from RestoreSession's claim alone. What RunClaude staged is a stranger's: it is checked for
-its shape, and can name nothing outside its own attempt.
+its shape, and can name nothing outside its own attempt; see commit.py for what becomes of its files.
 """
 
 import os
@@ -10,10 +10,12 @@ from datetime import UTC, datetime
 from functools import cache
 
 from lambdas import answer
-from lambdas.contract import ANSWER_BYTES, FORMAT, Claim, Json, Result
+from lambdas.contract import ANSWER_BYTES, FORMAT, Claim, Json
 from lambdas.sessions.client import s3_client
+from lambdas.sessions.commit import Rules, commit
+from lambdas.sessions.records import RATIO, Limits
 from lambdas.sessions.store import Store
-from lambdas.settings import RecordSettings
+from lambdas.settings import CommitSettings
 
 
 def handler(event: Json, context: object) -> Json:
@@ -23,8 +25,9 @@ def handler(event: Json, context: object) -> Json:
 
 @cache
 def keeper() -> "Keeper":
-    settings = RecordSettings.read(os.environ)
-    return Keeper(Store(s3_client(), settings.bucket))
+    settings = CommitSettings.read(os.environ)
+    limits = Limits(settings.max_session_files, settings.max_session_bytes, RATIO)
+    return Keeper(Store(s3_client(), settings.bucket), Rules(limits, settings.max_dead_share))
 
 
 @dataclass(frozen=True)
@@ -32,13 +35,14 @@ class Keeper:
     """Commits a turn. Every step is conditional or recognises itself, so that all of it can be repeated."""
 
     store: Store
+    rules: Rules
 
     def persist(self, claim: Claim) -> Json:
-        """Raises `SessionMoved`, `AgentCrashed` (nothing usable is staged) or `StorageUnavailable`."""
+        """Raises `SessionMoved`, `AgentCrashed` (nothing usable is staged), `SessionTooLarge` or one of `Internal`."""
         result = self.store.result(claim)
         spent = result.cost_usd + self.store.spent_before(claim)
-        metadata = _metadata(claim, result, spent)
-        self.store.commit(claim, result.changes, metadata)
+        metadata = _metadata(claim, spent)
+        commit(self.store, claim, result.changes, metadata, self.rules)
         messages = self.store.messages(claim, result.messages, ANSWER_BYTES)
         own = spent if claim.staging.startswith(f"runs/{claim.run_id}/") else 0.0
         built = answer.build(claim, result, messages, own, float(metadata["cost-usd"]))
@@ -48,14 +52,13 @@ class Keeper:
         return answer.with_links(standing, self.store)
 
 
-def _metadata(claim: Claim, result: Result, spent: float) -> dict[str, str]:
-    """S3 user metadata: ASCII strings, at most 2 KB together."""
+def _metadata(claim: Claim, spent: float) -> dict[str, str]:
+    """S3 user metadata, but for what the commit knows: ASCII strings, at most 2 KB together."""
     base = claim.base
     goes_on = base is not None and base.session_id == claim.session_id
     now = datetime.now(UTC).isoformat(timespec="seconds")
     return {
         "created": base.created if base and goes_on else now,
-        "file-count": str(result.file_count),
         "owner": claim.owner,
         "turns": str((base.turns if base else 0) + 1),
         "cost-usd": f"{(base.cost_usd if base else 0.0) + spent:.6f}",

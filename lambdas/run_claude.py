@@ -10,7 +10,7 @@ import json
 import logging
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, partial
@@ -26,15 +26,13 @@ from lambdas.agent.credentials import Proxy, Secret, Upstream, anthropic, supaba
 from lambdas.agent.sandbox import Scratch, seal
 from lambdas.contract import Grant, Json, Result, RunResult, Staged, Task
 from lambdas.errors import AgentCrashed, ModelUnauthorized, StorageUnavailable, WorkflowError
-from lambdas.sessions.archive import ROOTS, Packed, pack
-from lambdas.sessions.grants import Grantee
-from lambdas.sessions.records import Limits
-from lambdas.sessions.tree import Change, changes, shown, snapshot
+from lambdas.sessions.archive import Packed, pack, snapshot
+from lambdas.sessions.grants import Grantee, Stored
+from lambdas.sessions.records import RATIO, ROOTS, Limits
+from lambdas.sessions.resumed import Resumed
+from lambdas.sessions.tree import Change, Fingerprint, never, settle, shown
 from lambdas.sessions.unpack import unpack
 from lambdas.settings import AgentSettings
-
-RATIO = 1100
-"""DEFLATE makes at most 1,032 bytes of one: zeros are honest; more can only be members that share their bytes."""
 
 FILES_NAMED = 1000
 """How many changed files result.json names; `files_total` counts them all."""
@@ -79,13 +77,13 @@ class Worker:
     def _run(self, task: Task) -> RunResult:
         body = json.loads(self.grantee.read(task.grants.request))["body"]
         with Scratch(Path(self.settings.scratch) / task.claude_session) as scratch:
-            self._restore(task, scratch)
-            before = snapshot(scratch.workspace)
-            saver = _Saver(self, task, scratch)
+            before = self._restore(task, scratch)
+            settle(before, scratch.private)
+            saver = _Saver(self, task, scratch, before)
             with Proxy(self.upstreams) as proxy:
                 outcome = asyncio.run(converse(_turn(task, body), scratch, proxy, saver, task.deadline))
             try:
-                return self._stage(task, scratch, outcome, partial(changes, before))
+                return self._stage(task, scratch, outcome, before)
             except WorkflowError as error:
                 raise error.but(cost_usd=outcome.cost_usd) from error
 
@@ -98,25 +96,36 @@ class Worker:
                 self.put(task.grants.detail, detail, len(detail))
         return error.but(detail="")
 
-    def _restore(self, task: Task, scratch: Scratch) -> None:
-        if task.grants.session is None:
-            return
+    def _restore(self, task: Task, scratch: Scratch) -> Mapping[str, Fingerprint]:
+        """Put in place what the run goes on from. Returns what of it is the pinned version's, to tell changes by."""
+        session = self.grantee.open(task.grants.session) if task.grants.session else None
+        resumed = self._resumed(session, task.grants.resumed) if task.grants.resumed else None
+        archive = resumed or session
+        if archive is None:
+            return {}
         restored = scratch.root / "restored"
         restored.mkdir(mode=0o700)
-        unpack(self.grantee.open(task.grants.session), restored, self._limits)
+        unpack(archive, restored, self._limits)
         for root in ROOTS:
             (restored / root).replace(scratch.root / root)
+        known = snapshot(_roots(scratch), partial(_kept, task.claude_session))
+        if resumed:
+            known = {path: each for path, each in known.items() if path not in resumed.come}
+            known |= {path: never(mode) for path, mode in resumed.gone.items()}
+        return known
 
-    def _stage(self, task: Task, scratch: Scratch, outcome: Outcome, since: Callable[[Any], list[Change]]) -> RunResult:
+    def _resumed(self, session: Stored | None, checkpoint: Grant) -> Resumed:
+        return Resumed(session, self.grantee.open(checkpoint), self._limits)
+
+    def _stage(self, task: Task, scratch: Scratch, outcome: Outcome, before: Mapping[str, Fingerprint]) -> RunResult:
         """Everything under the attempt; result.json last, since it says that the rest is whole."""
         with tempfile.TemporaryFile() as archive:
-            packed = self.pack(task, scratch, archive)
+            packed = self.pack(task, scratch, before, archive)
             archive.seek(0)
-            session = self.put(task.grants.changes, archive, packed.size)
+            changes = self.put(task.grants.changes, archive, packed.size)
         messages = json.dumps(outcome.messages, ensure_ascii=False).encode()
         staged_messages = self.put(task.grants.messages, messages, len(messages))
-        changed = since(snapshot(scratch.workspace))
-        result = _result(outcome, changed, packed, session, staged_messages)
+        result = _result(outcome, _of_workspace(packed.changes), changes, staged_messages)
         text = json.dumps(result.dump(), ensure_ascii=False).encode()
         self.put(task.grants.result, text, len(text))
         return RunResult(
@@ -128,14 +137,21 @@ class Worker:
             files_total=result.files_total,
         )
 
-    def pack(self, task: Task, scratch: Scratch, out: BinaryIO, go_on: Callable[[], None] = lambda: None) -> Packed:
-        """The session as it is now, whole; `go_on` is asked at every path, and may raise."""
+    def pack(
+        self,
+        task: Task,
+        scratch: Scratch,
+        before: Mapping[str, Fingerprint],
+        out: BinaryIO,
+        go_on: Callable[[], None] = lambda: None,
+    ) -> Packed:
+        """What changed in the session by now; `go_on` is asked at every path, and may raise."""
 
         def keep(path: str) -> bool:
             go_on()
             return _kept(task.claude_session, path)
 
-        return pack({"workspace": scratch.workspace, "claude": scratch.claude}, out, self._limits, keep)
+        return pack(_roots(scratch), out, self._limits, keep, before)
 
     def put(self, grant: Grant, body: Any, size: int) -> Staged:
         """Stage one object."""
@@ -151,14 +167,15 @@ class Worker:
 
 @dataclass(frozen=True)
 class _Saver:
-    """Checkpoints are the session as it would be staged, under a name of their own."""
+    """Checkpoints are what would be staged, under a name of their own."""
 
     worker: Worker
     task: Task
     scratch: Scratch
+    before: Mapping[str, Fingerprint]
 
     def pack(self, out: BinaryIO, go_on: Callable[[], None]) -> int:
-        return self.worker.pack(self.task, self.scratch, out, go_on).size
+        return self.worker.pack(self.task, self.scratch, self.before, out, go_on).size
 
     def upload(self, archive: BinaryIO, size: int) -> None:
         self.worker.put(self.task.grants.checkpoint, archive, size)
@@ -184,6 +201,16 @@ def _turn(task: Task, body: Json) -> Turn:
     )
 
 
+def _roots(scratch: Scratch) -> dict[str, Path]:
+    return {"workspace": scratch.workspace, "claude": scratch.claude}
+
+
+def _of_workspace(changes: Sequence[Change]) -> list[Change]:
+    """Those of the workspace, by their paths in it."""
+    prefix = "workspace/"
+    return [each._replace(path=each.path[len(prefix) :]) for each in changes if each.path.startswith(prefix)]
+
+
 def _kept(claude_session: str, path: str) -> bool:
     """All of the workspace; of Claude's directory the transcript and what it refers to."""
     root, *below = path.split("/")
@@ -193,7 +220,7 @@ def _kept(claude_session: str, path: str) -> bool:
     return all(allowed is None or name in allowed for name, allowed in zip(below, wanted, strict=False))
 
 
-def _result(outcome: Outcome, changed: list[Change], packed: Packed, session: Staged, messages: Staged) -> Result:
+def _result(outcome: Outcome, changed: list[Change], changes: Staged, messages: Staged) -> Result:
     last = next((m for m in reversed(outcome.messages) if m["type"] == "result"), {})
     return Result(
         result=outcome.result,
@@ -205,9 +232,8 @@ def _result(outcome: Outcome, changed: list[Change], packed: Packed, session: St
         duration_ms=outcome.duration_ms,
         files=[{"path": shown(c.path), "change": c.change, "size": c.size} for c in changed[:FILES_NAMED]],
         files_total=len(changed),
-        file_count=packed.files,
         last_message=last,
-        changes=session,
+        changes=changes,
         messages=messages,
     )
 

@@ -89,7 +89,7 @@ class Caps:
 
 @dataclass(frozen=True)
 class RecordSettings:
-    """What the three functions that keep the record need: RestoreSession, PersistSession, RecordFailure."""
+    """What RestoreSession and RecordFailure need."""
 
     bucket: str
     clocks: Clocks
@@ -109,6 +109,27 @@ class RecordSettings:
                 max_budget_usd=_number(environ, "MAX_BUDGET_USD"),
                 allowed_tools=None if tools is None else tuple(tools),
             ),
+        )
+
+
+@dataclass(frozen=True)
+class CommitSettings:
+    """What PersistSession needs."""
+
+    bucket: str
+    max_session_bytes: int
+    max_session_files: int
+    max_dead_share: float
+    """How much of a session's archive may be bytes of files that are replaced or gone, 0 to 1."""
+
+    @classmethod
+    def read(cls, environ: Mapping[str, str] = os.environ) -> "CommitSettings":
+        """Raises `MissingSetting` for the first variable that is missing or malformed."""
+        return cls(
+            bucket=_text(environ, "S3_BUCKET_NAME"),
+            max_session_bytes=int(_number(environ, "MAX_SESSION_BYTES")),
+            max_session_files=int(_number(environ, "MAX_SESSION_FILES")),
+            max_dead_share=_number(environ, "MAX_DEAD_SHARE"),
         )
 
 

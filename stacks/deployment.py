@@ -50,6 +50,8 @@ class Deployment:
     max_session_mb: int
     """MiB of a session's files, unpacked."""
     max_session_files: int
+    max_dead_share: float
+    """How much of a session's archive may be bytes of files that are replaced or gone; more is won back."""
     retain_data: bool
     """Keep the bucket when the stack is deleted."""
     kms_key_arn: str | None
@@ -92,6 +94,7 @@ class Deployment:
             max_concurrent_runs=take.whole_or_none("max_concurrent_runs", 1),
             max_session_mb=take.whole("max_session_mb", 1, (MAX_EPHEMERAL_MB - 512) // 3),
             max_session_files=take.whole("max_session_files", 1),
+            max_dead_share=take.share("max_dead_share"),
             retain_data=take.flag("retain_data"),
             kms_key_arn=take.text_or_none("kms_key_arn", KMS_KEY_ARN, "null or the ARN of a KMS key (not of an alias)"),
             vpc=take.text_or_none("vpc", r"vpc-[0-9a-f]{8,17}", "null or the id of a VPC"),
@@ -168,6 +171,12 @@ class _Context:
         if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
             raise BadContext(f"{name} must be a number above 0, not {json.dumps(value)}.")
         return float(value)
+
+    def share(self, name: str) -> float:
+        value = self.number(name)
+        if value >= 1:
+            raise BadContext(f"{name} must be a share below 1, not {json.dumps(value)}.")
+        return value
 
     def whole(self, name: str, least: int, most: int = 10**9) -> int:
         value = self.whole_or_none(name, least, most)

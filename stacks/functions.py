@@ -59,7 +59,8 @@ class Functions(Construct):
         )
         record = self._record_environment(storage)
         restore = self._zipped("RestoreSession", "restore_session", self._clocks.restore_function, record)
-        persist = self._zipped("PersistSession", "persist_session", self._clocks.persist_function, record)
+        commit = self._commit_environment(storage)
+        persist = self._zipped("PersistSession", "persist_session", self._clocks.persist_function, commit)
         failure = self._zipped("RecordFailure", "record_failure", self._clocks.record_function, record)
         run = self._image(secret)
 
@@ -89,6 +90,20 @@ class Functions(Construct):
             "MAX_TURNS": str(self._deployment.max_turns),
             "MAX_BUDGET_USD": str(self._deployment.max_budget_usd),
             "ALLOWED_TOOLS": json.dumps(self._deployment.allowed_tools),
+        }
+
+    def _commit_environment(self, storage: Storage) -> dict[str, str]:
+        return {
+            "S3_BUCKET_NAME": storage.bucket.bucket_name,
+            "MAX_DEAD_SHARE": str(self._deployment.max_dead_share),
+            **self._session_limits,
+        }
+
+    @property
+    def _session_limits(self) -> dict[str, str]:
+        return {
+            "MAX_SESSION_BYTES": str(self._deployment.max_session_mb * 1024 * 1024),
+            "MAX_SESSION_FILES": str(self._deployment.max_session_files),
         }
 
     def _zipped(self, state: str, module: str, timeout: int, environment: dict[str, str]) -> aws_lambda.Function:
@@ -147,8 +162,7 @@ class Functions(Construct):
             "ANTHROPIC_BASE_URL": deployment.anthropic_base_url,
             "SECRET_ARN": secret.secret.secret_arn,
             "SUPABASE_URL": deployment.supabase_url,
-            "MAX_SESSION_BYTES": str(deployment.max_session_mb * 1024 * 1024),
-            "MAX_SESSION_FILES": str(deployment.max_session_files),
+            **self._session_limits,
             "SCRATCH": "/tmp/claude-agent",
         }
         if deployment.provider == "bedrock":

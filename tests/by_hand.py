@@ -1,31 +1,40 @@
 """The handlers' core on a real S3, with Step Functions' part and RunClaude's played by hand, on a clock of its own.
 
-A session's archive is here a text with a line for each run whose turn it holds, so that its history can be read.
+A session holds here a file for each run whose turn it has, and one with their names, so that its history can be read.
 """
 
 import json
+import threading
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from io import BytesIO
 from typing import Any
+from zipfile import ZipFile
 
 from lambdas.contract import Claim, Json, Restored, Result, Staged, Task, run_id
 from lambdas.errors import AgentCrashed, ModelOverloaded, Refused, WorkflowError
 from lambdas.persist_session import Keeper
 from lambdas.record_failure import Recorder
 from lambdas.restore_session import LEASE_MARGIN, Door
+from lambdas.sessions.commit import Rules
 from lambdas.sessions.grants import Grantee
+from lambdas.sessions.records import RATIO, Limits
 from lambdas.sessions.store import Lease, Store
 from lambdas.settings import Caps, Clocks, RecordSettings
+from tests.forge import session
 
 CALLER = "alice"
 CLOCKS = Clocks(29)
 LEASE_SECONDS = CLOCKS.machine + LEASE_MARGIN
+RULES = Rules(Limits(1000, 1 << 30, RATIO), 0.5)
+HISTORY = "history"
 WRITES = (
     "put_object",
     "delete_object",
     "create_multipart_upload",
+    "upload_part",
     "upload_part_copy",
     "complete_multipart_upload",
     "abort_multipart_upload",
@@ -38,18 +47,24 @@ class Killed(BaseException):
 
 @dataclass
 class Fuse:
-    """Kills whoever writes through it at the `at`-th write, before or after that is carried out; at 0 never."""
+    """Kills whoever writes through it at the `at`-th write, before or after that is carried out; at 0 never.
+
+    The dead write no more, whichever of their threads it is.
+    """
 
     at: int = 0
     after: bool = False
     writes: int = 0
+    guard: threading.Lock = field(default_factory=threading.Lock)
 
     def __call__(self, write: Callable[[], Any]) -> Any:
-        self.writes += 1
-        if self.writes == self.at and not self.after:
+        with self.guard:
+            self.writes += 1
+            mine = self.writes
+        if 0 < self.at < mine or (mine == self.at and not self.after):
             raise Killed
         done = write()
-        if self.writes == self.at:
+        if mine == self.at:
             raise Killed
         return done
 
@@ -113,17 +128,18 @@ class Workflow:
             raise AgentCrashed
         if self.now > task.deadline:
             raise ModelOverloaded
-        history = self.grantee.read(task.grants.session) if task.grants.session else b""
+        history = runs_in(self.grantee.read(task.grants.session)) if task.grants.session else []
         self.conversations[task.run_id] += 1
-        session = history + f"{task.run_id}\n".encode()
-        changes: Staged = put(lambda: self.grantee.put(task.grants.changes, session, len(session)))
+        text = "".join(f"{run}\n" for run in [*history, task.run_id]).encode()
+        staged = session(**{task.run_id: b"a turn", HISTORY: text})
+        changes: Staged = put(lambda: self.grantee.put(task.grants.changes, staged, len(staged)))
         messages: Staged = put(lambda: self.grantee.put(task.grants.messages, b"[]", 2))
         result = json.dumps(_result(changes, messages).dump()).encode()
         put(lambda: self.grantee.put(task.grants.result, result, len(result)))
 
     def persist(self, claim: Claim, fuse: Fuse | None = None) -> Json:
         """PersistSession."""
-        return Keeper(Store(FusedS3(self.s3, fuse or Fuse()), self.bucket)).persist(claim)
+        return Keeper(Store(FusedS3(self.s3, fuse or Fuse()), self.bucket), RULES).persist(claim)
 
     def record(self, execution: Execution, error: WorkflowError, fuse: Fuse | None = None) -> Json:
         """RecordFailure."""
@@ -159,13 +175,21 @@ class Workflow:
 
     def history(self, session: str) -> list[str]:
         """The runs whose turns the session holds, in order."""
-        got = self.s3.get_object(Bucket=self.bucket, Key=f"{session}.zip")
-        return str(got["Body"].read().decode()).split()
+        archive = self.s3.get_object(Bucket=self.bucket, Key=f"{session}.zip")["Body"].read()
+        with ZipFile(BytesIO(archive)) as opened:
+            assert opened.testzip() is None
+            assert set(runs_in(archive)) == {name[10:] for name in opened.namelist() if name[10:14] == "run-"}
+        return runs_in(archive)
 
     def objects(self) -> dict[str, str]:
         """Everything in the bucket, with its version."""
         pages = self.s3.get_paginator("list_object_versions").paginate(Bucket=self.bucket)
         return {v["Key"]: v["VersionId"] for page in pages for v in page.get("Versions", []) if v["IsLatest"]}
+
+
+def runs_in(archive: bytes) -> list[str]:
+    """The runs whose turns a session holds, in order."""
+    return ZipFile(BytesIO(archive)).read(f"workspace/{HISTORY}").decode().split()
 
 
 def _result(changes: Staged, messages: Staged) -> Result:
@@ -179,7 +203,6 @@ def _result(changes: Staged, messages: Staged) -> Result:
         duration_ms=1,
         files=[],
         files_total=0,
-        file_count=1,
         last_message={},
         changes=changes,
         messages=messages,

@@ -27,9 +27,11 @@ WRITES = {
     "messages.json": ("PUT", r"runs/{run}/[^/]+/messages\.json"),
     "result.json": ("PUT", r"runs/{run}/[^/]+/result\.json"),
     "detail.txt": ("PUT", r"runs/{run}/[^/]+/detail\.txt"),
-    "commit: create": ("POST", r"{session}\.zip\?uploads"),
-    "commit: copy": ("PUT", r"{session}\.zip\?.*partNumber="),
-    "commit: complete": ("POST", r"{session}\.zip\?uploadId="),
+    "commit": ("PUT", r"{session}\.zip$"),
+    "large commit: create": ("POST", r"{session}\.zip\?uploads"),
+    "large commit: copy": ("PUT", r"{session}\.zip\?.*partNumber=1\b"),
+    "large commit: the rest": ("PUT", r"{session}\.zip\?.*partNumber=2\b"),
+    "large commit: complete": ("POST", r"{session}\.zip\?uploadId="),
     "response.json": ("PUT", r"runs/{run}/response\.json"),
     "index: done": ("PUT", r"index/hours/[^/]+/done/{run}"),
     "index: claimed, gone": ("DELETE", r"index/hours/[^/]+/claimed/{run}"),
@@ -84,6 +86,11 @@ class Row:
     """The request's own `timeout_seconds`."""
     fresh: bool = False
     """Whether it asks for a new session, instead of going on with one."""
+
+    @property
+    def large(self) -> bool:
+        """Whether its session is too large to be written at once."""
+        return self.at.startswith("large")
 
     @property
     def name(self) -> str:
@@ -147,9 +154,11 @@ def _run() -> Iterator[Row]:
 def _persist() -> Iterator[Row]:
     state = "PersistSession"
     for at in (
-        "commit: create",
-        "commit: copy",
-        "commit: complete",
+        "commit",
+        "large commit: create",
+        "large commit: copy",
+        "large commit: the rest",
+        "large commit: complete",
         "response.json",
         "index: done",
         "index: claimed, gone",
@@ -157,10 +166,12 @@ def _persist() -> Iterator[Row]:
     ):
         for fault in (KILLED_BEFORE, KILLED_AFTER):
             yield Row(state, at, fault, 1, OK, "new", "", 2, 0)
-    yield Row(state, "commit: complete", "500", 1, OK, "new", "", 2, 0)
-    yield Row(state, "commit: complete", "503", ALWAYS, INTERNAL, "old", "", 2, 0)
-    yield Row(state, "commit: complete", LOST, 1, OK, "new", "", 2, 0)
-    yield Row(state, "commit: copy", SILENT, 1, OK, "new", "", 2, 0)
+    for at in ("commit", "large commit: complete"):
+        yield Row(state, at, "500", 1, OK, "new", "", 2, 0)
+        yield Row(state, at, "503", ALWAYS, INTERNAL, "old", "", 2, 0)
+        yield Row(state, at, LOST, 1, OK, "new", "", 2, 0)
+    yield Row(state, "large commit: copy", "503", ALWAYS, INTERNAL, "old", "", 2, 0)
+    yield Row(state, "large commit: copy", SILENT, 1, OK, "new", "", 2, 0)
     yield Row(state, "response.json", LOST, 1, OK, "new", "", 2, 0)
     yield Row(state, "response.json", "503", ALWAYS, INTERNAL, "new", "", 2, 0)
     yield Row(state, "response.json", SILENT, ALWAYS, TIMED_OUT, "new", LEASE, 2, 0)
@@ -189,9 +200,9 @@ def _fresh() -> Iterator[Row]:
     yield row("RestoreSession", "base.json", "503", INTERNAL, "none", 0, 2)
     yield row("RunClaude", "started", KILLED_AFTER, INTERNAL, "none", 0, 2)
     yield row("RunClaude", "result.json", KILLED_AFTER, INTERNAL, "none", 2, 0, SCRATCH)
-    yield row("PersistSession", "commit: complete", KILLED_BEFORE, OK, "new", 2, 0)
-    yield row("PersistSession", "commit: complete", KILLED_AFTER, OK, "new", 2, 0)
-    yield row("PersistSession", "commit: complete", "503", INTERNAL, "none", 2, 0)
+    yield row("PersistSession", "commit", KILLED_BEFORE, OK, "new", 2, 0)
+    yield row("PersistSession", "commit", KILLED_AFTER, OK, "new", 2, 0)
+    yield row("PersistSession", "commit", "503", INTERNAL, "none", 2, 0)
     yield row("PersistSession", "response.json", "503", INTERNAL, "new", 2, 0)
     yield row("RecordFailure", "failure.json", KILLED_AFTER, UNAUTHORIZED, "none", 1, 2)
 
@@ -245,6 +256,8 @@ Faults: *killed before / after*: `kill -9` of the function that makes the write,
 carried it out. *500*, *503* (SlowDown): S3's answer. *answer lost*: S3 carries it out, and the connection breaks.
 *silent*: S3 takes the request and says nothing; where it does so always, a function's or a state's timeout ends the
 wait. S3 takes an object whole or not at all, so between *before* and *after* there is no third instant.
+
+A *large commit* is that of a session of 9 MiB, which is copied inside S3 in parts; of others the version is one write.
 
 A *scratch* directory outlives a function that was killed until the session's next run, on one machine; in AWS it goes
 with the function's sandbox.

@@ -18,7 +18,6 @@ RESULT = Result(
     duration_ms=900,
     files=[{"path": "notes.txt", "change": "added", "size": 12}],
     files_total=1,
-    file_count=2,
     last_message={"type": "result", "result": "done"},
     changes=Staged("v1", '"e1"', 100),
     messages=Staged("v2", '"e2"', 100),

@@ -6,14 +6,13 @@ import random
 import shutil
 import socket
 import stat
-import struct
 import subprocess
 import sys
 import tempfile
 import tracemalloc
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lambdas.errors import Internal, SessionDamaged, SessionTooLarge
-from lambdas.sessions.archive import Packed, pack
+from lambdas.sessions.archive import Packed, pack, snapshot
 from lambdas.sessions.records import (
     Directory,
     Limits,
@@ -34,13 +33,13 @@ from lambdas.sessions.records import (
     local_header,
     read_members,
 )
-from lambdas.sessions.tree import Change, changes, snapshot
+from lambdas.sessions.tree import Change, settle
 from lambdas.sessions.unpack import contents, unpack
 from tests.foreign import program
+from tests.forge import DIR, FILE, LINK, ROOTS, forged, item, lying, patched
 from tests.opened import Opened
 
 LIMITS = Limits(members=100_000, bytes=1 << 30, ratio=200)
-FILE, LINK, DIR = stat.S_IFREG, stat.S_IFLNK, stat.S_IFDIR
 RAW_NAMES = sys.platform == "linux"  # APFS takes UTF-8 names only
 TOOLS = {
     "unzip": (("unzip",), "-tqq", "unzip"),
@@ -49,7 +48,6 @@ TOOLS = {
 }
 
 Photo = dict[bytes, tuple[int, int, bytes]]
-Item = tuple[Member, bytes]
 
 
 @contextmanager
@@ -113,10 +111,15 @@ def photo(root: Path) -> Photo:
     return taken
 
 
+def roots_of(base: Path) -> dict[str, Path]:
+    """A scratch directory's two, by name."""
+    return {name: base / name for name in ("workspace", "claude")}
+
+
 def packed(base: Path, limits: Limits = LIMITS, **more: Any) -> tuple[bytes, Packed]:
     """The archive of the scratch directory, and what `pack` says of it."""
     out = io.BytesIO()
-    said = pack({name: base / name for name in ("workspace", "claude")}, out, limits, **more)
+    said = pack(roots_of(base), out, limits, **more)
     assert said.size == len(out.getvalue())
     return out.getvalue(), said
 
@@ -215,7 +218,8 @@ def test_everything_survives(base: Path) -> None:
     assert_same(base, into)
     twins = (into / "workspace/secret.txt", into / "workspace/twin.txt")
     assert {twin.stat().st_nlink for twin in twins} == {1}
-    assert said.files == sum(not stat.S_ISDIR(mode) for mode, *_ in photo(base / "workspace").values()) + 1
+    assert {change.change for change in said.changes} == {"added"}
+    assert len(said.changes) == sum(not stat.S_ISDIR(mode) for mode, *_ in photo(base / "workspace").values()) + 1
     assert packed(into)[0] == archive
 
 
@@ -296,7 +300,7 @@ def test_a_root_that_became_a_link_is_not_followed(base: Path) -> None:
     with pytest.raises(Internal, match="workspace"):
         packed(base)
     with pytest.raises(Internal, match="workspace"):
-        snapshot(base / "workspace")
+        snapshot({"workspace": base / "workspace"})
     (base / "workspace").unlink()
     with pytest.raises(Internal, match="workspace"):
         packed(base)
@@ -317,10 +321,10 @@ def test_only_what_is_kept_is_packed(base: Path) -> None:
     _, said = packed(base, keep=keep)
     assert sorted(asked) == ["claude/plugins", "claude/projects", "claude/projects/one.jsonl"]
     assert [member.path for member in said.members] == [
-        "workspace",
         "claude",
         "claude/projects",
         "claude/projects/one.jsonl",
+        "workspace",
     ]
 
 
@@ -355,7 +359,7 @@ def test_a_path_too_long_to_restore_is_not_packed(base: Path) -> None:
     with pytest.raises(SessionTooLarge, match="path of more than 3,000 bytes"):
         packed(base)
     with pytest.raises(SessionTooLarge):
-        snapshot(base / "workspace")
+        snapshot({"workspace": base / "workspace"})
 
 
 def test_changes_are_seen_without_reading(base: Path) -> None:
@@ -364,8 +368,10 @@ def test_changes_are_seen_without_reading(base: Path) -> None:
     for name in ("same", "rewritten", "removed", "mode", "kind"):
         (workspace / name).write_text(name)
     (workspace / "link").symlink_to("same")
-    before = snapshot(workspace)
+    before = snapshot(roots_of(base))
+    assert packed(base, since=before)[1].changes == []
     times = (workspace / "rewritten").stat()
+    settle(before, base)
     (workspace / "rewritten").write_text("REWRITTEN")
     os.utime(workspace / "rewritten", ns=(times.st_atime_ns, times.st_mtime_ns))
     (workspace / "removed").unlink()
@@ -376,15 +382,14 @@ def test_changes_are_seen_without_reading(base: Path) -> None:
     (workspace / "link").symlink_to("mode")
     (workspace / "new").mkdir()
     (workspace / "new/file").write_text("12")
-    assert changes(before, snapshot(workspace)) == [
-        Change("kind", "modified", 4),
-        Change("link", "modified", 4),
-        Change("mode", "modified", 4),
-        Change("new/file", "added", 2),
-        Change("removed", "removed", 0),
-        Change("rewritten", "modified", 9),
+    assert packed(base, since=before)[1].changes == [
+        Change("workspace/kind", "modified", 4),
+        Change("workspace/link", "modified", 4),
+        Change("workspace/mode", "modified", 4),
+        Change("workspace/new/file", "added", 2),
+        Change("workspace/removed", "removed", 0),
+        Change("workspace/rewritten", "modified", 9),
     ]
-    assert changes(before, before) == []
 
 
 def test_five_thousand_files_over_two_turns(base: Path) -> None:
@@ -522,56 +527,6 @@ def test_damage_in_the_middle_stops_all_of_it(base: Path, at: int) -> None:
 
 
 # --- hostile archives ---
-
-
-def item(path: str, content: bytes = b"", mode: int = FILE | 0o644) -> Item:
-    """A member and its bytes as they should be: each case spoils one thing."""
-    deflate = zlib.compressobj(6, zlib.DEFLATED, -15)
-    data = deflate.compress(content) + deflate.flush() if content and stat.S_ISREG(mode) else content
-    return Member(path, mode, 1, len(content), len(data), zlib.crc32(content)), data
-
-
-def lying(entry: Item, **lies: Any) -> Item:
-    """The same bytes under a member that says something else."""
-    return entry[0]._replace(**lies), entry[1]
-
-
-ROOTS = (item("workspace", mode=DIR | 0o755), item("claude", mode=DIR | 0o755))
-
-
-def unchanged(record: bytes) -> bytes:
-    """What an honest writer does to a record."""
-    return record
-
-
-def forged(
-    *items: Item,
-    local: Callable[[bytes], bytes] = unchanged,
-    record: Callable[[bytes], bytes] = unchanged,
-    directory: Callable[[Directory], Directory] = unchanged,  # type: ignore[assignment] # the same identity
-    at: int | None = None,
-) -> bytes:
-    """An archive of these members; the last one's records, its offset, or the end are spoiled as asked."""
-    out, records = bytearray(), bytearray()
-    for number, (member, data) in enumerate(items):
-        last = number == len(items) - 1
-        placed = member._replace(offset=len(out))
-        header = local_header(placed)
-        out += (local(header) if last else header) + data
-        entry = central_record(placed if at is None or not last else placed._replace(offset=at))
-        records += record(entry) if last else entry
-    end = directory(Directory(len(items), len(out), len(records), zlib.crc32(records)))
-    return bytes(out + records + end_record(end))
-
-
-def patched(offset: int, form: str, value: int) -> Callable[[bytes], bytes]:
-    """A record with one field overwritten."""
-
-    def patch(record: bytes) -> bytes:
-        size = struct.calcsize(form)
-        return record[:offset] + struct.pack(form, value) + record[offset + size :]
-
-    return patch
 
 
 def with_extra(record: bytes) -> bytes:

@@ -424,7 +424,7 @@ def a_task(bucket: Bucket, attempt: str, claude_session: str, checkpoint: str | 
         name: grant(f"{attempt}/{name}")
         for name in ("started", "spent", "checkpoint", "changes", "messages", "result", "detail")
     }
-    session = grant(f"{checkpoint}/checkpoint") if checkpoint else None
+    resumed = grant(f"{checkpoint}/checkpoint") if checkpoint else None
     return Task(
         run_id="run-1",
         session_id="session-1",
@@ -433,7 +433,7 @@ def a_task(bucket: Bucket, attempt: str, claude_session: str, checkpoint: str | 
         cut=checkpoint is not None,
         deadline=time.time() + 60,
         allowance=Allowance(10, 5.0, None, []),
-        grants=Grants(request=grant("request"), session=session, **staged),
+        grants=Grants(request=grant("request"), session=None, resumed=resumed, **staged),
     )
 
 

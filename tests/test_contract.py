@@ -131,7 +131,6 @@ def staged_result(**changed: Any) -> dict[str, Any]:
         duration_ms=900,
         files=[],
         files_total=0,
-        file_count=2,
         last_message={"type": "result"},
         changes=Staged("v1", '"e1"', 100),
         messages=Staged("v2", '"e2"', 100),

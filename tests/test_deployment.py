@@ -68,6 +68,8 @@ def test_ephemeral_storage_fits_the_session() -> None:
         ("cors_origin", "it's mine", "one origin"),
         ("max_budget_usd", 0, "above 0"),
         ("max_session_mb", 4000, "between 1 and 3242"),
+        ("max_dead_share", 1, "share below 1"),
+        ("max_dead_share", 0, "above 0"),
         ("allowed_tools", "Read", "Read"),
         ("allowed_tools", [1], "list of names"),
         ("retain_data", 1, "true or false"),

@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import re
 import tempfile
 import time
@@ -19,7 +20,8 @@ from rich.table import Table
 
 from lambdas.contract import run_id
 from lambdas.restore_session import LEASE_MARGIN
-from lambdas.sessions.archive import ROOTS, pack
+from lambdas.sessions.archive import pack
+from lambdas.sessions.records import ROOTS
 from lambdas.sessions.unpack import unpack
 from local.model import ScriptedModel
 from local.service import Model, Service
@@ -35,6 +37,7 @@ from tests.matrix import (
     SCRATCH,
     THINKS,
     TITLES,
+    WORK,
     WRITES,
     Row,
     cells,
@@ -66,7 +69,7 @@ class Theatre:
         got = self.client.s3.get_object(Bucket=self.bucket, Key=f"{origin['session_id']}.zip")
         self._zip, self._metadata = got["Body"].read(), got["Metadata"]
 
-    def session(self) -> Json:
+    def session(self, large: bool = False) -> Json:
         """A session like the first, with a conversation and ids of its own, which are named as in a run's record."""
         fresh, old = str(uuid.uuid4()), self._metadata["claude-session"]
         with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile() as archive:
@@ -74,6 +77,8 @@ class Theatre:
             for transcript in Path(folder).glob(f"claude/projects/*/{old}.jsonl"):
                 transcript.with_name(f"{fresh}.jsonl").write_text(transcript.read_text().replace(old, fresh))
                 transcript.unlink()
+            if large:
+                (Path(folder) / "workspace/noise").write_bytes(random.Random(1).randbytes(9 * 1024 * 1024))
             pack({root: Path(folder) / root for root in ROOTS}, archive, ANY)
             archive.seek(0)
             self.client.s3.put_object(
@@ -176,7 +181,7 @@ def play(theatre: Theatre, row: Row) -> Played:
     """POST under the fault, look, let time pass, POST the same again, look again."""
     key = f"row-{uuid.uuid4()}"
     run = run_id("default", key)
-    known = {} if row.fresh else theatre.session()
+    known = {} if row.fresh else theatre.session(row.large)
     body = {"prompt": f"({key})\n{row.prompt}"} | {name: known[name] for name in known if name == "session_id"}
     body |= {"timeout_seconds": row.timeout} if row.timeout else {}
     with theatre.injector.injecting(theatre.fault(row, run, known)) as fault:
@@ -276,6 +281,7 @@ def test_no_write_stands_alone(theatre: Theatre) -> None:
     theatre.injector.written.clear()
     theatre.client.post({"prompt": FAILS, "session_id": session})
     theatre.client.ask(THINKS, {"session_id": session})
+    theatre.client.ask(WORK, theatre.session(large=True))
     patterns = [(method, pattern.format(run="[^/]+", session="[^/]+")) for method, pattern in WRITES.values()]
     for method, path in theatre.injector.written:
         assert [p for m, p in patterns if m == method and re.search(p, path)], (method, path)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from lambdas.settings import AgentSettings, Clocks, MissingSetting, RecordSettings
+from lambdas.settings import AgentSettings, Clocks, CommitSettings, MissingSetting, RecordSettings
 
 RECORD = {
     "S3_BUCKET_NAME": "sessions",
@@ -10,6 +10,12 @@ RECORD = {
     "MAX_TURNS": "50",
     "MAX_BUDGET_USD": "1.5",
     "ALLOWED_TOOLS": "null",
+}
+COMMIT = {
+    "S3_BUCKET_NAME": "sessions",
+    "MAX_SESSION_BYTES": "1000",
+    "MAX_SESSION_FILES": "10",
+    "MAX_DEAD_SHARE": "0.5",
 }
 AGENT = {
     "MODEL_PROVIDER": "anthropic",
@@ -46,6 +52,13 @@ def test_a_missing_setting_stops_with_its_name(name: str) -> None:
     """No default stands in for what the deployment forgot."""
     with pytest.raises(MissingSetting, match=name):
         RecordSettings.read({key: value for key, value in RECORD.items() if key != name})
+
+
+@pytest.mark.parametrize("name", COMMIT)
+def test_a_setting_that_a_commit_misses_stops_with_its_name(name: str) -> None:
+    """No default stands in for what the deployment forgot."""
+    with pytest.raises(MissingSetting, match=name):
+        CommitSettings.read({key: value for key, value in COMMIT.items() if key != name})
 
 
 @pytest.mark.parametrize("name", AGENT)

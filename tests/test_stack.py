@@ -14,7 +14,7 @@ from syrupy.assertion import SnapshotAssertion
 from syrupy.extensions.json import JSONSnapshotExtension
 
 from lambdas import errors
-from lambdas.settings import AgentSettings, Clocks, RecordSettings
+from lambdas.settings import AgentSettings, Clocks, CommitSettings, RecordSettings
 from stacks.machine import definition
 from stacks.workflow import CDK_JSON
 
@@ -306,11 +306,16 @@ def test_functions_find_their_settings(template: Template) -> None:
         environment = _named(template, "Lambda::Function", f"Functions{state}")["Environment"]["Variables"]
         texts = {name: value if isinstance(value, str) else "a reference" for name, value in environment.items()}
         if state == "RunClaude":
-            assert AgentSettings.read(texts).max_session_bytes == 1024 * 1024 * 1024
+            agent = AgentSettings.read(texts)
             assert not record & texts.keys()
+        elif state == "PersistSession":
+            commit = CommitSettings.read(texts)
+            assert (commit.max_session_bytes, commit.max_dead_share) == (1024 * 1024 * 1024, 0.5)
+            assert texts.keys() == {"S3_BUCKET_NAME", "MAX_SESSION_BYTES", "MAX_SESSION_FILES", "MAX_DEAD_SHARE"}
         else:
             assert RecordSettings.read(texts).clocks == Clocks(29)
             assert texts.keys() == record
+    assert (agent.max_session_bytes, agent.max_session_files) == (commit.max_session_bytes, commit.max_session_files)
 
 
 def test_with_bedrock_run_claude_knows_its_model(synthesized: Any) -> None:

@@ -6,15 +6,20 @@ import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
+from io import BytesIO
 from typing import Any
+from zipfile import ZipFile
 
 import pytest
 
 from lambdas.contract import Base, Claim, Staged
 from lambdas.errors import AgentCrashed, RunInProgress, SessionBusy, SessionDamaged, SessionMoved, WorkflowError
+from lambdas.sessions.commit import commit
 from lambdas.sessions.grants import Grantee
 from lambdas.sessions.store import Lease, Staging, Store
 from local import engine
+from tests.by_hand import RULES
+from tests.forge import session
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +51,6 @@ def stage(store: Store, claim: Claim, content: bytes) -> Staged:
 def metadata(claim: Claim, turns: int = 1) -> dict[str, str]:
     return {
         "created": "2026-01-01T00:00:00+00:00",
-        "file-count": "1",
         "owner": claim.owner,
         "turns": str(turns),
         "cost-usd": "0.5",
@@ -56,15 +60,17 @@ def metadata(claim: Claim, turns: int = 1) -> dict[str, str]:
     }
 
 
-def commit(store: Store, claim: Claim, content: bytes) -> Base:
-    store.commit(claim, stage(store, claim, content), metadata(claim))
+def turn(store: Store, claim: Claim, content: bytes) -> Base:
+    """Commit one: the session's file is then `content`."""
+    commit(store, claim, stage(store, claim, session(n=content)), metadata(claim), RULES)
     base = store.session(claim.session_id, claim.owner)
     assert base is not None
     return base
 
 
 def content_of(store: Store, session: str = "session-1") -> bytes:
-    return bytes(store.s3.get_object(Bucket=store.bucket, Key=f"{session}.zip")["Body"].read())
+    archive = store.s3.get_object(Bucket=store.bucket, Key=f"{session}.zip")["Body"].read()
+    return ZipFile(BytesIO(archive)).read("workspace/n")
 
 
 def uploads(store: Store) -> list[Any]:
@@ -74,7 +80,7 @@ def uploads(store: Store) -> list[Any]:
 def test_a_commit_makes_what_was_staged_the_session(store: Store) -> None:
     """The object is the staged bytes, and its metadata say whose it is and what is in it."""
     claim = a_claim()
-    base = commit(store, claim, b"first")
+    base = turn(store, claim, b"first")
     assert content_of(store) == b"first"
     assert (base.turns, base.cost_usd, base.claude_session) == (1, 0.5, claim.claude_session)
     assert uploads(store) == []
@@ -82,36 +88,36 @@ def test_a_commit_makes_what_was_staged_the_session(store: Store) -> None:
 
 def test_a_session_is_found_by_its_owner_alone(store: Store) -> None:
     """To anybody else it is not there."""
-    commit(store, a_claim(), b"first")
+    turn(store, a_claim(), b"first")
     assert store.session("session-1", "bob") is None
     assert store.session("session-2", "alice") is None
 
 
 def test_a_second_writer_from_the_same_version_is_refused(store: Store) -> None:
     """Whoever commits second would undo the first, so the session stays as the first left it."""
-    base = commit(store, a_claim(), b"first")
-    commit(store, a_claim("run-2", base), b"second")
+    base = turn(store, a_claim(), b"first")
+    turn(store, a_claim("run-2", base), b"second")
     with pytest.raises(SessionMoved):
-        commit(store, a_claim("run-3", base), b"third")
+        turn(store, a_claim("run-3", base), b"third")
     assert content_of(store) == b"second"
     assert uploads(store) == []
 
 
 def test_two_new_sessions_of_one_id_cannot_both_be(store: Store) -> None:
     """A new session is written only where there is none."""
-    commit(store, a_claim(), b"first")
+    turn(store, a_claim(), b"first")
     with pytest.raises(SessionMoved):
-        commit(store, a_claim("run-2"), b"second")
+        turn(store, a_claim("run-2"), b"second")
     assert content_of(store) == b"first"
 
 
 def test_a_repeated_commit_recognises_its_own(store: Store) -> None:
     """The first answer was lost: the repeat is answered, and nothing is written twice."""
-    base = commit(store, a_claim(), b"first")
+    base = turn(store, a_claim(), b"first")
     claim = a_claim("run-2", base)
-    staged = stage(store, claim, b"second")
-    store.commit(claim, staged, metadata(claim, 2))
-    store.commit(claim, staged, metadata(claim, 2))
+    staged = stage(store, claim, session(n=b"second"))
+    commit(store, claim, staged, metadata(claim, 2), RULES)
+    commit(store, claim, staged, metadata(claim, 2), RULES)
     assert content_of(store) == b"second"
     versions = store.s3.list_object_versions(Bucket=store.bucket, Prefix="session-1.zip")["Versions"]
     assert len(versions) == 2
@@ -119,13 +125,13 @@ def test_a_repeated_commit_recognises_its_own(store: Store) -> None:
 
 def test_a_repeated_commit_recognises_its_own_behind_a_later_one(store: Store) -> None:
     """A run that came after it does not make a committed turn undone."""
-    base = commit(store, a_claim(), b"first")
+    base = turn(store, a_claim(), b"first")
     claim = a_claim("run-2", base)
-    staged = stage(store, claim, b"second")
-    store.commit(claim, staged, metadata(claim, 2))
+    staged = stage(store, claim, session(n=b"second"))
+    commit(store, claim, staged, metadata(claim, 2), RULES)
     later = store.session("session-1", "alice")
-    commit(store, a_claim("run-3", later), b"third")
-    store.commit(claim, staged, metadata(claim, 2))
+    turn(store, a_claim("run-3", later), b"third")
+    commit(store, claim, staged, metadata(claim, 2), RULES)
     assert content_of(store) == b"third"
 
 
@@ -133,24 +139,25 @@ def test_a_commit_of_nothing_staged_is_the_agents_failure(store: Store) -> None:
     """A result that names what is not there commits nothing."""
     claim = a_claim()
     with pytest.raises(AgentCrashed):
-        store.commit(claim, Staged("no-such-version", '"etag"', 5), metadata(claim))
+        commit(store, claim, Staged("no-such-version", '"etag"', 5), metadata(claim), RULES)
+    staged = stage(store, claim, session(n=b"x"))
     with pytest.raises(AgentCrashed):
-        store.commit(claim, replace(stage(store, claim, b"x"), etag='"another"'), metadata(claim))
+        commit(store, claim, replace(staged, etag='"another"'), metadata(claim), RULES)
     assert store.session("session-1", "alice") is None
     assert uploads(store) == []
 
 
 def test_of_many_writers_at_once_one_commits(store: Store) -> None:
     """However they race, one turn follows the version they all began with."""
-    base = commit(store, a_claim(), b"first")
+    base = turn(store, a_claim(), b"first")
     start = threading.Barrier(8)
 
     def race(number: int) -> str:
         claim = a_claim(f"run-{number}", base)
-        staged = stage(store, claim, f"by {number}".encode())
+        staged = stage(store, claim, session(n=f"by {number}".encode()))
         start.wait()
         try:
-            store.commit(claim, staged, metadata(claim, 2))
+            commit(store, claim, staged, metadata(claim, 2), RULES)
         except WorkflowError as error:
             return type(error).__name__
         return "committed"
@@ -172,7 +179,7 @@ def test_whatever_is_settled_first_stands(store: Store) -> None:
     """Record, base and answer are written once; a second writer gets the first one's."""
     assert store.open_run("run-1", {"n": 1}) == ({"n": 1}, True)
     assert store.open_run("run-1", {"n": 2}) == ({"n": 1}, False)
-    base = commit(store, a_claim(), b"first")
+    base = turn(store, a_claim(), b"first")
     assert store.pin("run-1", base) == base
     assert store.pin("run-1", None) == base
     assert store.answer("run-1", {"a": 1}) == {"a": 1}
@@ -232,11 +239,12 @@ def test_an_attempt_starts_once(store: Store) -> None:
 
 def test_a_grant_reads_the_pinned_version(store: Store) -> None:
     """The run works on the version it was pinned to, whatever has come since."""
-    base = commit(store, a_claim(), b"first")
-    commit(store, a_claim("run-2", base), b"second")
+    base = turn(store, a_claim(), b"first")
+    first = store.s3.get_object(Bucket=store.bucket, Key="session-1.zip")["Body"].read()
+    turn(store, a_claim("run-2", base), b"second")
     granted = store.grants(a_claim("run-3", base), None, 60)
     assert granted.session is not None
-    assert Grantee().read(granted.session) == b"first"
+    assert Grantee().read(granted.session) == first
 
 
 def test_a_staged_result_of_any_other_shape_is_the_agents_failure(store: Store) -> None:
@@ -278,7 +286,7 @@ def test_the_index_says_where_a_run_stands(store: Store) -> None:
 
 def test_a_claim_survives_the_state_machine(store: Store) -> None:
     """It travels as JSON from RestoreSession to PersistSession."""
-    base = commit(store, a_claim(), b"first")
+    base = turn(store, a_claim(), b"first")
     for claim in (a_claim(), a_claim(base=base)):
         assert Claim.load(json.loads(json.dumps(asdict(claim)))) == claim
 

@@ -1,34 +1,46 @@
-"""A session as one zip: packed from the two directories of a run.
+"""What a run changed, packed: an archive like a session's, with a whiteout for what is gone.
+
+**What changed** is told by fingerprints (see tree.py), against a snapshot of what was restored. Without a snapshot all
+is new, and what is packed is a whole session. Members lie one behind the other, in the directory's order; of what is
+gone, the topmost path stands for all that was below it.
 
 What is not kept: set-id and sticky bits (a session must not carry privilege into the next run), owners,
 fractions of a second, hard links (they become files of their own), sockets, FIFOs and devices.
 
-Python's zlib at level 6 throughout, streamed, so that memory does not depend on any file's size.
+DEFLATE at level 6: by libdeflate, which takes half of zlib's time for the same size, where a file is deflated at once;
+by zlib, streamed, above some MiB, so that memory does not depend on any file's size.
 """
 
 import os
 import stat
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
+
+import deflate
 
 from lambdas.errors import SessionTooLarge
 from lambdas.sessions.records import (
     Directory,
     Limits,
     Member,
+    bomb,
     central_record,
     end_record,
     local_header,
+    order,
+    record_bytes,
+    whiteout,
 )
-from lambdas.sessions.tree import naming, shown, unreadable, walk
+from lambdas.sessions.tree import Change, Fingerprint, fingerprint, naming, unreadable, walk
 
-ROOTS = ("workspace", "claude")
-"""What an archive holds: the agent's working directory, and what Claude needs to resume."""
+LEVEL = 6
+"""Of DEFLATE."""
 
 _CHUNK = 1 << 20
+_AT_ONCE = 4 << 20
 
 
 @dataclass(frozen=True)
@@ -36,65 +48,90 @@ class Packed:
     """What was packed."""
 
     members: list[Member]
-    """In the archive's order."""
+    """In the archive's order, without whiteouts."""
+    changes: list[Change]
+    """By their paths in the archive, sorted."""
     size: int
     """Bytes of the archive."""
 
-    @property
-    def files(self) -> int:
-        """Files and links, without directories."""
-        return sum(not member.is_directory for member in self.members)
 
-    @property
-    def bytes(self) -> int:
-        """Uncompressed content."""
-        return sum(member.size for member in self.members)
+def snapshot(roots: Mapping[str, Path], keep: Callable[[str], bool] = lambda _: True) -> dict[str, Fingerprint]:
+    """What is in the directories of `roots`, by its path in the archive. Raises as `walk` does."""
+    return {path: fingerprint(facts) for path, facts in _entries(roots, keep)}
 
 
 def pack(
-    roots: Mapping[str, Path], out: BinaryIO, limits: Limits, keep: Callable[[str], bool] = lambda _: True
+    roots: Mapping[str, Path],
+    out: BinaryIO,
+    limits: Limits,
+    keep: Callable[[str], bool] = lambda _: True,
+    since: Mapping[str, Fingerprint] | None = None,
 ) -> Packed:
-    """Write the directories of `roots` (by name in the archive) as one zip to `out`: empty, seekable.
+    """Write what changed in the directories of `roots` (by name in the archive) to `out`: empty, seekable.
 
-    `keep` is asked about every path (`claude/projects/…`) once, a directory before its content, and what it
-    refuses is left out, a directory with all that is in it. Nothing may change the tree meanwhile: the run's
-    processes are dead.
+    `since` is the snapshot to compare with; without one, all is new. `keep` is asked about every path
+    (`claude/projects/…`) once, a directory before its content, and what it refuses is left out, a directory with all
+    that is in it. Nothing may change the tree meanwhile: the run's processes are dead.
 
-    Raises SessionTooLarge, naming the limit, before anything is written (after it for the ratio); SessionUnreadable,
-    naming the file, for one that can't be read.
+    Raises SessionTooLarge, naming the limit that the whole is over, before anything is written (after it for the
+    ratio); SessionUnreadable, naming the file, for one that can't be read.
     """
-    planned = _plan(roots, limits, keep)
-    members = [_write(out, member, source) for member, source in planned]
+    since = since or {}
+    planned, gone = _plan(roots, limits, keep, since)
+    members = [_write(out, member, roots) for member in sorted(planned, key=lambda member: order(member.path))]
     offset, size, crc = out.tell(), 0, 0
-    for member in members:
-        record = central_record(member)
+    records = sorted([*members, *_whiteouts(members, gone)], key=lambda member: order(member.path))
+    for record in map(central_record, records):
         size, crc = size + out.write(record), zlib.crc32(record, crc)
-    out.write(end_record(Directory(len(members), offset, size, crc)))
-    packed = Packed(members, out.tell())
+    out.write(end_record(Directory(len(records), offset, size, crc)))
     if dense := bomb(members, limits):
         raise SessionTooLarge(f"The session's {dense} deflates more than {limits.ratio}-fold, the limit.")
-    return packed
+    return Packed(members, _changes(members, since, gone), out.tell())
 
 
-def _plan(roots: Mapping[str, Path], limits: Limits, keep: Callable[[str], bool]) -> list[tuple[Member, Path]]:
-    """All that is to be packed, as `lstat` sees it now, and where it is; or SessionTooLarge."""
-    planned: list[tuple[Member, Path]] = []
-    size = names = 0
+def _entries(roots: Mapping[str, Path], keep: Callable[[str], bool]) -> Iterator[tuple[str, os.stat_result]]:
     for name, root in roots.items():
         with naming(name):
-            planned.append((_described(name, root.lstat()), root))
-        for path, facts in walk(root, _below(name, keep)):
-            member = _described(f"{name}/{path}", facts)
-            planned.append((member, root / path))
-            size, names = size + member.size, names + len(central_record(member))
-            if excess := limits.exceeded(len(planned), size, names):
-                raise SessionTooLarge(f"The session has outgrown the deployment's limit: {excess}.")
-    return planned
+            yield name, root.lstat()
+        yield from walk(root, f"{name}/", keep)
 
 
-def _below(name: str, keep: Callable[[str], bool]) -> Callable[[str], bool]:
-    """The predicate on archive paths, as one on paths relative to a root."""
-    return lambda path: keep(f"{name}/{path}")
+def _plan(
+    roots: Mapping[str, Path], limits: Limits, keep: Callable[[str], bool], since: Mapping[str, Fingerprint]
+) -> tuple[list[Member], set[str]]:
+    """What changed, as `lstat` sees it now, and the paths that are gone; SessionTooLarge if the whole is."""
+    planned, gone = list[Member](), set(since)
+    count = size = names = 0
+    for path, facts in _entries(roots, keep):
+        count, names = count + 1, names + record_bytes(path)
+        size += 0 if stat.S_ISDIR(facts.st_mode) else facts.st_size
+        if excess := limits.exceeded(count, size, names):
+            raise SessionTooLarge(f"The session has outgrown the deployment's limit: {excess}.")
+        gone.discard(path)
+        if since.get(path) != fingerprint(facts):
+            planned.append(_described(path, facts))
+    return planned, gone
+
+
+def _whiteouts(members: list[Member], gone: set[str]) -> Iterator[Member]:
+    """Those of what is gone, but for what was in a directory that is gone too, or that is none any more."""
+    none = gone | {member.path for member in members if not member.is_directory}
+    return (whiteout(path) for path in gone if path.rpartition("/")[0] not in none)
+
+
+def _changes(members: list[Member], since: Mapping[str, Fingerprint], gone: set[str]) -> list[Change]:
+    """What became of files and links; directories are not listed."""
+
+    def was_file(path: str) -> bool:
+        return path in since and not stat.S_ISDIR(since[path].mode)
+
+    found = [Change(path, "removed", 0) for path in gone if was_file(path)]
+    for member in members:
+        if not member.is_directory:
+            found.append(Change(member.path, "modified" if was_file(member.path) else "added", member.size))
+        elif was_file(member.path):
+            found.append(Change(member.path, "removed", 0))
+    return sorted(found)
 
 
 def _described(path: str, facts: os.stat_result) -> Member:
@@ -105,13 +142,46 @@ def _described(path: str, facts: os.stat_result) -> Member:
     return Member(path, kind | permissions, mtime, 0 if stat.S_ISDIR(kind) else facts.st_size)
 
 
-def _write(out: BinaryIO, planned: Member, source: Path) -> Member:
-    """Write one member; its header is written twice, since only the content tells its checksum and size."""
-    start = planned._replace(offset=out.tell())
+def _write(out: BinaryIO, planned: Member, roots: Mapping[str, Path]) -> Member:
+    """Write one member."""
+    root, _, below = planned.path.partition("/")
+    start, source = planned._replace(offset=out.tell()), roots[root] / below
+    if start.is_file and start.size > _AT_ONCE:
+        return _write_streamed(out, start, source)
+    content = _content(start, source)
+    data = deflate.deflate_compress(content, LEVEL) if start.is_file and content else content
+    member = start._replace(compressed=len(data), crc=zlib.crc32(content))
+    out.write(local_header(member) + data)
+    return member
+
+
+def _content(member: Member, source: Path) -> bytes:
+    """The content of a small file, or the target of a link."""
+    if member.is_directory:
+        return b""
+    if member.is_link:
+        with naming(member.path):
+            content = os.readlink(os.fsencode(source))  # noqa: PTH115 (a Path would tidy the target up)
+    else:
+        with _opened(member, source) as file:
+            content = file.read(member.size + 1)
+    if len(content) != member.size:
+        raise unreadable(member.path, "it changed while it was read")
+    return content
+
+
+def _write_streamed(out: BinaryIO, start: Member, source: Path) -> Member:
+    """Write a large file; its header is written twice, since only the content tells its checksum and size."""
     out.write(local_header(start))
-    size, compressed, crc = _write_content(out, start, source)
-    if size != planned.size:
-        raise unreadable(planned.path, "it changed while it was read")
+    size = compressed = crc = 0
+    stream = zlib.compressobj(LEVEL, zlib.DEFLATED, -zlib.MAX_WBITS)
+    with _opened(start, source) as file:
+        while size <= start.size and (piece := file.read(_CHUNK)):
+            size, crc = size + len(piece), zlib.crc32(piece, crc)
+            compressed += out.write(stream.compress(piece))
+    compressed += out.write(stream.flush())
+    if size != start.size:
+        raise unreadable(start.path, "it changed while it was read")
     member = start._replace(compressed=compressed, crc=crc)
     end = out.tell()
     out.seek(start.offset)
@@ -120,29 +190,8 @@ def _write(out: BinaryIO, planned: Member, source: Path) -> Member:
     return member
 
 
-def _write_content(out: BinaryIO, member: Member, source: Path) -> tuple[int, int, int]:
-    """Write a member's content; its size, its compressed size and its CRC-32."""
-    if member.is_directory:
-        return 0, 0, 0
-    if member.is_link:
-        with naming(member.path):
-            target = os.readlink(os.fsencode(source))  # noqa: PTH115 (a Path would tidy the target up)
-        return len(target), out.write(target), zlib.crc32(target)
+def _opened(member: Member, source: Path) -> BinaryIO:
+    """A file that the run left, which may be anything by now: nothing here follows a link, or waits."""
     with naming(member.path):
         handle = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    size = compressed = crc = 0
-    deflate = zlib.compressobj(6, zlib.DEFLATED, -zlib.MAX_WBITS)
-    with os.fdopen(handle, "rb", buffering=0) as file:
-        while size <= member.size and (piece := file.read(_CHUNK)):
-            size, crc = size + len(piece), zlib.crc32(piece, crc)
-            compressed += out.write(deflate.compress(piece))
-    return size, compressed + (out.write(deflate.flush()) if size else 0), crc
-
-
-def bomb(members: list[Member], limits: Limits) -> str | None:
-    """The member that deflates better than the limits allow, or the whole; None if it is all right."""
-    for member in members:
-        if limits.inflated(member.size, member.compressed):
-            return shown(member.path)
-    size, compressed = sum(member.size for member in members), sum(member.compressed for member in members)
-    return "archive" if limits.inflated(size, compressed) else None
+    return os.fdopen(handle, "rb", buffering=0)

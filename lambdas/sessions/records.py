@@ -11,7 +11,10 @@ stores it), mtime in the UT extra field (0x5455, whole seconds, signed, so befor
 where the name is UTF-8 and not ASCII, raw bytes where it is neither, sizes before the data and never in a
 data descriptor, ZIP64 where needed. The archive's comment holds the CRC-32 of the directory: modes stand
 nowhere else, and nothing else would notice damage. Bytes that belong to no member are legal: they are what
-an incremental commit leaves of replaced members.
+an incremental commit leaves of replaced members. The directory's order is `order`'s, wherever members lie.
+
+What a run staged is an archive too, of what it changed. It may hold **whiteouts**: records without a local
+header, which say that the path is gone, with all that was below it (OverlayFS marks it alike).
 """
 
 import os
@@ -25,10 +28,16 @@ from functools import lru_cache
 from typing import NamedTuple, Protocol
 
 from lambdas.errors import SessionDamaged
-from lambdas.sessions.tree import shown
+from lambdas.sessions.tree import PATH_BYTES, shown
+
+ROOTS = ("workspace", "claude")
+"""What an archive holds: the agent's working directory, and what Claude needs to resume."""
 
 RECORD_BYTES = 512
 """What a directory record may weigh on average, so that the limit on members limits the directory too."""
+
+RATIO = 1100
+"""DEFLATE makes at most 1,032 bytes of one: zeros are honest; more can only be members that share their bytes."""
 
 RATIO_FROM = 1 << 20
 """Bytes from which a ratio says something: 4 KiB of zeros deflate 200-fold and harm nobody."""
@@ -45,6 +54,8 @@ _UT = struct.Struct("<5si")  # the extra field of the modification time
 _ZIP64_BYTES = 20  # its field in a local header, which has both sizes
 _COMMENT = b"CRC-32 of the directory: %08x"
 _END_BYTES = _END.size + len(_COMMENT % 0)
+END_BYTES = _END_BYTES + _LOCATOR.size + _END64.size
+"""The most that an archive's end record takes, ZIP64's included."""
 _ZIP64_SIZE = 0xFF00_0000  # not 2**32-1: deflating may make 4 GiB of noise 0.03 % longer
 _KINDS = (stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK)
 _MAX16, _MAX32 = 0xFFFF, 0xFFFF_FFFF
@@ -61,6 +72,11 @@ class Limits:
     """Uncompressed content of all members."""
     ratio: int
     """Uncompressed by compressed bytes, of each member and of all together, where that is over 1 MiB."""
+
+    @property
+    def doubled(self) -> "Limits":
+        """Those of staged changes: all of a session may be gone, and another in its place."""
+        return Limits(2 * self.members, self.bytes, self.ratio)
 
     def exceeded(self, members: int, size: int, directory: int = 0) -> str | None:
         """In words, the limit that so many members and bytes of content and directory are over; or None."""
@@ -108,6 +124,11 @@ class Member(NamedTuple):
         return stat.S_ISLNK(self.mode)
 
     @property
+    def is_whiteout(self) -> bool:
+        """Whether it says that the path is gone: only among staged changes."""
+        return self.mode == stat.S_IFCHR
+
+    @property
     def data(self) -> int:
         """Where its content begins."""
         return self.offset + _LOCAL.size + len(_name(self)) + _UT.size + (_ZIP64_BYTES if _is_wide(self) else 0)
@@ -132,6 +153,21 @@ class Directory(NamedTuple):
     offset: int
     size: int
     crc: int
+
+
+def whiteout(path: str) -> Member:
+    """The record that says that a path is gone, with all below it."""
+    return Member(path, stat.S_IFCHR, 0)
+
+
+def order(path: str) -> bytes:
+    """The key by which a directory is sorted: a directory directly before what is in it, names by their bytes."""
+    return os.fsencode(path).replace(b"/", b"\0")
+
+
+def record_bytes(path: str) -> int:
+    """The most that a member of this path takes in the directory."""
+    return _CENTRAL.size + len(os.fsencode(path)) + 1 + 28 + 9
 
 
 def local_header(member: Member) -> bytes:
@@ -170,6 +206,34 @@ def end_record(directory: Directory) -> bytes:
     return wide + _LOCATOR.pack(b"PK\6\7", 0, offset + size, 1) + end
 
 
+def misshapen(member: Member) -> str | None:
+    """What is wrong with a member's name or kind, wherever it stands; None if nothing is."""
+    parent, _, name = member.path.rpartition("/")
+    parts = member.path.split("/")
+    content = bool(member.compressed or member.crc)
+    length, last = len(os.fsencode(member.path)), len(os.fsencode(name))
+    reasons = {
+        "its name is not valid": "\0" in member.path or not {"", ".", ".."}.isdisjoint(parts),
+        "it is outside of the session's two directories": parts[0] not in ROOTS,
+        "its name is too long": length > PATH_BYTES + len("workspace/") or last > 255,
+        "it is not a directory": not parent and not member.is_directory,
+        "it is a directory, yet has content": member.is_directory and (member.size or content),
+        "it is no link target": member.is_link and not 0 < member.size == member.compressed < 4096,
+        "it has no size, yet content": member.is_file and not member.size and content,
+        "it is said to be gone, yet is there": member.is_whiteout and (member.size or content or member.offset),
+    }
+    return next((reason for reason, applies in reasons.items() if applies), None)
+
+
+def bomb(members: list[Member], limits: Limits) -> str | None:
+    """The member that deflates better than the limits allow, or the whole; None if it is all right."""
+    for member in members:
+        if limits.inflated(member.size, member.compressed):
+            return shown(member.path)
+    size, compressed = sum(member.size for member in members), sum(member.compressed for member in members)
+    return "archive" if limits.inflated(size, compressed) else None
+
+
 def damaged(reason: str) -> SessionDamaged:
     """The error of an archive that is refused; the reason is for the operator."""
     return SessionDamaged(detail=f"the session's archive is refused: {reason}")
@@ -178,8 +242,13 @@ def damaged(reason: str) -> SessionDamaged:
 def find_directory(source: Source) -> Directory:
     """Read the end of an archive (its last 131 bytes); SessionDamaged if it is not whole, or not ours."""
     length = source.seek(0, os.SEEK_END)
-    source.seek(max(0, length - _END_BYTES - _LOCATOR.size - _END64.size))
-    tail = source.read()
+    source.seek(max(0, length - END_BYTES))
+    return ending(source.read(), length)
+
+
+def ending(tail: bytes, length: int) -> Directory:
+    """What the last bytes of an archive of `length` bytes say; SessionDamaged if it is not whole, or not ours."""
+    tail = tail[-END_BYTES:]
     end = tail[-_END_BYTES:]
     if len(end) < _END_BYTES or not end.startswith(b"PK\5\6"):
         raise damaged("no end record where the archive ends: it is cut, or bytes follow it")
@@ -215,14 +284,14 @@ def read_members(source: Source, directory: Directory, limits: Limits) -> Iterat
         if at + _CENTRAL.size > len(records):
             raise damaged("the directory is cut or garbled")
         end = at + _CENTRAL.size + sum(_LENGTHS.unpack_from(records, at))
-        yield _member(records[at:end])
+        yield parsed(records[at:end])
         at = end
     if at != len(records):
         raise damaged("the directory is not what the end record says")
 
 
-def _member(raw: bytes) -> Member:
-    """The member that a record of the directory describes."""
+def parsed(raw: bytes) -> Member:
+    """The member that a record of the directory describes; SessionDamaged unless it is exactly as written here."""
     crc, compressed, size, names, attributes, offset = _NUMBERS.unpack_from(raw)
     name, extra = raw[_CENTRAL.size : _CENTRAL.size + names].removesuffix(b"/"), raw[_CENTRAL.size + names :]
     path = name.decode() if name.isascii() else os.fsdecode(name)
@@ -232,7 +301,8 @@ def _member(raw: bytes) -> Member:
         (offset,) = _wide(extra, 1)
     mode, mtime = attributes >> 16, int.from_bytes(raw[-4:], "little", signed=True)
     member = Member(path, mode, mtime, size, compressed, crc, offset)
-    if mode & ~0o777 not in _KINDS or central_record(member) != raw:
+    known = mode & ~0o777 in _KINDS or member.is_whiteout
+    if not known or central_record(member) != raw:
         raise damaged(f"{shown(path)}: {_reason(raw)}")
     return member
 

@@ -1,4 +1,4 @@
-"""The bucket is the record: where everything lies, the lease, and the one write that commits a turn.
+"""The bucket is the record: where everything lies, the lease, and what is granted. A turn is committed by commit.py.
 
     {session_id}.zip                          the session; metadata say what it is and which run committed it
     locks/{session_id}.json                   the lease: a courtesy that spares a second writer its work
@@ -19,7 +19,7 @@ answer was lost meets its own work, and says so instead of refusing it.
 
 import json
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any, cast
@@ -32,9 +32,7 @@ from lambdas.errors import (
     RunInProgress,
     SessionBusy,
     SessionDamaged,
-    SessionMoved,
     StorageUnavailable,
-    WorkflowError,
 )
 
 RESULT_BYTES = 8 * 1024 * 1024
@@ -73,7 +71,7 @@ class Refusal(Exception):
 
 
 class Missing(Exception):
-    """S3 said 404."""
+    """S3 said 404, or that there is nothing in the range asked for."""
 
 
 @contextmanager
@@ -85,7 +83,7 @@ def storage(doing: str) -> Iterator[None]:
         code = error.response.get("Error", {}).get("Code", "")
         if code in ("PreconditionFailed", "412"):
             raise Refusal(doing) from error
-        if code in ("NoSuchKey", "NoSuchVersion", "NoSuchUpload", "404"):
+        if code in ("NoSuchKey", "NoSuchVersion", "NoSuchUpload", "InvalidRange", "404"):
             raise Missing(doing) from error
         raise StorageUnavailable(detail=f"{doing}: {error}") from error
     except BotoCoreError as error:
@@ -115,50 +113,7 @@ class Store:
             return None
         return _base(session_id, head)
 
-    def commit(self, claim: Claim, staged: Staged, metadata: dict[str, str]) -> None:
-        """Make what was staged the session's next version, if it still is where the run began.
-
-        The bytes are copied inside S3. The one conditional write is CompleteMultipartUpload (S3 takes If-Match on it
-        and not on UploadPartCopy). Raises `SessionMoved`, unless the version in the way is this run's own commit,
-        and `AgentCrashed` where what was staged is not there.
-        """
-        target = {"Bucket": self.bucket, "Key": session_key(claim.session_id)}
-        with storage("starting the commit"):
-            upload = self.s3.create_multipart_upload(**target, Metadata=metadata, ContentType="application/zip")
-        part = {**target, "UploadId": upload["UploadId"]}
-        try:
-            etag = self._copy(claim, staged, part)
-            with storage("committing"):
-                parts = [{"PartNumber": 1, "ETag": etag}]
-                self.s3.complete_multipart_upload(**part, **_condition(claim), MultipartUpload={"Parts": parts})
-        except (Refusal, Missing):
-            # An upload that is missing was completed before: the answer was lost, and botocore asked again.
-            self._abort(part)
-            if not self._committed(claim):
-                raise SessionMoved(session_id=claim.session_id, run_id=claim.run_id) from None
-        except WorkflowError:
-            self._abort(part)
-            raise
-
-    def _copy(self, claim: Claim, staged: Staged, part: dict[str, Any]) -> str:
-        source = {"Bucket": self.bucket, "Key": f"{claim.staging}changes.zip", "VersionId": staged.version_id}
-        try:
-            with storage("copying what was staged"):
-                copied = self.s3.upload_part_copy(
-                    **part, PartNumber=1, CopySource=source, CopySourceIfMatch=staged.etag
-                )
-        except (Refusal, Missing) as error:
-            raise AgentCrashed(
-                run_id=claim.run_id, session_id=claim.session_id, detail=f"nothing staged: {error}"
-            ) from error
-        return str(copied["CopyPartResult"]["ETag"])
-
-    def _abort(self, part: dict[str, Any]) -> None:
-        """Leave no parts behind; where this fails too, the bucket's lifecycle rule sweeps them."""
-        with suppress(Missing), storage("aborting an upload"):
-            self.s3.abort_multipart_upload(**part)
-
-    def _committed(self, claim: Claim) -> bool:
+    def committed(self, claim: Claim) -> bool:
         """Whether a version between the base and now was committed by this very run."""
         key = session_key(claim.session_id)
         with storage("listing versions"):
@@ -341,9 +296,10 @@ class Store:
         at = claim.staging
         return Grants(
             request=self._get(f"runs/{claim.run_id}/request.json", seconds),
-            session=self._archive(claim.base, checkpoint, seconds),
+            session=self._session(claim.base, seconds),
             started=self._put(f"{at}started", seconds, IfNoneMatch="*"),
             spent=self._put(f"{at}spent.json", seconds),
+            resumed=self._get(f"{checkpoint}checkpoint.zip", seconds) if checkpoint else None,
             checkpoint=self._put(f"{at}checkpoint.zip", seconds),
             changes=self._put(f"{at}changes.zip", seconds),
             messages=self._put(f"{at}messages.json", seconds),
@@ -351,9 +307,7 @@ class Store:
             detail=self._put(f"{at}detail.txt", seconds),
         )
 
-    def _archive(self, base: Base | None, checkpoint: str | None, seconds: int) -> Grant | None:
-        if checkpoint:
-            return self._get(f"{checkpoint}checkpoint.zip", seconds)
+    def _session(self, base: Base | None, seconds: int) -> Grant | None:
         return self._get(session_key(base.session_id), seconds, VersionId=base.version_id) if base else None
 
     def link(self, key: str, seconds: int, **version: str) -> str:
@@ -409,12 +363,6 @@ class Store:
         return data, True
 
 
-def _condition(claim: Claim) -> dict[str, str]:
-    """The commit holds only if the session still is the version that was restored, or still is not there."""
-    same = claim.base is not None and claim.base.session_id == claim.session_id
-    return {"IfMatch": claim.base.etag} if claim.base and same else {"IfNoneMatch": "*"}
-
-
 def _base(session_id: str, head: Any) -> Base:
     metadata = head["Metadata"]
     try:
@@ -426,6 +374,8 @@ def _base(session_id: str, head: Any) -> Base:
             turns=int(metadata["turns"]),
             cost_usd=float(metadata["cost-usd"]),
             claude_session=metadata["claude-session"],
+            size=head["ContentLength"],
+            directory=int(metadata["directory"]),
         )
     except (KeyError, ValueError) as error:
         raise SessionDamaged(session_id=session_id, detail=f"metadata of the session: {error!r}") from error

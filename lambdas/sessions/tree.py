@@ -2,6 +2,7 @@
 
 import os
 import stat
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,9 +17,8 @@ PATH_BYTES = 3000
 class Fingerprint(NamedTuple):
     """What tells that a file, link or directory changed: no rewrite was seen that kept all four.
 
-    Size and mtime alone miss a rewrite that restores its mtime; the ctime can't be set back. Clocks of older
-    kernels tick every few milliseconds: let 20 ms pass between the snapshot and the first write that it is
-    to notice.
+    Size and mtime alone miss a rewrite that restores its mtime; the ctime can't be set back. The clock of file times
+    may tick every few milliseconds only: see `settle`.
     """
 
     mode: int
@@ -32,7 +32,7 @@ class Change(NamedTuple):
     """One file or link that a run changed."""
 
     path: str
-    """Relative to the root; where it is not UTF-8, as `os.fsdecode` has it (see `shown`)."""
+    """In the archive; where it is not UTF-8, as `os.fsdecode` has it (see `shown`)."""
     change: Literal["added", "modified", "removed"]
     size: int
     """Bytes it has now: 0 when removed."""
@@ -59,11 +59,11 @@ def naming(path: str) -> Iterator[None]:
         raise unreadable(path, str(error)) from error
 
 
-def walk(root: Path, keep: Callable[[str], bool] = lambda _: True) -> Iterator[tuple[str, os.stat_result]]:
+def walk(root: Path, prefix: str, keep: Callable[[str], bool]) -> Iterator[tuple[str, os.stat_result]]:
     """Every file, link and directory below `root` with its `lstat`, a directory before its content.
 
-    Sockets, FIFOs and devices are left out, and not opened: a FIFO would hang. Links are never followed.
-    `keep` is asked about every relative path once; a directory that it refuses is not entered. Raises
+    Paths begin with `prefix`. Sockets, FIFOs and devices are left out, and not opened: a FIFO would hang. Links are
+    never followed. `keep` is asked about every path once; a directory that it refuses is not entered. Raises
     SessionUnreadable, by name, for what can't be read, and SessionTooLarge for a path of over 3,000 bytes.
     """
     with naming(root.name):
@@ -74,39 +74,46 @@ def walk(root: Path, keep: Callable[[str], bool] = lambda _: True) -> Iterator[t
     while pending:
         parent = pending.pop()
         with naming(parent or root.name), os.scandir(f"{base}/{parent}") as listing:
-            names = sorted(entry.name for entry in listing)
-        for name in names:
-            path = f"{parent}/{name}" if parent else name
-            with naming(path):
-                facts = os.lstat(f"{base}/{path}")
-            if not _carried(facts.st_mode) or not keep(path):
+            entries = list(listing)
+        for entry in entries:
+            below = f"{parent}/{entry.name}" if parent else entry.name
+            path = prefix + below
+            try:  # no context manager: this loop is what a turn costs for what it did not change
+                facts = entry.stat(follow_symlinks=False)
+            except OSError as error:
+                raise unreadable(path, str(error)) from error
+            kind = stat.S_IFMT(facts.st_mode)
+            if kind not in _CARRIED or not keep(path):
                 continue
-            if len(os.fsencode(path)) > PATH_BYTES:
+            if len(below) > PATH_BYTES // 4 and len(os.fsencode(below)) > PATH_BYTES:
                 raise SessionTooLarge(f"The session has a path of more than {PATH_BYTES:,} bytes: {shown(path[:100])}…")
             yield path, facts
-            if stat.S_ISDIR(facts.st_mode):
-                pending.append(path)
+            if kind == stat.S_IFDIR:
+                pending.append(below)
 
 
-def snapshot(root: Path) -> dict[str, Fingerprint]:
-    """What is below `root` now, by relative path, directories included. Raises as `walk` does."""
-    return {
-        path: Fingerprint(facts.st_mode, facts.st_size, facts.st_ctime_ns, facts.st_ino) for path, facts in walk(root)
-    }
+def fingerprint(facts: os.stat_result) -> Fingerprint:
+    """Out of a file's `lstat`."""
+    return Fingerprint(facts.st_mode, facts.st_size, facts.st_ctime_ns, facts.st_ino)
 
 
-def changes(before: Mapping[str, Fingerprint], after: Mapping[str, Fingerprint]) -> list[Change]:
-    """What became of files and links between two snapshots, sorted by path; directories are not listed."""
-    old, new = _without_directories(before), _without_directories(after)
-    found = [Change(path, "removed", 0) for path in old.keys() - new.keys()]
-    found += [Change(path, "added", new[path].size) for path in new.keys() - old.keys()]
-    found += [Change(path, "modified", new[path].size) for path in new.keys() & old.keys() if new[path] != old[path]]
-    return sorted(found)
+def never(mode: int) -> Fingerprint:
+    """What nothing has: that of something which was there, and was replaced before a snapshot could be taken."""
+    return Fingerprint(mode, -1, 0, 0)
 
 
-def _without_directories(entries: Mapping[str, Fingerprint]) -> dict[str, Fingerprint]:
-    return {path: entry for path, entry in entries.items() if not stat.S_ISDIR(entry.mode)}
+def settle(known: Mapping[str, Fingerprint], where: Path) -> None:
+    """Wait until whatever is written next has another ctime than anything `known`: some milliseconds at the most.
+
+    `where` is a directory of the same file system, in which a probe is made and removed.
+    """
+    newest = max((each.ctime_ns for each in known.values()), default=0)
+    probe = where / "probe"
+    probe.touch()
+    while probe.stat().st_ctime_ns == newest:
+        time.sleep(0.001)
+        probe.chmod(0o600)
+    probe.unlink()
 
 
-def _carried(mode: int) -> bool:
-    return stat.S_ISREG(mode) or stat.S_ISDIR(mode) or stat.S_ISLNK(mode)
+_CARRIED = (stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK)

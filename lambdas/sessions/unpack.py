@@ -30,9 +30,18 @@ from typing import Protocol
 
 from zlib_ng import zlib_ng  # inflates 2.3 times as fast as zlib, and tells of trailing bytes as strictly
 
-from lambdas.sessions.archive import ROOTS, bomb
-from lambdas.sessions.records import Limits, Member, damaged, find_directory, local_header, read_members
-from lambdas.sessions.tree import PATH_BYTES, shown
+from lambdas.sessions.records import (
+    ROOTS,
+    Limits,
+    Member,
+    bomb,
+    damaged,
+    find_directory,
+    local_header,
+    misshapen,
+    read_members,
+)
+from lambdas.sessions.tree import shown
 
 SPAN_BYTES = 8 << 20
 """What one request asks for at most, but for a member that is larger."""
@@ -95,7 +104,7 @@ def contents(archive: Archive, limits: Limits) -> list[Member]:
     directories = {""} | {member.path for member in members if member.is_directory}
     seen: set[str] = set()
     for member in members:
-        if reason := _refusal(member, directories, seen):
+        if reason := misshapen(member) or _misplaced(member, directories, seen):
             raise damaged(f"{shown(member.path)}: {reason}")
         seen.add(member.path)
     if excess := limits.exceeded(len(members), sum(member.size for member in members)):
@@ -154,24 +163,13 @@ class _Stream:
             size -= passed
 
 
-def _refusal(member: Member, directories: set[str], seen: set[str]) -> str | None:
-    """What is wrong with a member's name, place or kind; None if nothing is."""
-    parent, _, name = member.path.rpartition("/")
-    parts = member.path.split("/")
-    content = bool(member.compressed or member.crc)
-    length, last = len(os.fsencode(member.path)), len(os.fsencode(name))
-    reasons = {
-        "it is there twice": member.path in seen,
-        "its name is not valid": "\0" in member.path or not {"", ".", ".."}.isdisjoint(parts),
-        "it is outside of the session's two directories": parts[0] not in ROOTS,
-        "its name is too long": length > PATH_BYTES + len("workspace/") or last > 255,
-        "what it is in is not a directory of the archive": parent not in directories,
-        "it is not a directory": not parent and not member.is_directory,
-        "it is a directory, yet has content": member.is_directory and (member.size or content),
-        "it is no link target": member.is_link and not 0 < member.size == member.compressed < 4096,
-        "it has no size, yet content": member.is_file and not member.size and content,
-    }
-    return next((reason for reason, applies in reasons.items() if applies), None)
+def _misplaced(member: Member, directories: set[str], seen: set[str]) -> str | None:
+    """What is wrong with a member's place in a session; None if nothing is."""
+    if member.path in seen:
+        return "it is there twice"
+    if member.path.rpartition("/")[0] not in directories:
+        return "what it is in is not a directory of the archive"
+    return "it is a special file" if member.is_whiteout else None
 
 
 def _offset(member: Member) -> int:

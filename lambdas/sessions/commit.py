@@ -1,0 +1,138 @@
+"""The commit of a turn: the session's next version from the one before and from what the run staged, inside S3.
+
+What did not change is copied by S3 from the version that the run was pinned to; what did, from the staged archive,
+raw as it was deflated; only a new directory goes through this function. Nothing is taken from the staged archive but
+its members' records, each of them checked, and their bytes, unseen: restoring checks those against the records. One
+conditional write decides.
+"""
+
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from lambdas.contract import Base, Claim, Staged
+from lambdas.errors import AgentCrashed, SessionDamaged, SessionMoved
+from lambdas.sessions.merge import NOTHING, Index, Merged, merge
+from lambdas.sessions.plan import PART, SMALL, plan, size
+from lambdas.sessions.records import Directory, Limits
+from lambdas.sessions.store import Missing, Refusal, Store, session_key
+from lambdas.sessions.stored import Piece, Source, Writing
+
+THREADS = 8
+"""Requests under way at a time."""
+
+DIRECTORY = 1024 * 1024
+"""What is read at once of the end of staged changes that are too large to be read whole."""
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What a session may become."""
+
+    limits: Limits
+    dead_share: float
+    """How much of an archive may be bytes of replaced members."""
+
+
+class Opened(NamedTuple):
+    """An archive in the bucket, with its directory; without a source it is that of a session which is not there yet."""
+
+    source: Source | None
+    raw: bytes
+    directory: Directory
+
+
+def commit(store: Store, claim: Claim, staged: Staged, metadata: dict[str, str], rules: Rules) -> None:
+    """Make what was staged the session's next version, if it still is where the run began.
+
+    Raises `SessionMoved`, unless the version in the way is this run's own commit; `AgentCrashed` where what was staged
+    is not there, or nothing that a run of ours stages; `SessionTooLarge`; `SessionDamaged` for the version before.
+    """
+    with ThreadPoolExecutor(THREADS) as pool:
+        try:
+            opening = pool.submit(_last, store, claim.base)
+            changes = _changes(store, claim, staged, rules.limits)
+            last = opening.result()
+            merged = _merged(claim, last, changes, rules.limits)
+            writing = Writing(store, session_key(claim.session_id), _condition(claim))
+            _write(pool, writing, last, changes, merged, rules.dead_share, metadata)
+        except (Refusal, Missing):
+            if not store.committed(claim):
+                raise SessionMoved(session_id=claim.session_id, run_id=claim.run_id) from None
+
+
+def compact(store: Store, base: Base, metadata: dict[str, str]) -> int:
+    """Write a session's newest version anew without a dead byte, where it has one; how many bytes it is smaller.
+
+    Raises `Refusal` where the session went on meanwhile, and SessionDamaged.
+    """
+    last = _last(store, base)
+    merged = Merged(Index(last.raw, last.directory), Index(b"", NOTHING), [])
+    dead = last.directory.offset - sum(map(size, merged.live()))
+    if dead:
+        with ThreadPoolExecutor(THREADS) as pool:
+            writing = Writing(store, session_key(base.session_id), {"IfMatch": base.etag})
+            _write(pool, writing, last, Opened(None, b"", NOTHING), merged, 0.0, metadata)
+    return dead
+
+
+def _last(store: Store, base: Base | None) -> Opened:
+    """The version that the run is pinned to."""
+    if base is None:
+        return Opened(None, b"", NOTHING)
+    tail = base.size if base.size <= SMALL else base.directory
+    source = Source(store, session_key(base.session_id), base.version_id, base.etag, tail)
+    return Opened(source, *source.directory())
+
+
+def _changes(store: Store, claim: Claim, staged: Staged, limits: Limits) -> Opened:
+    """What the run staged, by its word for where it is; a stranger's, so whatever is wrong with it is its fault."""
+    lost = AgentCrashed(run_id=claim.run_id, session_id=claim.session_id, detail="what it staged is not there")
+    tail = staged.size if staged.size < PART else DIRECTORY
+    source = Source(store, f"{claim.staging}changes.zip", staged.version_id, staged.etag, tail, lost)
+    try:
+        return Opened(source, *source.directory(limits.doubled))
+    except SessionDamaged as error:
+        raise _crashed(claim, error) from error
+
+
+def _merged(claim: Claim, last: Opened, changes: Opened, limits: Limits) -> Merged:
+    index = Index(last.raw, last.directory)
+    try:
+        return merge(index, changes.raw, changes.directory, limits)
+    except SessionDamaged as error:
+        raise _crashed(claim, error) from error
+
+
+def _crashed(claim: Claim, error: SessionDamaged) -> AgentCrashed:
+    return AgentCrashed(run_id=claim.run_id, session_id=claim.session_id, detail=f"what it staged: {error.detail}")
+
+
+def _write(
+    pool: Executor,
+    writing: Writing,
+    last: Opened,
+    changes: Opened,
+    merged: Merged,
+    share: float,
+    metadata: dict[str, str],
+) -> None:
+    """Lay the bytes out: what is copied, what goes through memory, the directory."""
+    chosen = plan(merged.live(), last.directory.offset, share)
+    kept, moved = ([(last.source, run) for run in runs if last.source] for runs in (chosen.copied, chosen.moved))
+    new = [(changes.source, (0, changes.directory.offset))] if changes.source and changes.directory.offset else []
+    large = changes.directory.offset >= PART
+    copied: list[Piece] = [*kept, *new] if large else kept
+    carried: list[Piece] = moved if large else [*moved, *new]
+    moved_at = sum(size(run) for _, run in copied)
+    offset = moved_at + sum(size(run) for _, run in carried)
+    changes_at = (moved_at if large else offset) - changes.directory.offset
+    end = merged.directory(chosen.placed(moved_at), changes_at, offset)
+    told = {"file-count": str(merged.files), "directory": str(sum(map(len, end)))}
+    writing.write(pool, metadata | told, copied, carried, end)
+
+
+def _condition(claim: Claim) -> dict[str, str]:
+    """The commit holds only if the session still is the version that was restored, or still is not there."""
+    same = claim.base is not None and claim.base.session_id == claim.session_id
+    return {"IfMatch": claim.base.etag} if claim.base and same else {"IfNoneMatch": "*"}

@@ -1,0 +1,44 @@
+"""A version of a session, and what a checkpoint changed of it, read as the one archive that a commit would make."""
+
+from collections.abc import Iterator
+
+from lambdas.sessions.merge import NOTHING, Index, Placed, merge
+from lambdas.sessions.records import END_BYTES, Directory, Limits, ending
+from lambdas.sessions.unpack import Archive
+
+
+class Resumed:
+    """An `unpack.Archive` out of two; `session` is None where there was none before the run.
+
+    Raises SessionDamaged and SessionTooLarge as `merge` does: the checkpoint is a stranger's.
+    """
+
+    def __init__(self, session: Archive | None, checkpoint: Archive, limits: Limits) -> None:
+        self._checkpoint = checkpoint
+        self._session = session
+        old, last = _directory(session) if session else (b"", NOTHING)
+        new, changes = _directory(checkpoint)
+        merged = merge(Index(old, last), new, changes, limits)
+        self._border, self._end = last.offset, last.offset + changes.offset
+        self._directory = b"".join(merged.directory([Placed((0, self._border), 0)], self._border, self._end))
+        self.size = self._end + len(self._directory)
+        self.come = {member.path for member in merged.come()}
+        """The paths that are as the checkpoint has them."""
+        self.gone = {member.path: member.mode for member in merged.gone()}
+        """The session's own that are replaced, or are no more, with their modes."""
+
+    def read(self, start: int, end: int) -> Iterator[bytes]:
+        """The bytes from `start` up to `end`, in pieces as they come."""
+        if self._session and start < min(end, self._border):
+            yield from self._session.read(start, min(end, self._border))
+        start = max(start, self._border)
+        if start < min(end, self._end):
+            yield from self._checkpoint.read(start - self._border, min(end, self._end) - self._border)
+        start = max(start, self._end)
+        if start < end:
+            yield self._directory[start - self._end : end - self._end]
+
+
+def _directory(archive: Archive) -> tuple[bytes, Directory]:
+    directory = ending(b"".join(archive.read(max(0, archive.size - END_BYTES), archive.size)), archive.size)
+    return b"".join(archive.read(directory.offset, directory.offset + directory.size)), directory

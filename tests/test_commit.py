@@ -1,0 +1,558 @@
+"""A turn's commit inside S3: the next version is the tree that a run left, and whatever it staged, it does no harm."""
+
+import io
+import os
+import random
+import shutil
+import stat
+import tempfile
+import uuid
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from botocore.exceptions import ClientError
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from lambdas.contract import Base, Claim, Staged
+from lambdas.errors import AgentCrashed, SessionMoved, SessionTooLarge, WorkflowError
+from lambdas.sessions.archive import pack, snapshot
+from lambdas.sessions.commit import Rules, commit, compact
+from lambdas.sessions.grants import Grantee
+from lambdas.sessions.merge import NOTHING, Index, Merged, Placed
+from lambdas.sessions.plan import GAP, PART, SMALL, plan, size
+from lambdas.sessions.records import RATIO, Directory, Limits, Member, central_record, find_directory, whiteout
+from lambdas.sessions.store import Store
+from lambdas.sessions.tree import Fingerprint, settle
+from lambdas.sessions.unpack import contents, unpack
+from local import engine
+from tests.by_hand import Killed
+from tests.forge import DIR, FILE, LINK, ROOTS, forged, item, lying, staged
+from tests.opened import Opened
+from tests.test_archive import assert_same, assert_tools_open, grow, names, open_up, roots_of, scratch, trees
+
+LIMITS = Limits(members=150_000, bytes=1 << 30, ratio=RATIO)
+RULES = Rules(LIMITS, 0.5)
+MIB = 1024 * 1024
+CALLS = (
+    "get_object",
+    "put_object",
+    "create_multipart_upload",
+    "upload_part",
+    "upload_part_copy",
+    "complete_multipart_upload",
+    "abort_multipart_upload",
+)
+
+
+@pytest.fixture(scope="module")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    with engine.running(tmp_path_factory.mktemp("commit")) as running:
+        yield running.client("s3")
+
+
+@pytest.fixture
+def store(s3: Any) -> Store:
+    return a_store(s3)
+
+
+def a_store(s3: Any) -> Store:
+    bucket = f"sessions-{uuid.uuid4()}"
+    s3.create_bucket(Bucket=bucket)
+    s3.put_bucket_versioning(Bucket=bucket, VersioningConfiguration={"Status": "Enabled"})
+    return Store(s3, bucket)
+
+
+def a_claim(base: Base | None, session: str = "session-1") -> Claim:
+    run = f"run-{uuid.uuid4()}"
+    return Claim(run, session, "alice", "execution", f"runs/{run}/0001-aa/", 0.0, False, str(uuid.uuid4()), base)
+
+
+def stage(store: Store, claim: Claim, archive: bytes) -> Staged:
+    """What RunClaude does: through a grant, without a credential."""
+    done = Grantee().put(store.grants(claim, None, 60).changes, archive, len(archive))
+    assert done is not None
+    return done
+
+
+def metadata(claim: Claim) -> dict[str, str]:
+    told = {"created": "then", "owner": claim.owner, "turns": "1", "cost-usd": "0.5", "run": claim.run_id}
+    return told | {"claude-session": claim.claude_session, "format": "1"}
+
+
+def commit_of(
+    store: Store, base: Base | None, archive: bytes, rules: Rules = RULES, session: str = "session-1"
+) -> Base:
+    """Commit what a run staged; the version that comes of it."""
+    claim = a_claim(base, session)
+    commit(store, claim, stage(store, claim, archive), metadata(claim), rules)
+    done = store.session(session, "alice")
+    assert done is not None
+    return done
+
+
+def archive_of(store: Store, session: str = "session-1") -> bytes:
+    return bytes(store.s3.get_object(Bucket=store.bucket, Key=f"{session}.zip")["Body"].read())
+
+
+def files_of(archive: bytes) -> dict[str, bytes]:
+    """What the workspace's files say, once the archive was checked as restoring checks it."""
+    contents(Opened(archive), LIMITS)
+    with zipfile.ZipFile(io.BytesIO(archive)) as opened:
+        assert opened.testzip() is None
+        return {name[10:]: opened.read(name) for name in opened.namelist() if name[:10] == "workspace/" and name[10:]}
+
+
+def dead_bytes(archive: bytes) -> int:
+    live = sum(member.end - member.offset for member in contents(Opened(archive), LIMITS))
+    return find_directory(io.BytesIO(archive)).offset - live
+
+
+def uploads(store: Store) -> list[Any]:
+    return list(store.s3.list_multipart_uploads(Bucket=store.bucket).get("Uploads", []))
+
+
+def parts(store: Store) -> list[Any]:
+    """What is paid for of uploads that were not completed; one whose beginning was never heard of has none."""
+    listed = [
+        store.s3.list_parts(Bucket=store.bucket, Key=each["Key"], UploadId=each["UploadId"]) for each in uploads(store)
+    ]
+    return [part for each in listed for part in each.get("Parts", [])]
+
+
+def versions(store: Store) -> list[Any]:
+    return list(store.s3.list_object_versions(Bucket=store.bucket, Prefix="session-").get("Versions", []))
+
+
+class Turns:
+    """A session in the bucket, and its tree on this machine, turn by turn."""
+
+    def __init__(self, store: Store, tree: Path, rules: Rules = RULES) -> None:
+        self.store = store
+        self.tree = tree
+        self.rules = rules
+        self.base: Base | None = None
+        self.known: dict[str, Fingerprint] = {}
+        self.sent = 0
+
+    def commit(self) -> bytes:
+        """One turn: what changed is staged and committed. The session then is the tree; its archive."""
+        out = io.BytesIO()
+        pack(roots_of(self.tree), out, LIMITS, since=self.known)
+        self.sent = len(out.getvalue())
+        self.base = commit_of(self.store, self.base, out.getvalue(), self.rules)
+        self.known = snapshot(roots_of(self.tree))
+        settle(self.known, self.tree)
+        archive = archive_of(self.store)
+        into = Path(tempfile.mkdtemp(dir=self.tree))
+        members = unpack(Opened(archive), into, LIMITS)
+        assert_same(self.tree, into)
+        open_up(into)
+        shutil.rmtree(into)
+        told = self.store.s3.head_object(Bucket=self.store.bucket, Key="session-1.zip")["Metadata"]
+        assert int(told["file-count"]) == sum(not member.is_directory for member in members)
+        assert uploads(self.store) == []
+        return archive
+
+
+# --- whatever changes ---
+
+Act = tuple[str, int, Any]
+acts: st.SearchStrategy[Act] = st.one_of(
+    st.tuples(st.just("write"), st.integers(0, 99), st.binary(max_size=300)),
+    st.tuples(st.just("remove"), st.integers(0, 99), st.none()),
+    st.tuples(st.just("move"), st.integers(0, 99), names),
+    st.tuples(st.just("mode"), st.integers(0, 99), st.sampled_from([0o755, 0o700, 0o777])),
+    st.tuples(st.just("link"), st.integers(0, 99), names),
+    st.tuples(st.just("plant"), st.integers(0, 99), st.tuples(names, trees)),
+)
+
+
+def act(root: Path, what: str, which: int, how: Any) -> None:
+    """One change somewhere in a tree; where it cannot be done, none."""
+    paths = [root, *sorted(root.rglob("*"), key=os.fsencode)]
+    path = paths[which % len(paths)]
+    folder = path if path.is_dir() and not path.is_symlink() else path.parent
+    with suppress(OSError):
+        if what == "write":
+            path.write_bytes(how)
+        elif what == "mode" and not path.is_symlink():
+            path.chmod(how)
+        elif what == "move" and path != root:
+            path.rename(folder.parent / os.fsdecode(how))
+        elif what == "plant":
+            grow(folder, {how[0]: how[1]})
+        elif what in ("remove", "link") and path != root:
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+            if what == "link":
+                path.symlink_to(os.fsdecode(how))
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
+@given(trees, st.lists(st.lists(acts, min_size=1, max_size=5), min_size=1, max_size=6))
+def test_any_turn_is_committed_as_the_tree_that_it_left(s3: Any, tree: Any, turns: list[list[Act]]) -> None:
+    """After each of many turns, the archive is the tree, and four tools open it."""
+    with scratch() as base:
+        grow(base / "workspace", tree)
+        session = Turns(a_store(s3), base)
+        session.commit()
+        for changes in turns:
+            for change in changes:
+                act(base / "workspace", *change)
+            (base / "session.zip").write_bytes(session.commit())
+            assert_tools_open(base / "session.zip")
+            (base / "session.zip").unlink()
+
+
+def test_a_large_session_over_many_turns(s3: Any) -> None:
+    """Copied in parts, cut and compacted: the archive is the tree each time, and its dead bytes stay in bounds."""
+    draw = random.Random(5)
+    with scratch() as base:
+        session = Turns(a_store(s3), base, replace(RULES, dead_share=0.3))
+        for number in range(60):
+            (base / f"workspace/{number}").write_bytes(draw.randbytes(draw.choice([1000, 200_000, 1_500_000])))
+        session.commit()
+        for turn in range(14):
+            for number in draw.sample(range(60), draw.choice([1, 3, 12])):
+                path = base / f"workspace/{number}"
+                path.unlink(missing_ok=True)
+                if draw.random() < 0.9:
+                    path.write_bytes(draw.randbytes(draw.choice([1000, 200_000, 1_500_000, 6_000_000])))
+            (base / "claude/log").write_bytes(draw.randbytes(20_000 * turn))
+            archive = session.commit()
+            assert dead_bytes(archive) <= 0.3 * len(archive)
+        (base / "session.zip").write_bytes(archive)
+        assert_tools_open(base / "session.zip")
+
+
+def test_a_hundred_thousand_files_are_gone(store: Store) -> None:
+    """Wherever they lay: one by one, and as a directory that stands for all in it."""
+    many = [item(f"workspace/d/{number:06}") for number in range(60_000)]
+    beside = [item(f"workspace/f{number:06}") for number in range(40_000)]
+    base = commit_of(store, None, staged(*ROOTS, item("workspace/d", mode=DIR | 0o755), *many, *beside))
+    gone = [(whiteout(member.path), b"") for member, _ in beside]
+    commit_of(store, base, staged((whiteout("workspace/d"), b""), *gone, item("workspace/x", b"x")))
+    assert files_of(archive_of(store)) == {"x": b"x"}
+
+
+def test_a_fork_is_copied_from_another_sessions_version(store: Store) -> None:
+    """The pinned one, even where that session has gone on; the origin stays as it is."""
+    noise = random.Random(1).randbytes(12 * MIB)
+    base = commit_of(store, None, staged(*ROOTS, item("workspace/noise", noise), item("workspace/n", b"1")))
+    commit_of(store, base, staged(item("workspace/n", b"2")))
+    commit_of(store, base, staged(item("workspace/n", b"3")), session="session-2")
+    assert files_of(archive_of(store)) == {"noise": noise, "n": b"2"}
+    assert files_of(archive_of(store, "session-2")) == {"noise": noise, "n": b"3"}
+
+
+def test_a_turn_sends_what_it_changed(store: Store) -> None:
+    """Of a session of 12 MiB, a small turn reads and writes some KiB."""
+    noise = random.Random(1).randbytes(12 * MIB)
+    base = commit_of(store, None, staged(*ROOTS, item("workspace/noise", noise)))
+    told = Told(store.s3, store.bucket)
+    commit_of(Store(told, store.bucket), base, staged(item("workspace/n", b"2")))
+    assert files_of(archive_of(store)) == {"noise": noise, "n": b"2"}
+    assert told.uploaded < 2000
+    assert told.calls.count("upload_part_copy") == 1
+
+
+class Told:
+    """An S3 client that keeps which calls were made, and how many bytes were sent."""
+
+    def __init__(self, s3: Any, bucket: str) -> None:
+        self._s3 = s3
+        self.bucket = bucket
+        self.calls: list[str] = []
+        self.uploaded = 0
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._s3, name)
+        if name not in CALLS:
+            return method
+
+        def told(**arguments: Any) -> Any:
+            self.calls.append(name)
+            self.uploaded += len(arguments.get("Body", b""))
+            return method(**arguments)
+
+        return told
+
+
+# --- whatever is staged ---
+
+LAST = staged(
+    *ROOTS,
+    item("workspace/a", b"a"),
+    item("workspace/d", mode=DIR | 0o755),
+    item("workspace/d/x", b"x"),
+    item("workspace/l", b"/tmp", LINK | 0o777),
+)
+Y = item("workspace/y", b"content " * 100)
+
+
+def gone(path: str, **lies: Any) -> tuple[Member, bytes]:
+    return whiteout(path)._replace(**lies), b""
+
+
+HOSTILE: dict[str, tuple[bytes, str]] = {
+    "twice": (staged(Y, Y), "it is there twice"),
+    "file and directory of one name": (staged(Y, item("workspace/y", mode=DIR | 0o755)), "it is there twice"),
+    "here and gone": (staged(item("workspace/a", b"b"), gone("workspace/a")), "it is there twice"),
+    "out of order": (forged(Y, item("workspace/x", b"x")), "out of order"),
+    "below a link": (staged(item("workspace/l/x", b"x")), "not a directory of the archive"),
+    "below a file": (staged(item("workspace/a/x", b"x")), "not a directory of the archive"),
+    "below nothing": (staged(item("workspace/no/x", b"x")), "not a directory of the archive"),
+    "below what is gone": (staged(gone("workspace/d"), item("workspace/d/y", b"y")), "not a directory of the archive"),
+    "below what became a link": (
+        staged(item("workspace/d", b"/tmp", LINK | 0o777), item("workspace/d/y", b"y")),
+        "not a directory of the archive",
+    ),
+    "gone below what is gone": (staged(gone("workspace/d"), gone("workspace/d/x")), "not a directory of the archive"),
+    "gone, and never there": (staged(gone("workspace/no")), "never was there"),
+    "gone with content": (staged(gone("workspace/a", size=5)), "yet is there"),
+    "gone at a place": (staged(gone("workspace/a", offset=5)), "yet is there"),
+    "a root gone": (staged(gone("workspace")), "it is not a directory"),
+    "a root a link": (staged(item("workspace", b"/tmp", LINK | 0o777)), "it is not a directory"),
+    "another root": (staged(item("etc", mode=DIR | 0o755)), "outside of the session's two"),
+    "parent path": (staged(item("workspace/../x", b"x")), "name is not valid"),
+    "NUL in a name": (staged(item("workspace/a\0b", b"x")), "name is not valid"),
+    "device": (staged(item("workspace/x", mode=stat.S_IFBLK | 0o644)), "special file"),
+    "device with rights": (staged(item("workspace/x", mode=stat.S_IFCHR | 0o644)), "special file"),
+    "set user id": (staged(item("workspace/x", b"x", FILE | 0o4755)), "user or group id"),
+    "bytes of another member": (forged(item("workspace/x", b"x"), Y, at=0), "behind the member before it"),
+    "bytes of the session": (forged(Y, at=1 << 20), "behind the member before it"),
+    "bytes of no member": (forged(Y, lying(item("workspace/z", b"z"), compressed=1)), "between the last member"),
+    "bomb": (staged(lying(Y, size=1 << 40)), "inflates more than"),
+    "lying end": (forged(Y, directory=lambda end: end._replace(members=2)), "cut or garbled"),
+    "lying checksum": (forged(Y, directory=lambda end: end._replace(crc=1)), "not what the end record says"),
+    "cut": (staged(Y)[:-1], "it is cut"),
+    "one byte": (b"x", "it is cut"),
+    "no zip": (b"hello " * 100, "it is cut"),
+    "nothing": (b"", "it is cut"),
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_hostile_changes_are_refused(store: Store, case: str) -> None:
+    """Every trick is the agent's failure, with its own reason for the operator; nothing is committed or left behind."""
+    archive, reason = HOSTILE[case]
+    base = commit_of(store, None, LAST)
+    with pytest.raises(AgentCrashed) as caught:
+        commit_of(store, base, archive)
+    assert reason in caught.value.detail
+    assert reason not in caught.value.said
+    assert archive_of(store) == LAST
+    assert (uploads(store), len(versions(store))) == ([], 1)
+
+
+@pytest.mark.parametrize(
+    ("limits", "names"),
+    [
+        (Limits(members=6, bytes=1 << 30, ratio=RATIO), "more than 6 files"),
+        (Limits(members=100, bytes=700, ratio=RATIO), "more than 700 bytes"),
+    ],
+)
+def test_a_session_outgrows_its_limits_as_a_whole(store: Store, limits: Limits, names: str) -> None:
+    """What is staged may be within them: what counts is what comes of it."""
+    base = commit_of(store, None, LAST)
+    with pytest.raises(SessionTooLarge, match=names):
+        commit_of(store, base, staged(Y), Rules(limits, 0.5))
+    assert archive_of(store) == LAST
+
+
+def test_changes_that_are_too_many_are_not_read(store: Store) -> None:
+    """More than a whole session gone and another in its place is nothing that a run of ours stages."""
+    base = commit_of(store, None, LAST)
+    many = staged(*(item(f"workspace/{number}") for number in range(50)))
+    with pytest.raises(AgentCrashed) as caught:
+        commit_of(store, base, many, Rules(Limits(20, 1 << 30, RATIO), 0.5))
+    assert "more than 40 files" in caught.value.detail
+    assert archive_of(store) == LAST
+
+
+# --- whenever it dies ---
+
+
+class Faulty:
+    """An S3 client whose `at`-th call fails, or kills its process, before or after it took effect."""
+
+    def __init__(self, s3: Any, at: int, after: bool, killed: bool) -> None:
+        self._s3 = s3
+        self.at = at
+        self.after = after
+        self.killed = killed
+        self.made: list[str] = []
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._s3, name)
+        return (lambda **arguments: self._call(name, method, arguments)) if name in CALLS else method
+
+    def _call(self, name: str, method: Callable[..., Any], arguments: dict[str, Any]) -> Any:
+        self.made.append(name)
+        number = len(self.made)
+        if (number == self.at and not self.after) or (self.killed and number > self.at):
+            self._fail(name)
+        done = method(**arguments)
+        if number == self.at:
+            self._fail(name)
+        return done
+
+    def _fail(self, name: str) -> None:
+        if self.killed:
+            raise Killed
+        raise ClientError({"Error": {"Code": "InternalError"}}, name)
+
+
+@pytest.mark.parametrize("killed", [False, True], ids=["fails", "is killed"])
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("large", [False, True], ids=["small", "large"])
+def test_whatever_call_of_a_commit_fails(s3: Any, large: bool, after: bool, killed: bool) -> None:
+    """The session is the old version or the new one; a failure leaves no parts; the commit, repeated, is done once."""
+    old = {"n": b"old"} | ({"noise": random.Random(1).randbytes(9 * MIB)} if large else {})
+    new = old | {"n": b"new"}
+    at, calls = 0, 100
+    while at < calls:
+        at += 1
+        store = a_store(s3)
+        base = commit_of(store, None, staged(*ROOTS, *(item(f"workspace/{k}", v) for k, v in old.items())))
+        claim = a_claim(base)
+        done = stage(store, claim, staged(item("workspace/n", b"new")))
+        faulty = Faulty(s3, at, after, killed)
+        try:
+            commit(Store(faulty, store.bucket), claim, done, metadata(claim), RULES)
+        except (WorkflowError, Killed):
+            assert killed or parts(store) == []
+        else:
+            calls = len(faulty.made)
+        assert files_of(archive_of(store)) in (old, new), faulty.made
+        commit(store, claim, done, metadata(claim), RULES)
+        assert files_of(archive_of(store)) == new
+        assert len(versions(store)) == 2
+    assert calls == (6 if large else 3)
+
+
+def test_of_two_large_turns_on_one_version_one_is_committed(store: Store) -> None:
+    """The second is told that the session moved, and leaves no parts."""
+    noise = random.Random(1).randbytes(9 * MIB)
+    base = commit_of(store, None, staged(*ROOTS, item("workspace/noise", noise)))
+    commit_of(store, base, staged(item("workspace/n", b"first")))
+    with pytest.raises(SessionMoved):
+        commit_of(store, base, staged(item("workspace/n", b"second")))
+    assert files_of(archive_of(store))["n"] == b"first"
+    assert uploads(store) == []
+
+
+def test_a_pinned_version_that_is_gone_is_a_session_that_moved(store: Store) -> None:
+    """A purge or the lifecycle removed it: nothing can be put on it any more."""
+    base = commit_of(store, None, LAST)
+    commit_of(store, base, staged(Y))
+    store.s3.delete_object(Bucket=store.bucket, Key="session-1.zip", VersionId=base.version_id)
+    with pytest.raises(SessionMoved):
+        commit_of(store, base, staged(item("workspace/z", b"z")))
+
+
+# --- dead bytes ---
+
+
+def test_compacting_leaves_no_byte_of_what_is_gone(store: Store) -> None:
+    """What was replaced is not in the object any more, and what is left is as it was."""
+    draw = random.Random(3)
+    secret, noise = draw.randbytes(3 * MIB), draw.randbytes(20 * MIB)
+    base = commit_of(
+        store, None, staged(*ROOTS, item("workspace/a", secret), item("workspace/b", noise), item("workspace/c", b"c"))
+    )
+    base = commit_of(store, base, staged(gone("workspace/a"), item("workspace/c", b"new")))
+    assert dead_bytes(archive_of(store)) > 0
+    head = store.s3.head_object(Bucket=store.bucket, Key="session-1.zip")
+    assert compact(store, base, head["Metadata"]) > 0
+    archive = archive_of(store)
+    assert dead_bytes(archive) == 0
+    assert files_of(archive) == {"b": noise, "c": b"new"}
+    compacted = store.session("session-1", "alice")
+    assert compacted
+    assert compact(store, compacted, head["Metadata"]) == 0
+    assert len(versions(store)) == 3
+
+
+runs = st.lists(st.tuples(st.integers(0, 12 * MIB), st.integers(1, 12 * MIB)), min_size=1, max_size=40)
+
+
+@settings(max_examples=300, deadline=None)
+@given(runs, st.integers(0, 9 * MIB), st.sampled_from([0.0, 0.2, 0.5]))
+def test_a_plan_takes_every_live_byte_once(pieces: list[tuple[int, int]], behind: int, share: float) -> None:
+    """Parts are large enough for S3, nothing live is lost or there twice, and places do not overlap."""
+    live, at = [], 0
+    for gap, length in pieces:
+        begin = at + gap
+        live.append((begin, begin + length))
+        at = begin + length
+    live = [run for number, run in enumerate(live) if number == 0 or run[0] > live[number - 1][1]]
+    chosen = plan(live, at + behind, share)
+    taken = sorted([*chosen.copied, *chosen.moved])
+    assert all(size(run) >= PART for run in chosen.copied)
+    assert all(first[1] <= second[0] for first, second in pairwise(taken))
+    assert all(any(run[0] <= begin and end <= run[1] for run in taken) for begin, end in live)
+    dead = sum(map(size, taken)) - sum(map(size, live))
+    if not share or at + behind <= SMALL:
+        assert dead == 0
+    placed = chosen.placed(sum(map(size, chosen.copied)))
+    ends = sorted((each.at, each.at + size(each.run)) for each in placed)
+    assert all(first[1] == second[0] for first, second in pairwise(ends))
+
+
+def test_dead_bytes_are_kept_below_their_share() -> None:
+    """However the holes lie, a few commits later at most the share of an archive is dead."""
+    live = [(number * 100_000, number * 100_000 + 20_000) for number in range(2000)]
+    end = 200_000_000
+    for _ in range(8):
+        chosen = plan(live, end, 0.5)
+        taken = [*chosen.copied, *chosen.moved]
+        assert sum(map(size, chosen.moved)) <= 66 * MIB
+        end = sum(map(size, taken))
+        live = moved(live, chosen.placed(sum(map(size, chosen.copied))))
+    assert end - sum(map(size, live)) <= 0.5 * end
+    assert sum(map(size, live)) == 2000 * 20_000
+
+
+def moved(live: list[tuple[int, int]], placed: list[Placed]) -> list[tuple[int, int]]:
+    """Where runs are after a plan was carried out."""
+    found = []
+    for begin, end in live:
+        run, at = next(each for each in placed if each.run[0] <= begin and end <= each.run[1])
+        found.append((begin - run[0] + at, end - run[0] + at))
+    return sorted(found)
+
+
+def test_a_large_gap_costs_nothing() -> None:
+    """Where both sides can be copied, what is between them is left out."""
+    live = [(0, 6 * MIB), (9 * MIB, 20 * MIB), (20 * MIB + GAP // 2, 30 * MIB)]
+    chosen = plan(live, 30 * MIB, 0.5)
+    assert chosen.copied == [(0, 6 * MIB), (9 * MIB, 30 * MIB)]
+    assert chosen.moved == []
+
+
+def test_members_beyond_four_gibibytes_are_moved() -> None:
+    """Records of ZIP64 are written anew, with all numbers where they belong."""
+    found = [
+        Member("claude", DIR | 0o755, 1),
+        Member("claude/a", FILE | 0o644, 1, 10, 5, 7, 100),
+        Member("claude/b", FILE | 0o644, 1, 6 << 30, 5 << 30, 7, 1000),
+        Member("claude/c", FILE | 0o644, 1, 10, 5, 7, 8 << 30),
+        Member("workspace", DIR | 0o755, 1, 0, 0, 0, 9 << 30),
+    ]
+    raw = b"".join(map(central_record, found))
+    base = Index(raw, Directory(5, 10 << 30, len(raw), zlib.crc32(raw)))
+    merged = Merged(base, Index(b"", NOTHING), [])
+    assert merged.size == (6 << 30) + 20
+    *records, _ = merged.directory([Placed((0, 7 << 30), 0), Placed((7 << 30, 10 << 30), 6 << 30)], 0, 9 << 30)
+    raw = b"".join(records)
+    again = Index(raw, Directory(5, 9 << 30, len(raw), zlib.crc32(raw)))
+    assert [again.member(number).offset for number in range(5)] == [0, 100, 1000, 7 << 30, 8 << 30]
+    assert again.ends[2] == found[2].end
