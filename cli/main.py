@@ -74,7 +74,7 @@ def _run(chosen: argparse.Namespace) -> int:
 
         prompt = _prompt(chosen.prompt)
         return ask.run(find(chosen.state, chosen.url, chosen.stack), prompt, chosen.session, chosen.key, chosen.json)
-    if chosen.command in ("runs", "show", "replay"):
+    if chosen.command in ("runs", "show", "replay", "sessions"):
         return operating.run(chosen)
     if chosen.command == "demo":
         from cli import demo

@@ -1,4 +1,4 @@
-"""The commands of whoever operates a workflow: `runs`, `show`, `replay`, with their options."""
+"""The commands of whoever operates a workflow: `runs`, `show`, `replay`, `sessions`, with their options."""
 
 import argparse
 import re
@@ -15,11 +15,14 @@ staged, and what a replay would do."""
 REPLAY = """Runs failed runs again, under their own ids and on the session's version they were pinned to. What is stored
 is not paid for again. Exits with 0 if all of them succeeded, else with 1."""
 
+SESSIONS = """purge: makes what was removed from a session, or changed in it, be gone for good. Writes its archive anew
+without it, and deletes its older versions and what its runs staged. Waits for no run: a session at work is refused."""
+
 _UNITS = {"m": 60.0, "h": 3600.0, "d": 86_400.0}
 
 
 def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Adds the three to the parser's."""
+    """Adds the four to the parser's."""
     runs = commands.add_parser("runs", help="list runs, with what they cost", description=RUNS)
     runs.add_argument("--failed", action="store_true", help="only those that failed or were lost")
     _add_since(runs, "24h; of a session all")
@@ -40,7 +43,11 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     verb.add_argument("--fork", action="store_true", help="as a new session, on the version they were pinned to")
     verb.add_argument("--rebase", action="store_true", help="as new runs, on the session's newest version; this pays")
 
-    for command in (runs, show, replay):
+    sessions = commands.add_parser("sessions", help="purge a session of what was removed", description=SESSIONS)
+    sessions.add_argument("what", choices=["purge"], help="what to do")
+    sessions.add_argument("session_id", metavar="ID", help="the session")
+
+    for command in (runs, show, replay, sessions):
         command.add_argument("--stack", metavar="NAME", help="of this deployed stack, with your AWS credentials")
         command.add_argument(
             "--state",
@@ -67,7 +74,7 @@ def run(chosen: argparse.Namespace) -> int:
     """The command's exit code. Raises `Unusable` where AWS, or the engine, refuses to be asked."""
     from botocore.exceptions import BotoCoreError, ClientError  # a third of a second that other commands do not need
 
-    from cli import backend, replay, runs, show
+    from cli import backend, replay, runs, sessions, show
 
     found = backend.find(chosen.state, chosen.stack)
     try:
@@ -75,6 +82,8 @@ def run(chosen: argparse.Namespace) -> int:
             return runs.run(found, chosen.failed, chosen.since, chosen.session, chosen.json)
         if chosen.command == "show":
             return show.run(found, chosen.run_id, chosen.json)
+        if chosen.command == "sessions":
+            return sessions.purge(found, chosen.session_id)
         verb = "fork" if chosen.fork else "rebase" if chosen.rebase else "again"
         return replay.run(found, chosen.run_ids, chosen.since, verb, chosen.dry_run)
     except (BotoCoreError, ClientError, TimeoutError) as error:

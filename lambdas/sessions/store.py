@@ -113,6 +113,11 @@ class Store:
             return None
         return _base(session_id, head)
 
+    def newest(self, session_id: str) -> tuple[Base, dict[str, str]] | None:
+        """The newest version of a session, whoever owns it, with its metadata; for its operator."""
+        head = self._head(session_key(session_id))
+        return (_base(session_id, head), head["Metadata"]) if head else None
+
     def committed(self, claim: Claim) -> bool:
         """Whether a version between the base and now was committed by this very run."""
         key = session_key(claim.session_id)
