@@ -30,7 +30,7 @@ from lambdas.sessions.archive import Packed, pack, snapshot
 from lambdas.sessions.grants import Grantee, Stored
 from lambdas.sessions.records import RATIO, ROOTS, Limits
 from lambdas.sessions.resumed import Resumed
-from lambdas.sessions.tree import Change, Fingerprint, never, settle, shown
+from lambdas.sessions.tree import Change, Fingerprint, settle, shown
 from lambdas.sessions.unpack import unpack
 from lambdas.settings import AgentSettings
 
@@ -108,11 +108,8 @@ class Worker:
         unpack(archive, restored, self._limits)
         for root in ROOTS:
             (restored / root).replace(scratch.root / root)
-        known = snapshot(_roots(scratch), partial(_kept, task.claude_session))
-        if resumed:
-            known = {path: each for path, each in known.items() if path not in resumed.come}
-            known |= {path: never(mode) for path, mode in resumed.gone.items()}
-        return known
+        found = snapshot(_roots(scratch), partial(_kept, task.claude_session))
+        return resumed.known(found) if resumed else found
 
     def _resumed(self, session: Stored | None, checkpoint: Grant) -> Resumed:
         return Resumed(session, self.grantee.open(checkpoint), self._limits)

@@ -22,15 +22,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lambdas.contract import Base, Claim, Staged
-from lambdas.errors import AgentCrashed, SessionMoved, SessionTooLarge, WorkflowError
+from lambdas.errors import AgentCrashed, SessionDamaged, SessionMoved, SessionTooLarge, WorkflowError
 from lambdas.sessions.archive import pack, snapshot
 from lambdas.sessions.commit import Rules, commit, compact
 from lambdas.sessions.grants import Grantee
 from lambdas.sessions.merge import NOTHING, Index, Merged, Placed
 from lambdas.sessions.plan import GAP, PART, SMALL, plan, size
 from lambdas.sessions.records import RATIO, Directory, Limits, Member, central_record, find_directory, whiteout
+from lambdas.sessions.resumed import Resumed
 from lambdas.sessions.store import Store
-from lambdas.sessions.tree import Fingerprint, settle
+from lambdas.sessions.tree import Change, Fingerprint, settle
 from lambdas.sessions.unpack import contents, unpack
 from local import engine
 from tests.by_hand import Killed
@@ -209,6 +210,63 @@ def test_any_turn_is_committed_as_the_tree_that_it_left(s3: Any, tree: Any, turn
             (base / "session.zip").write_bytes(session.commit())
             assert_tools_open(base / "session.zip")
             (base / "session.zip").unlink()
+
+
+@settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
+@given(trees, st.lists(acts, max_size=6), st.lists(acts, max_size=6), st.booleans())
+def test_a_turn_goes_on_from_a_checkpoint(s3: Any, tree: Any, before: list[Act], after: list[Act], new: bool) -> None:
+    """What is restored is the tree of that instant, and what is staged then is all of the turn's changes."""
+    with scratch() as base, scratch() as again:
+        grow(base / "workspace", {} if new else tree)
+        session = Turns(a_store(s3), base)
+        version = b"" if new else session.commit()
+        for change in before:
+            act(base / "workspace", *change)
+        checkpoint = io.BytesIO()
+        pack(roots_of(base), checkpoint, LIMITS, since=session.known)
+        resumed = Resumed(Opened(version) if version else None, Opened(checkpoint), LIMITS)
+        for root in roots_of(again).values():
+            root.rmdir()
+        unpack(resumed, again, LIMITS)
+        assert_same(base, again)
+        session.tree, session.known = again, resumed.known(snapshot(roots_of(again)))
+        settle(session.known, again)
+        for change in after:
+            act(again / "workspace", *change)
+        session.commit()
+
+
+def test_a_hostile_checkpoint_is_refused() -> None:
+    """It is a stranger's, as what is staged is."""
+    for archive, _ in HOSTILE.values():
+        with pytest.raises(SessionDamaged):
+            Resumed(Opened(LAST), Opened(archive), LIMITS)
+
+
+def test_what_a_resumed_run_changed_is_told_of_the_whole_turn(store: Store) -> None:
+    """A file of the checkpoint is added, one that it replaced modified, one that it removed removed."""
+    with scratch() as base, scratch() as again:
+        for name in ("kept", "changed", "removed"):
+            (base / "workspace" / name).write_text(name)
+        (base / "workspace/folder").mkdir()
+        session = Turns(store, base)
+        version = session.commit()
+        (base / "workspace/changed").write_text("other")
+        (base / "workspace/removed").unlink()
+        (base / "workspace/folder").rmdir()
+        (base / "workspace/added").write_text("new")
+        checkpoint = io.BytesIO()
+        pack(roots_of(base), checkpoint, LIMITS, since=session.known)
+        for root in roots_of(again).values():
+            root.rmdir()
+        resumed = Resumed(Opened(version), Opened(checkpoint), LIMITS)
+        unpack(resumed, again, LIMITS)
+        told = pack(roots_of(again), io.BytesIO(), LIMITS, since=resumed.known(snapshot(roots_of(again)))).changes
+        assert told == [
+            Change("workspace/added", "added", 3),
+            Change("workspace/changed", "modified", 5),
+            Change("workspace/removed", "removed", 0),
+        ]
 
 
 def test_a_large_session_over_many_turns(s3: Any) -> None:

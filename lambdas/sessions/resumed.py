@@ -1,9 +1,10 @@
 """A version of a session, and what a checkpoint changed of it, read as the one archive that a commit would make."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from lambdas.sessions.merge import NOTHING, Index, Placed, merge
 from lambdas.sessions.records import END_BYTES, Directory, Limits, ending
+from lambdas.sessions.tree import Fingerprint, never
 from lambdas.sessions.unpack import Archive
 
 
@@ -22,10 +23,12 @@ class Resumed:
         self._border, self._end = last.offset, last.offset + changes.offset
         self._directory = b"".join(merged.directory([Placed((0, self._border), 0)], self._border, self._end))
         self.size = self._end + len(self._directory)
-        self.come = {member.path for member in merged.come()}
-        """The paths that are as the checkpoint has them."""
-        self.gone = {member.path: member.mode for member in merged.gone()}
-        """The session's own that are replaced, or are no more, with their modes."""
+        self._come = {member.path for member in merged.come()}
+        self._gone = {member.path: never(member.mode) for member in merged.gone()}
+
+    def known(self, found: Mapping[str, Fingerprint]) -> dict[str, Fingerprint]:
+        """Of a snapshot of what was restored, the session's own: what the checkpoint changed is still a change."""
+        return {path: each for path, each in found.items() if path not in self._come} | self._gone
 
     def read(self, start: int, end: int) -> Iterator[bytes]:
         """The bytes from `start` up to `end`, in pieces as they come."""
