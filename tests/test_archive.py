@@ -32,6 +32,7 @@ from lambdas.sessions.records import (
     find_directory,
     local_header,
     read_members,
+    whiteout,
 )
 from lambdas.sessions.tree import Change, settle
 from lambdas.sessions.unpack import contents, unpack
@@ -591,6 +592,7 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
     "twice": (forged(*ROOTS, X, X), "there twice"),
     "FIFO": (forged(*ROOTS, item("workspace/f", mode=stat.S_IFIFO | 0o644)), "special file"),
     "device": (forged(*ROOTS, item("workspace/d", mode=stat.S_IFBLK | 0o644)), "special file"),
+    "whiteout": (forged(*ROOTS, (whiteout("workspace/x"), b"")), "special file"),
     "socket": (forged(*ROOTS, item("workspace/s", mode=stat.S_IFSOCK | 0o644)), "special file"),
     "no kind": (forged(*ROOTS, item("workspace/n", mode=0o644)), "special file"),
     "set user id": (forged(*ROOTS, item("workspace/s", b"x", FILE | 0o4755)), "user or group id"),

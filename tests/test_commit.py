@@ -27,7 +27,7 @@ from lambdas.sessions.archive import pack, snapshot
 from lambdas.sessions.commit import Rules, commit, compact
 from lambdas.sessions.grants import Grantee
 from lambdas.sessions.merge import NOTHING, Index, Merged, Placed
-from lambdas.sessions.plan import GAP, PART, SMALL, plan, size
+from lambdas.sessions.plan import GAP, PART, plan, size
 from lambdas.sessions.records import RATIO, Directory, Limits, Member, central_record, find_directory, whiteout
 from lambdas.sessions.resumed import Resumed
 from lambdas.sessions.store import Store
@@ -558,7 +558,7 @@ def test_a_plan_takes_every_live_byte_once(pieces: list[tuple[int, int]], behind
     assert all(first[1] <= second[0] for first, second in pairwise(taken))
     assert all(any(run[0] <= begin and end <= run[1] for run in taken) for begin, end in live)
     dead = sum(map(size, taken)) - sum(map(size, live))
-    if not share or at + behind <= SMALL:
+    if not share or at + behind <= PART:
         assert dead == 0
     placed = chosen.placed(sum(map(size, chosen.copied)))
     ends = sorted((each.at, each.at + size(each.run)) for each in placed)

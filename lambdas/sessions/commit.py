@@ -13,12 +13,12 @@ from typing import NamedTuple
 from lambdas.contract import Base, Claim, Staged
 from lambdas.errors import AgentCrashed, SessionDamaged, SessionMoved
 from lambdas.sessions.merge import NOTHING, Index, Merged, merge
-from lambdas.sessions.plan import PART, SMALL, plan, size
+from lambdas.sessions.plan import PART, plan, size
 from lambdas.sessions.records import Directory, Limits
 from lambdas.sessions.store import Missing, Refusal, Store, session_key
 from lambdas.sessions.stored import Piece, Source, Writing
 
-THREADS = 8
+THREADS = 6
 """Requests under way at a time."""
 
 DIRECTORY = 1024 * 1024
@@ -80,7 +80,7 @@ def _last(store: Store, base: Base | None) -> Opened:
     """The version that the run is pinned to."""
     if base is None:
         return Opened(None, b"", NOTHING)
-    tail = base.size if base.size <= SMALL else base.directory
+    tail = base.size if base.size <= PART else base.directory
     source = Source(store, session_key(base.session_id), base.version_id, base.etag, tail)
     return Opened(source, *source.directory())
 

@@ -19,10 +19,7 @@ from dataclasses import dataclass
 from lambdas.sessions.merge import Placed, Run
 
 PART = 5 * 1024 * 1024
-"""S3 copies no less into a part that is not the last."""
-
-SMALL = 8 * 1024 * 1024
-"""An archive up to this is written anew, in one request. Below, the three requests more cost as much time."""
+"""S3 copies no less into a part that is not the last. An archive up to this is written anew, in one request."""
 
 STRETCH = 8 * 1024 * 1024
 """What is won back at a time: about so many bytes."""
@@ -67,9 +64,8 @@ def plan(live: Sequence[Run], end: int, share: float) -> Plan:
 
     `share` is how much of the whole may be dead. With 0 nothing is, whatever has to be moved for that.
     """
-    if end <= SMALL or not share:
-        large = PART if end > SMALL else SMALL
-        return Plan([run for run in live if size(run) >= large], [run for run in live if size(run) < large])
+    if end <= PART or not share:
+        return Plan([run for run in live if size(run) >= PART], [run for run in live if size(run) < PART])
     kept = _without_end(live, end)
     stretches = _stretches(live[:kept])
     moving = _moving(stretches, sum(map(size, live)), share)

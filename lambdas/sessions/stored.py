@@ -9,15 +9,15 @@ from typing import Any
 
 from lambdas.errors import WorkflowError
 from lambdas.sessions.merge import Run
-from lambdas.sessions.plan import size
+from lambdas.sessions.plan import PART, size
 from lambdas.sessions.records import END_BYTES, Directory, Limits, damaged, ending
 from lambdas.sessions.store import Missing, Refusal, Store, storage
 
 COPY = 32 * 1024 * 1024
 """The most that one request copies: S3 takes a tenth of a second and more for it, and works on several at a time."""
 
-CARRY = 8 * 1024 * 1024
-"""About what one request carries of bytes that go through memory; several are under way at a time."""
+CARRY = PART
+"""What one request carries at least of bytes that go through memory; several are under way at a time."""
 
 WHOLE = 16 * 1024 * 1024
 """The most that is written without parts."""
@@ -149,9 +149,11 @@ class Writing:
             raise
 
     def _complete(self, pool: Executor, part: dict[str, Any], jobs: Sequence[Callable[[dict[str, Any]], str]]) -> None:
-        made = [pool.submit(job, part | {"PartNumber": number}) for number, job in enumerate(jobs, 1)]
-        wait(made)  # all of them: a part that comes after the upload was aborted would stay
-        parts = [{"PartNumber": number, "ETag": each.result()} for number, each in enumerate(made, 1)]
+        # The last first: what goes through memory takes longest.
+        numbered = reversed(list(enumerate(jobs, 1)))
+        made = {number: pool.submit(job, part | {"PartNumber": number}) for number, job in numbered}
+        wait(made.values())  # all of them: a part that comes after the upload was aborted would stay
+        parts = [{"PartNumber": number, "ETag": each.result()} for number, each in sorted(made.items())]
         with storage("committing"):
             self._s3.complete_multipart_upload(**part, **self._condition, MultipartUpload={"Parts": parts})
 
