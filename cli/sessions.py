@@ -20,6 +20,9 @@ LEASE_SECONDS = 900
 BATCH = 1000
 """Versions that S3 deletes at a time."""
 
+CONTENT = ("changes.zip", "checkpoint.zip", "messages.json", "result.json", "detail.txt")
+"""What runs stage that can hold something of a session's files. When they began, and what they cost, stays."""
+
 STAYS = (
     "What stays: what its runs were asked and what they answered, until it expires after 30 days; sessions that were "
     "forked from it; copies that others made. A run of it that failed cannot go on from what it had staged any more."
@@ -95,8 +98,7 @@ def _staged(store: Store, session_id: str) -> Iterator[Version]:
     prefix = f"index/sessions/{session_id}/"
     pages = store.s3.get_paginator("list_objects_v2").paginate(Bucket=store.bucket, Prefix=prefix)
     for run_id in [entry["Key"].removeprefix(prefix) for page in pages for entry in page.get("Contents", [])]:
-        # runs/{run_id}/{attempt}/{name}; the record itself is one level up.
-        yield from (each for each in _versions(store, f"runs/{run_id}/") if each.key.count("/") > 2)
+        yield from (each for each in _versions(store, f"runs/{run_id}/") if each.key.rpartition("/")[2] in CONTENT)
 
 
 def _versions(store: Store, prefix: str) -> Iterator[Version]:

@@ -34,6 +34,7 @@ class Noted:
 def _shape(key: str) -> str:
     """A key as the document writes it."""
     key = re.sub(r"run-[0-9a-f]+", "{run}", key)
+    key = re.sub(r"/\d{13}-[0-9a-f]{8}/", "/…/", key)
     key = re.sub(r"session-[0-9a-f-]+", "{session}", key)
     return re.sub(r"\d{4}-\d\d-\d\dT\d\d", "{hour}", key)
 
@@ -64,3 +65,16 @@ def test_restoring_asks_for_what_is_documented_and_no_more(noted: Noted) -> None
     noted.asked.clear()
     workflow.restore(Execution("third", "three", {"prompt": "x", "session_id": session}))
     assert noted.asked == documented("goes on")
+
+
+def test_a_commit_asks_for_what_is_documented_and_no_more(noted: Noted) -> None:
+    """Ten requests for a small session; the two that read the archives are made at once, in either order."""
+    workflow = Workflow(noted, "sessions")
+    session = workflow.new_session("four")
+    restored = workflow.restore(Execution("fourth", "five", {"prompt": "x", "session_id": session}))
+    assert restored.task
+    workflow.run(restored.task)
+    noted.asked.clear()
+    workflow.persist(restored.claim)
+    listed = DOCUMENT.read_text().split("## PersistSession")[1]
+    assert sorted(noted.asked) == sorted(re.findall(r"^\| `([A-Z]+ [^`]+)`", listed, re.MULTILINE))

@@ -379,6 +379,18 @@ def test_the_zip_holds_the_record_keepers_only(synthesized: Any) -> None:
     assert all(name.startswith("lambdas/") and "__pycache__" not in name for name in zipped | image)
 
 
+def test_the_record_keepers_need_no_package_but_botocore() -> None:
+    """Lambda's Python brings it; what packs and unpacks sessions is RunClaude's alone."""
+    program = """
+import sys
+for name in ("deflate", "zlib_ng", "claude_agent_sdk", "mcp"):
+    sys.modules[name] = None
+import lambdas.persist_session, lambdas.restore_session, lambdas.record_failure
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def _assets(folder: Path) -> list[Path]:
     return [path for path in folder.glob("asset.*") if path.is_dir()]
 

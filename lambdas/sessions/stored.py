@@ -66,15 +66,15 @@ class Source:
         return str(copied["CopyPartResult"]["ETag"])
 
     def _get(self, start: int | None, end: int) -> tuple[int, bytes]:
-        """The size of the whole, and a range of it; without `start`, the last `end` bytes."""
+        """The size of the whole, and a range of it; without `start`, its last bytes, `end` of them or more."""
         wanted = f"bytes=-{end}" if start is None else f"bytes={start}-{end - 1}"
         with self._asking():
             got = self._s3.get_object(**self._object, IfMatch=self._etag, Range=wanted)
             data: bytes = got["Body"].read()
         if "ContentRange" in got:
             return int(got["ContentRange"].rpartition("/")[2]), data
-        # A server may answer with the whole, as the local engine does for a version.
-        return len(data), data[-end:] if start is None else data[start:end]
+        # A server may answer with the whole, as the local engine does for a version: then that is the end, and kept.
+        return len(data), data if start is None else data[start:end]
 
     @contextmanager
     def _asking(self) -> Iterator[None]:
