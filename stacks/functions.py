@@ -150,6 +150,8 @@ class Functions(Construct):
             "MAX_SESSION_BYTES": str(deployment.max_session_mb * 1024 * 1024),
             "MAX_SESSION_FILES": str(deployment.max_session_files),
             "SCRATCH": "/tmp/claude-agent",
+            "SANDBOX": "none",  # the machine is the function's alone
+            "WIPED": "/tmp:/dev/shm:/var/tmp",
         }
         if deployment.provider == "bedrock":
             environment["BEDROCK_MODEL"] = deployment.bedrock_models[0]
