@@ -1,7 +1,7 @@
 """Becomes the CLI: a process that gives up what the agent shall not have, and then executes it.
 
-Started as `python -I -S launch.py ORDERS ARGUMENTS…`, where ORDERS is the JSON of `Orders`. It knows the standard
-library alone, since it stands between every run and its first request: some 20 ms.
+A script of some lines calls `main` in a Python without site packages. It stands between every run and its first
+request: some 15 ms, so it imports what is there anyway (typing, json and pathlib would double that).
 
 **Landlock** (Linux ≥ 6.2 here, for before that it lets files be emptied) takes files, and from 6.7 on TCP ports, away
 from a process and all that it starts, without privilege or installation. It takes no Unix sockets, though, and behind
@@ -14,39 +14,15 @@ Numbers are from Linux' uapi headers: landlock.h, seccomp.h, bpf_common.h, audit
 
 import ctypes
 import errno
-import json
 import os
 import resource
 import stat
 import struct
 import sys
-from typing import TypedDict
 
-
-class Orders(TypedDict):
-    """What is to become of the process."""
-
-    program: str
-    environment: dict[str, str]
-    """All that it gets."""
-    uid: int | None
-    """The user and group to become; None: as it is."""
-    sandbox: str | None
-    """`landlock`, `bubblewrap`, `seatbelt`, or None: only what the kernel offers and nobody misses."""
-    read: list[str]
-    """What can be read, and executed, with all below."""
-    write: list[str]
-    """What can be changed, with all below."""
-    devices: list[str]
-    """Devices to read and write."""
-    hidden: list[str]
-    """What cannot be read, where a sandbox allows the rest (seatbelt)."""
-    ports: list[int]
-    """TCP ports that can be connected to, on any address, where the sandbox knows ports."""
-    processes: int
-    """How many processes and threads its user may have more than now."""
-    file_bytes: int
-    """How large a file may grow."""
+TYPE_CHECKING = False  # a type checker takes it for typing's, whose import would cost 6 ms
+if TYPE_CHECKING:
+    from lambdas.agent.wall import Orders
 
 
 PR_SET_NO_NEW_PRIVS = 38
@@ -99,11 +75,9 @@ MSG_FASTOPEN = 0x20000000
 X32 = 0x40000000
 
 
-def main() -> None:
+def main(orders: "Orders") -> None:
     """Replaces this process by the program of the orders. What fails ends it, with the reason on stderr."""
-    with open(sys.argv[1], encoding="utf-8") as file:  # noqa: PTH123 - pathlib's import would take as long as all the rest
-        orders: Orders = json.load(file)
-    command = [orders["program"], *sys.argv[2:]]
+    command = [orders["program"], *sys.argv[1:]]
     _limit(orders)
     rules = _rules(orders) if sys.platform == "linux" else None
     if orders["uid"] is not None:
@@ -113,13 +87,18 @@ def main() -> None:
     if sys.platform == "linux":
         _restrict(rules, strict=orders["sandbox"] is not None or orders["uid"] is not None)
     if orders["sandbox"] == "bubblewrap":
-        command = ["bwrap", *_bubblewrap(orders), "--", *command]
+        command = [_found("bwrap", orders["environment"]["PATH"]), *_bubblewrap(orders), "--", *command]
     if orders["sandbox"] == "seatbelt":
         command = ["/usr/bin/sandbox-exec", "-p", _seatbelt(orders), *command]
-    os.execvpe(command[0], command, orders["environment"])
+    os.execve(command[0], command, orders["environment"])  # with a path: looking for one imports what is closed by now
 
 
-def _limit(orders: Orders) -> None:
+def _found(program: str, path: str) -> str:
+    places = (f"{place}/{program}" for place in path.split(":"))
+    return next((found for found in places if os.access(found, os.X_OK)), program)
+
+
+def _limit(orders: "Orders") -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     _lower(resource.RLIMIT_FSIZE, orders["file_bytes"])
     if sys.platform == "linux":
@@ -155,7 +134,7 @@ def landlock_abi() -> int:
     return max(0, int(_libc().syscall(CREATE_RULESET, None, ctypes.c_size_t(0), GET_VERSION)))
 
 
-def _rules(orders: Orders) -> int | None:
+def _rules(orders: "Orders") -> int | None:
     """What Landlock is to allow, as an open file; None where it has nothing to say."""
     abi = landlock_abi()
     files = 0
@@ -268,7 +247,7 @@ def _libc() -> ctypes.CDLL:
     return ctypes.CDLL(None, use_errno=True)
 
 
-def _bubblewrap(orders: Orders) -> list[str]:
+def _bubblewrap(orders: "Orders") -> list[str]:
     """Its arguments: a file system of its own, with its own /tmp and /dev, its own processes and System V objects."""
     arguments = ["--unshare-user", "--unshare-pid", "--unshare-ipc", "--unshare-uts", "--die-with-parent"]
     arguments += ["--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp", "--tmpfs", "/var/tmp"]
@@ -280,16 +259,17 @@ def _bubblewrap(orders: Orders) -> list[str]:
     return [*arguments, "--chdir", orders["environment"]["PWD"]]
 
 
-def _seatbelt(orders: Orders) -> str:
+def _seatbelt(orders: "Orders") -> str:
     """A profile for macOS' sandbox-exec, where later rules win. It allows what it does not name."""
     rules = ["(version 1)", "(allow default)", "(deny file-write*)", "(deny signal (target others))"]
-    rules += [f"(deny file-read* (subpath {json.dumps(path)}))" for path in orders["hidden"]]
-    rules += [f"(allow file-read* (subpath {json.dumps(path)}))" for path in orders["read"] + orders["write"]]
-    rules += [f"(allow file-write* (subpath {json.dumps(path)}))" for path in orders["write"] + orders["devices"]]
+    rules += [f"(deny file-read* (subpath {_quoted(path)}))" for path in orders["hidden"]]
+    rules += [f"(allow file-read* (subpath {_quoted(path)}))" for path in orders["read"] + orders["write"]]
+    rules += [f"(allow file-write* (subpath {_quoted(path)}))" for path in orders["write"] + orders["devices"]]
     rules += ['(deny network-outbound (remote ip "localhost:*"))']
     rules += [f'(allow network-outbound (remote ip "localhost:{port}"))' for port in orders["ports"]]
     return "\n".join(rules)
 
 
-if __name__ == "__main__":
-    main()
+def _quoted(path: str) -> str:
+    escaped = path.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'

@@ -14,9 +14,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
-
-from lambdas.agent.launch import Orders
+from typing import Self, TypedDict
 
 SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/etc", "/opt", "/nix/store", "/proc", "/sys")
 """What the agent may read and execute beside its own. Of other processes, /proc shows it the command lines."""
@@ -37,12 +35,38 @@ FIRST_UID, UIDS = 0x7000_0000, 0x0FFF_FFFF
 NOBODY = 65534
 
 
+class Orders(TypedDict):
+    """What is to become of the process."""
+
+    program: str
+    environment: dict[str, str]
+    """All that it gets."""
+    uid: int | None
+    """The user and group to become; None: as it is."""
+    sandbox: str | None
+    """`landlock`, `bubblewrap`, `seatbelt`, or None: only what the kernel offers and nobody misses."""
+    read: list[str]
+    """What can be read, and executed, with all below."""
+    write: list[str]
+    """What can be changed, with all below."""
+    devices: list[str]
+    """Devices to read and write."""
+    hidden: list[str]
+    """What cannot be read, where a sandbox allows the rest (seatbelt)."""
+    ports: list[int]
+    """TCP ports that can be connected to, on any address, where the sandbox knows ports."""
+    processes: int
+    """How many processes and threads its user may have more than now."""
+    file_bytes: int
+    """How large a file may grow."""
+
+
 @dataclass(frozen=True)
 class Wall:
     """How the agent is kept apart. Without a sandbox and a user id, only what the kernel offers and nobody misses."""
 
     sandbox: str | None = None
-    """One of those that `launch.Orders` names."""
+    """One of those that `Orders` names."""
     uid: int | None = None
     """The user that the agent is; None: this process' own."""
     file_bytes: int = FILE_BYTES
