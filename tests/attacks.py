@@ -7,6 +7,7 @@ that is not the run's is printed; the test looks for its own markers in there.
 import ctypes
 import json
 import os
+import resource
 import socket
 import sys
 import urllib.error
@@ -73,6 +74,14 @@ def peeked(pid: int) -> bytes:
 def signals(told: Told) -> list[str]:
     """A signal that does nothing where it is allowed: to the handler, and to another session."""
     return [tried(os.kill, pid, 0) for pid in told["others"]]
+
+
+def limits(told: Told) -> list[str]:
+    """Limits and priorities of the handler, which would outlast the run, and of others."""
+    looks = [tried(resource.prlimit, pid, resource.RLIMIT_CORE, (0, 0)) for pid in told["others"]]
+    looks += [tried(os.setpriority, os.PRIO_PROCESS, pid, 19) for pid in told["others"]]
+    looks += [tried(os.sched_setaffinity, pid, os.sched_getaffinity(0)) for pid in told["others"]]
+    return [*looks, tried(os.setpriority, os.PRIO_USER, 0, 19)]
 
 
 def files(told: Told) -> list[str]:
@@ -182,7 +191,7 @@ def forks(_: Told) -> list[str]:
     return [outcome]
 
 
-ALL = (environments, handler, signals, files, changes, modes, sockets, kept_by_the_kernel, proxy, disk)
+ALL = (environments, handler, signals, limits, files, changes, modes, sockets, kept_by_the_kernel, proxy, disk)
 
 if __name__ == "__main__":
     orders = json.loads(Path(sys.argv[1]).read_text())

@@ -153,6 +153,11 @@ def test_no_other_process_can_be_ended(came: Came) -> None:
     assert came.succeeded("signals") == []
 
 
+def test_no_other_process_is_held_back(came: Came) -> None:
+    """Nobody's limits or priorities are the agent's to set: those of a warm handler would outlast the run."""
+    assert came.succeeded("limits") == []
+
+
 def test_others_files_are_neither_read_nor_changed(came: Came) -> None:
     """The home directory, the service's state and another session: by name, by listing, by links, by truncate(2)."""
     assert came.succeeded("files") == []

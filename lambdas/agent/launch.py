@@ -64,10 +64,22 @@ CALLS = {
     "add_key": (248, 217),
     "request_key": (249, 218),
     "keyctl": (250, 219),
+    "prlimit64": (302, 261),
+    "sched_setaffinity": (203, 122),
+    "sched_setattr": (314, 274),
+    "sched_setparam": (142, 118),
+    "sched_setscheduler": (144, 119),
+    "setpriority": (141, 140),
+    "ioprio_set": (251, 30),
 }
 """Numbers of system calls, on x86_64 and aarch64."""
 OUTLIVING = [name for name in CALLS if name.startswith(("shm", "sem", "msg", "mq_")) or "key" in name]
 """Calls that make or use what the kernel keeps when the run's processes are gone."""
+ON_OTHERS = {"prlimit64": (0,), "setpriority": (0, 1), "ioprio_set": (0,)} | {
+    name: (0,) for name in CALLS if name.startswith("sched")
+}
+"""Calls that set limits and priorities of any process of the same user, and so the handler's for as long as it lives;
+with the arguments that have to be 0, which means the caller itself."""
 
 AF_INET, AF_INET6, AF_NETLINK = 2, 10, 16
 IPPROTO_MPTCP = 262
@@ -188,6 +200,8 @@ def _filter(machine: str, strict: bool) -> None:
     program += _step(LOAD, CALL) + _step(AT_LEAST, X32, 0, 1) + _refuse(errno.ENOSYS)
     for name in [*OUTLIVING, "io_uring_setup"] if strict else OUTLIVING:
         program += _step(EQUAL, number[name], 0, 1) + _refuse(errno.ENOSYS)
+    for name, zeros in ON_OTHERS.items():
+        program += _only_on_itself(number[name], zeros)
     if strict:
         program += _internet_only(number["socket"])
         for name, flags in (("sendto", 3), ("sendmsg", 2), ("sendmmsg", 3)):
@@ -227,6 +241,11 @@ def _internet_only(call: int) -> bytes:
 def _no_fast_open(call: int, flags: int) -> bytes:
     test = _argument(flags) + _step(ANY_BIT, MSG_FASTOPEN, 0, 1) + _refuse(errno.EOPNOTSUPP)
     return _only_for(call, test + _step(RETURN, ALLOW))
+
+
+def _only_on_itself(call: int, zeros: tuple[int, ...]) -> bytes:
+    tests = [_argument(which) + _step(EQUAL, 0, 1, 0) + _refuse(errno.EPERM) for which in zeros]
+    return _only_for(call, b"".join(tests) + _step(RETURN, ALLOW))
 
 
 def _only_for(call: int, steps: bytes) -> bytes:
