@@ -18,6 +18,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from claude_agent_sdk import ClaudeAgentOptions, ClaudeSDKClient
@@ -78,7 +79,10 @@ def seconds(run: Callable[[], None]) -> float:
 
 def compared(folder: Path, url: str, prompt: str, kind: str, runs: int) -> tuple[float, float]:
     """Medians with and without, in seconds."""
-    sides = (lambda: protected(folder, url, prompt, kind), lambda: bare(folder, url, prompt))
+    sides: tuple[Callable[[], None], ...] = (
+        partial(protected, folder, url, prompt, kind),
+        partial(bare, folder, url, prompt),
+    )
     for side in sides:
         side()  # files into the cache
     times: tuple[list[float], list[float]] = ([], [])
