@@ -97,7 +97,11 @@ def _check_address(host: str, port: int) -> None:
 def _check_sandbox(state: Path) -> None:
     """A real model gets a shell only where the machine keeps it in."""
     _prepared(state)
-    if os.environ.get("ANTHROPIC_API_KEY") and not sandbox.holding(state):
+    try:
+        held = not os.environ.get("ANTHROPIC_API_KEY") or sandbox.holding(state)
+    except EngineFailed as failed:
+        raise Unusable(str(failed)) from failed
+    if not held:
         raise Unusable(
             "This machine offers no sandbox that keeps what the model runs from your files (Linux 6.2 with Landlock, "
             "bubblewrap, or serve as root would); with --unsandboxed it runs as you."

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from lambdas.agent.sandbox import Scratch, environment
 from lambdas.agent.wall import Wall, home_directory
+from lambdas.errors import Internal
+from local.engine import EngineFailed
 
 NAMES = {"bubblewrap": "bubblewrap", "landlock": "Landlock", "seatbelt": "sandbox-exec"}
 
@@ -19,15 +21,16 @@ SECONDS = 20
 
 
 def scratch() -> Path:
-    """Where the runs of this machine have their directories."""
-    return Path(tempfile.gettempdir()) / "claude-agent"
+    """Where the runs of this user have their directories."""
+    mine = "" if os.geteuid() == 0 else f"-{os.geteuid()}"
+    return Path(tempfile.gettempdir()) / f"claude-agent{mine}"
 
 
 def holding(state: Path) -> str | None:
     """The first sandbox here in which a run reads nothing in `state` and at home, and writes to neither; or None.
 
     With a user id of its own, Landlock keeps the agent in, and asks for nothing. With the user's own id it would leave
-    it chmod and stat on everything; bubblewrap does not.
+    it chmod and stat on everything; bubblewrap does not. Raises EngineFailed where a run could not even begin.
     """
     if sys.platform == "darwin":
         kinds = ["seatbelt"]
@@ -35,7 +38,12 @@ def holding(state: Path) -> str | None:
         kinds = ["landlock", "bubblewrap"]
     else:
         kinds = ["bubblewrap", "landlock"]
-    return next((kind for kind in kinds if _holds(kind, state)), None)
+    try:
+        return next((kind for kind in kinds if _holds(kind, state)), None)
+    except (Internal, PermissionError) as refused:
+        raise EngineFailed(
+            f"{scratch()} is somebody else's. Remove it, or name another directory: TMPDIR."
+        ) from refused
 
 
 def _holds(kind: str, state: Path) -> bool:

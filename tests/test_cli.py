@@ -70,6 +70,15 @@ def test_a_real_model_gets_no_shell_where_nothing_keeps_it_in(serve: Serve, tmp_
     assert started.end() == 0
 
 
+def test_a_scratch_directory_of_somebody_elses_is_one_sentence(serve: Serve, tmp_path: Path) -> None:
+    """In /tmp anybody can make one of that name; it is a link here, as a thief would make it."""
+    shutil.copy(next(serve.state.glob("template-*.json")), tmp_path)
+    name = "claude-agent" if os.geteuid() == 0 else f"claude-agent-{os.geteuid()}"
+    (tmp_path / name).symlink_to(tmp_path)
+    done = command("serve", "--port", "0", "--state", tmp_path, env={"TMPDIR": str(tmp_path)})
+    assert "somebody else's" in one_sentence(done)
+
+
 def test_demo_answers_twice_whatever_the_machine_offers(serve: Serve, tmp_path: Path) -> None:
     """Without a sandbox it says so, and asks for no shell."""
     shutil.copy(next(serve.state.glob("template-*.json")), tmp_path)
