@@ -298,11 +298,11 @@ class Proxy:
         except BaseException:
             connection.close()
             raise
-        if response.isclosed() and not response.will_close:
-            with self._guard:
+        with self._guard:
+            if self._token and response.isclosed() and not response.will_close:
                 self._idle.append(connection)
-        else:
-            connection.close()
+            else:  # also where the proxy has ended meanwhile: nobody would close it any more
+                connection.close()
 
     def _connection(self, base_url: str) -> http.client.HTTPConnection:
         """An idle connection that the other side has not closed, or a new one."""
