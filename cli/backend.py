@@ -43,9 +43,9 @@ def find(state: Path, stack: str | None) -> Backend:
     running = announced(state)
     if running is None:
         raise Unusable(f"No service is running. Start one in another terminal: {command()} serve")
-    if "engine_url" not in running:
+    if "engine_root" not in running:
         raise Unusable("The running service is older than this command. Start it again.")
-    engine = Engine(running["engine_url"], running["pid"], state)
+    engine = Engine(running["engine_url"], running["pid"], state, running["engine_root"])
     return Backend(running["bucket"], running["state_machine_arn"], engine)
 
 

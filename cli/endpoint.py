@@ -55,7 +55,10 @@ def api_key(state: Path, environ: Mapping[str, str] = os.environ) -> str:
 def announce(state: Path, endpoint: Endpoint, **backend: str) -> None:
     """Leave word of the running service for `ask`, and of what is behind it for `runs`, `show` and `replay`."""
     word = {"url": endpoint.url, "answering": endpoint.answering, "pid": os.getpid()} | backend
-    (state / "service.json").write_text(json.dumps(word))
+    file = state / "service.json"
+    file.touch(mode=0o600)
+    file.chmod(0o600)  # with the engine's root in it; a file that was there keeps its mode
+    file.write_text(json.dumps(word))
 
 
 def withdraw(state: Path) -> None:

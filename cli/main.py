@@ -19,6 +19,7 @@ def parser() -> argparse.ArgumentParser:
     serve = commands.add_parser("serve", help="run the service on this machine until Ctrl-C", description=_SERVE)
     serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     serve.add_argument("--port", type=int, default=8000, help="port to listen on (default: %(default)s)")
+    serve.add_argument("--unsandboxed", action="store_true", help="let what the model runs do whatever you can")
     _add_state(serve)
 
     ask = commands.add_parser("ask", help="ask a question and print the answer", description=_ASK)
@@ -82,7 +83,7 @@ def _run(chosen: argparse.Namespace) -> int:
         return demo.run(chosen.state)
     from cli import serve
 
-    return serve.run(chosen.state, chosen.host, chosen.port)
+    return serve.run(chosen.state, chosen.host, chosen.port, chosen.unsandboxed)
 
 
 def _prompt(given: str) -> str:

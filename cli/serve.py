@@ -14,7 +14,7 @@ from rich.console import Console
 
 from cli.ask import plain
 from cli.endpoint import Endpoint, Unusable, announce, api_key, withdraw
-from local import service
+from local import sandbox, service
 from local.api import NotUnderstood
 from local.deploy import DeployFailed
 from local.engine import EngineFailed
@@ -39,14 +39,18 @@ def answering(environ: Mapping[str, str]) -> Iterator[tuple[Model, str]]:
 
 
 @contextmanager
-def serving(state: Path, host: str, port: int, console: Console) -> Iterator[tuple[Service, str]]:
+def serving(
+    state: Path, host: str, port: int, console: Console, *, unsandboxed: bool = False
+) -> Iterator[tuple[Service, str]]:
     """The service with who answers. Raises `Unusable`, in one sentence, where it cannot run."""
     state = state.resolve()  # the engine works in another directory
     key = _prepared(state)
     _check_address(host, port)
     with answering(os.environ) as (model, name), console.status("Starting …") as status:
         try:
-            with service.running(state, model, key, host=host, port=port, say=status.update) as running:
+            with service.running(
+                state, model, key, host=host, port=port, unsandboxed=unsandboxed, say=status.update
+            ) as running:
                 status.stop()
                 announce(state, Endpoint(running.url, key, name), **_backend(running))
                 try:
@@ -60,6 +64,7 @@ def serving(state: Path, host: str, port: int, console: Console) -> Iterator[tup
 def _backend(running: Service) -> dict[str, str]:
     return {
         "engine_url": running.engine.url,
+        "engine_root": running.engine.root,
         "bucket": running.deployed.bucket,
         "state_machine_arn": running.deployed.state_machine_arn,
     }
@@ -89,19 +94,44 @@ def _check_address(host: str, port: int) -> None:
         raise Unusable(f"The service cannot listen on port {port} of {host} ({error.strerror}).") from error
 
 
-def run(state: Path, host: str, port: int) -> int:
+def _check_sandbox(state: Path) -> None:
+    """A real model gets a shell only where the machine keeps it in."""
+    _prepared(state)
+    try:
+        held = not os.environ.get("ANTHROPIC_API_KEY") or sandbox.holding(state)
+    except EngineFailed as failed:
+        raise Unusable(str(failed)) from failed
+    if not held:
+        raise Unusable(
+            "This machine offers no sandbox that keeps what the model runs from your files (Linux 6.2 with Landlock, "
+            "bubblewrap, or serve as root would); with --unsandboxed it runs as you."
+        )
+
+
+def run(state: Path, host: str, port: int, unsandboxed: bool) -> int:
     """Serves until Ctrl-C or SIGTERM. Raises `KeyboardInterrupt` for one that comes before the service is up."""
     console = plain()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
-    with serving(state, host, port, console) as (running, name), suppress(KeyboardInterrupt):
-        console.print(f"Answering: {name}\nSessions are kept in {state}. Ctrl-C ends the service.\n", soft_wrap=True)
+    if not unsandboxed:
+        _check_sandbox(state.resolve())
+    serve = serving(state, host, port, console, unsandboxed=unsandboxed)
+    with serve as (running, name), suppress(KeyboardInterrupt):
+        console.print(f"Answering: {name}\nThe agent {kept_in(running)}.", soft_wrap=True)
+        console.print(f"Sessions are kept in {state}. Ctrl-C ends the service.\n", soft_wrap=True)
         print(f"{running.url} is ready:\n\n{_curl(running)}\n", flush=True)
         while _alive(running.engine.pid):
             time.sleep(1)
         raise Unusable(f"The engine ended; its log is {running.engine.state / 'engine.log'}. Start it again.")
     console.print("Ended.")
     return 0
+
+
+def kept_in(running: Service) -> str:
+    """What the agent can reach, for people."""
+    if running.sandbox:
+        return f"is kept from your files by {sandbox.NAMES[running.sandbox]}"
+    return "runs as you: it can read and change your files"
 
 
 def _curl(running: Service) -> str:

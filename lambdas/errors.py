@@ -17,6 +17,7 @@
     ├── AgentCrashed            502  the CLI died
     ├── RunTimedOut             504  the backstop behind the run's own deadline
     └── Internal                500  anything else
+        ├── CarelessDeployment      500  a credential is where code of the model's could find it
         ├── SessionDamaged          500  a stored session is not what its metadata promise
         ├── SessionUnreadable       500  the run left a file that cannot be read, so it cannot be kept
         └── StorageUnavailable      500  S3 did not take a write or give a read; repeated by the definition
@@ -202,6 +203,12 @@ class Internal(WorkflowError):
     """Anything else. The caller learns that it happened, the operator why."""
 
     retryable = True
+
+
+class CarelessDeployment(Internal):
+    """A credential of the deployment is where code of the model's could find it; nothing was spent."""
+
+    retryable = False
 
 
 class SessionDamaged(Internal):

@@ -23,7 +23,8 @@ from botocore.exceptions import BotoCoreError, ClientError
 from lambdas.agent.bedrock import bedrock
 from lambdas.agent.claude import CONTINUE, Outcome, Turn, converse
 from lambdas.agent.credentials import Proxy, Secret, Upstream, anthropic, supabase
-from lambdas.agent.sandbox import Scratch, seal
+from lambdas.agent.sandbox import Scratch, refuse_careless, seal, swept
+from lambdas.agent.wall import Wall
 from lambdas.contract import Grant, Json, Result, RunResult, Staged, Task
 from lambdas.errors import AgentCrashed, ModelUnauthorized, StorageUnavailable, WorkflowError
 from lambdas.sessions.archive import Packed, pack, snapshot
@@ -49,6 +50,7 @@ def handler(event: Json, context: object) -> Json:
 @cache
 def worker() -> "Worker":
     seal()
+    refuse_careless(os.environ)
     # Warnings of these two quote URLs with their signatures, and what the agent printed.
     logging.getLogger("urllib3").setLevel(logging.ERROR)
     logging.getLogger("claude_agent_sdk").setLevel(logging.CRITICAL)
@@ -76,7 +78,7 @@ class Worker:
 
     def _run(self, task: Task) -> RunResult:
         body = json.loads(self.grantee.read(task.grants.request))["body"]
-        with Scratch(Path(self.settings.scratch) / task.claude_session) as scratch:
+        with swept(self.settings.wiped), Scratch(self._root(task), self._wall(task)) as scratch:
             before = self._restore(task, scratch)
             settle(before, scratch.private)
             saver = _Saver(self, task, scratch, before)
@@ -108,6 +110,7 @@ class Worker:
         unpack(archive, restored, self._limits)
         for root in ROOTS:
             (restored / root).replace(scratch.root / root)
+        scratch.hand_over()  # before the snapshot, since a new owner is a change
         found = snapshot(_roots(scratch), partial(_kept, task.claude_session))
         return resumed.known(found) if resumed else found
 
@@ -156,6 +159,13 @@ class Worker:
         if staged is None:
             raise StorageUnavailable(detail="staging: S3 answered 412 to an unconditional PUT")
         return staged
+
+    def _root(self, task: Task) -> Path:
+        return Path(self.settings.scratch) / task.claude_session
+
+    def _wall(self, task: Task) -> Wall:
+        most = self.settings.max_session_bytes + 1  # so that a file that outgrows the session still fails it by name
+        return Wall.of(self.settings.sandbox, task.claude_session, most)
 
     @property
     def _limits(self) -> Limits:

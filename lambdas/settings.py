@@ -5,6 +5,10 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+SANDBOXES = ("none", "landlock", "bubblewrap", "seatbelt")
+"""What can keep the agent from the rest of the machine. Behind each but `none`, a service that runs as root gives the
+agent a user id of its own."""
+
 
 class MissingSetting(RuntimeError):
     """An environment variable that the function cannot work without is missing or malformed."""
@@ -150,6 +154,10 @@ class AgentSettings:
     max_session_files: int
     scratch: str
     """The directory under which a run's scratch lives; on Lambda only /tmp is writable."""
+    sandbox: str = "none"
+    """What keeps the agent from the rest of a machine that is not the function's alone: one of `SANDBOXES`."""
+    wiped: tuple[str, ...] = ()
+    """Directories of the function's alone, in which whatever a run left is removed."""
 
     @classmethod
     def read(cls, environ: Mapping[str, str] = os.environ) -> "AgentSettings":
@@ -157,6 +165,8 @@ class AgentSettings:
         provider = _text(environ, "MODEL_PROVIDER")
         if provider not in ("anthropic", "bedrock"):
             raise MissingSetting("MODEL_PROVIDER", "must be anthropic or bedrock")
+        if _text(environ, "SANDBOX") not in SANDBOXES:
+            raise MissingSetting("SANDBOX", f"must be one of {', '.join(SANDBOXES)}")
         return cls(
             provider=provider,
             model_url=_text(environ, "ANTHROPIC_BASE_URL").rstrip("/"),
@@ -166,6 +176,8 @@ class AgentSettings:
             max_session_bytes=int(_number(environ, "MAX_SESSION_BYTES")),
             max_session_files=int(_number(environ, "MAX_SESSION_FILES")),
             scratch=_text(environ, "SCRATCH"),
+            sandbox=_text(environ, "SANDBOX"),
+            wiped=tuple(path for path in environ.get("WIPED", "").split(":") if path),
         )
 
 

@@ -12,6 +12,7 @@ import importlib.metadata
 import io
 import json
 import os
+import secrets
 import shlex
 import subprocess
 import sys
@@ -44,6 +45,8 @@ DEPLOYED = (
 )
 SYNTHESIZED_FROM = ("app.py", "cdk.json", "stacks", "statemachine", "lambdas/errors.py", "lambdas/settings.py")
 DEPLOY_SECONDS = 60
+HERE = {"WIPED": ""}
+"""What is never so here: no directory of this machine is the function's alone."""
 
 
 class DeployFailed(RuntimeError):
@@ -133,10 +136,12 @@ def deploy(
         _bucket(s3, bucket)
     s3.put_object(Bucket=CODE_BUCKET, Key=CODE_KEY, Body=_bootstrap())
     fitted = fit(template, settings or {})
-    _adopt_bucket(formation, fitted)
-    formation.update_stack(StackName=STACK, TemplateBody=json.dumps(fitted), Capabilities=["CAPABILITY_IAM"])
-    _await_stack(formation, "UPDATE")
-    listed = formation.describe_stack_resources(StackName=STACK)["StackResources"]
+    # The engine reckons a role's credentials from the names of role and function: these must be nobody's to guess.
+    stack = f"{STACK}-{secrets.token_hex(8)}"
+    _adopt_bucket(formation, stack, fitted)
+    formation.update_stack(StackName=stack, TemplateBody=json.dumps(fitted), Capabilities=["CAPABILITY_IAM"])
+    _await_stack(formation, stack, "UPDATE")
+    listed = formation.describe_stack_resources(StackName=stack)["StackResources"]
     ids = {resource["LogicalResourceId"]: resource["PhysicalResourceId"] for resource in listed}
     only = {kind: ids[name] for name, kind in _types(template).items() if name in ids}
     vault = engine.client("secretsmanager")
@@ -155,13 +160,13 @@ def _bucket(s3: Any, name: str) -> None:
         s3.create_bucket(Bucket=name)
 
 
-def _adopt_bucket(formation: Any, fitted: Mapping[str, Any]) -> None:
+def _adopt_bucket(formation: Any, stack: str, fitted: Mapping[str, Any]) -> None:
     """Makes the stack out of the bucket that is there, as one imports a resource in AWS; its settings follow."""
     buckets = [name for name, resource in fitted["Resources"].items() if resource["Type"] == "AWS::S3::Bucket"]
     identifier = {"BucketName": BUCKET}
     bare = {"Type": "AWS::S3::Bucket", "DeletionPolicy": "Retain", "Properties": identifier}
     formation.create_change_set(
-        StackName=STACK,
+        StackName=stack,
         ChangeSetName="adopt",
         ChangeSetType="IMPORT",
         TemplateBody=json.dumps({"Resources": dict.fromkeys(buckets, bare)}),
@@ -170,9 +175,9 @@ def _adopt_bucket(formation: Any, fitted: Mapping[str, Any]) -> None:
             for name in buckets
         ],
     )
-    _await_change_set(formation)
-    formation.execute_change_set(StackName=STACK, ChangeSetName="adopt")
-    _await_stack(formation, "IMPORT")
+    _await_change_set(formation, stack)
+    formation.execute_change_set(StackName=stack, ChangeSetName="adopt")
+    _await_stack(formation, stack, "IMPORT")
 
 
 def _bootstrap() -> bytes:
@@ -190,9 +195,9 @@ def _bootstrap() -> bytes:
     return packed.getvalue()
 
 
-def _await_change_set(formation: Any) -> None:
+def _await_change_set(formation: Any, stack: str) -> None:
     def status() -> str:
-        return str(formation.describe_change_set(StackName=STACK, ChangeSetName="adopt")["Status"])
+        return str(formation.describe_change_set(StackName=stack, ChangeSetName="adopt")["Status"])
 
     _await(lambda: status() == "CREATE_COMPLETE")
 
@@ -205,17 +210,17 @@ def _await(reached: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
-def _await_stack(formation: Any, action: str) -> None:
+def _await_stack(formation: Any, stack: str, action: str) -> None:
     def status() -> str:
-        return str(formation.describe_stacks(StackName=STACK)["Stacks"][0]["StackStatus"])
+        return str(formation.describe_stacks(StackName=stack)["Stacks"][0]["StackStatus"])
 
     _await(lambda: not status().endswith("IN_PROGRESS"))
     if status() != f"{action}_COMPLETE":
-        raise DeployFailed(f"The engine refused the template: {'; '.join(_reasons(formation))}")
+        raise DeployFailed(f"The engine refused the template: {'; '.join(_reasons(formation, stack))}")
 
 
-def _reasons(formation: Any) -> Iterator[str]:
-    for event in formation.describe_stack_events(StackName=STACK)["StackEvents"]:
+def _reasons(formation: Any, stack: str) -> Iterator[str]:
+    for event in formation.describe_stack_events(StackName=stack)["StackEvents"]:
         if event["ResourceStatus"].endswith("FAILED"):
             yield f"{event['LogicalResourceId']}: {event.get('ResourceStatusReason', 'no reason given')}"
 
@@ -253,7 +258,7 @@ def _fitted(resource: Mapping[str, Any], kept: set[str], settings: Mapping[str, 
 
 def _function(properties: Mapping[str, Any], settings: Mapping[str, str]) -> dict[str, Any]:
     variables = properties.get("Environment", {}).get("Variables", {})
-    replaced = {name: settings.get(name, value) for name, value in variables.items()}
+    replaced = {name: HERE.get(name, settings.get(name, value)) for name, value in variables.items()}
     left_out = ("PackageType", "ImageConfig", "Architectures")
     return {name: value for name, value in properties.items() if name not in left_out} | {
         "Runtime": "provided.al2023",

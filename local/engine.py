@@ -8,9 +8,12 @@ The engine ends when its standard input closes, a worker when its parent is gone
 so it is the same on Linux and macOS.
 """
 
+import asyncio
 import fcntl
 import http.client
 import os
+import resource
+import secrets
 import shutil
 import signal
 import socket
@@ -20,7 +23,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
@@ -33,13 +36,16 @@ from local.mend import mend
 REGION = "us-east-1"
 ACCOUNT = "000000000000"
 
-ROOT = "test"
-"""Key and secret of the account's root, which the engine lets do everything without checking a signature."""
-
 START_SECONDS = 60
 STOP_SECONDS = 5
 LOCK_SECONDS = 6
 """How long a start waits for the engine of a service that was just killed: it notices within a second or two."""
+
+KEEP_ALIVE_SECONDS = 75
+"""How long the engine keeps an idle connection, as ministack's own start has it."""
+
+OPEN_FILES = 10_240
+"""What macOS allows a process that may open as many files as it likes."""
 
 KEPT = ("PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "SSL_CERT_FILE", "SSL_CERT_DIR", "HTTPS_PROXY", "NO_PROXY")
 """All that the engine and its functions get of the user's environment: no credential, no setting of another tool."""
@@ -65,6 +71,8 @@ class Engine:
     pid: int
     state: Path
     """The directory that holds its S3, its log and its lock."""
+    root: str = field(repr=False)
+    """Key and secret of the account's root, drawn at the start: who knows it may do everything."""
 
     def client(self, service: str, *, read_timeout: float = 60, connections: int = 10) -> Any:
         """A boto3 client of `service`, as the account's root; it repeats nothing by itself."""
@@ -72,8 +80,8 @@ class Engine:
             service,
             region_name=REGION,
             endpoint_url=self.url,
-            aws_access_key_id=ROOT,
-            aws_secret_access_key=ROOT,
+            aws_access_key_id=self.root,
+            aws_secret_access_key=self.root,
             config=Config(
                 read_timeout=read_timeout,
                 retries={"total_max_attempts": 1},
@@ -131,25 +139,25 @@ def _scratch(state: Path) -> Iterator[Path]:
 
 
 def _start(state: Path, scratch: Path, lock: IO[bytes], log: IO[bytes]) -> tuple[Engine, "subprocess.Popen[bytes]"]:
-    port = _free_port()
+    port, root = _free_port(), f"root{secrets.token_hex(16)}"
     process = subprocess.Popen(
         [sys.executable, "-m", "local.engine"],
         cwd=Path(__file__).parent.parent,
-        env=_environment(port, state, scratch),
+        env=_environment(port, state, scratch, root),
         stdin=subprocess.PIPE,
         stdout=log,
         stderr=log,
         pass_fds=(lock.fileno(),),
         start_new_session=True,
     )
-    return Engine(_url(port), process.pid, state), process
+    return Engine(_url(port), process.pid, state, root), process
 
 
 def _url(port: int) -> str:
     return f"http://127.0.0.1:{port}"
 
 
-def _environment(port: int, state: Path, scratch: Path) -> dict[str, str]:
+def _environment(port: int, state: Path, scratch: Path, root: str) -> dict[str, str]:
     return {name: os.environ[name] for name in KEPT if name in os.environ} | {
         "HOME": str(scratch),
         "TMPDIR": str(scratch),
@@ -161,6 +169,8 @@ def _environment(port: int, state: Path, scratch: Path) -> dict[str, str]:
         "MINISTACK_ACCOUNT_ID": ACCOUNT,
         "MINISTACK_REGION": REGION,
         "AUTH": "true",
+        "AWS_ACCESS_KEY_ID": root,  # functions get their role's instead
+        "AWS_SECRET_ACCESS_KEY": root,
         # Objects live on disk; all the rest is deployed anew at every start.
         "S3_PERSIST": "1",
         "S3_DATA_DIR": str(state / "s3"),
@@ -218,11 +228,21 @@ def _stop(process: "subprocess.Popen[bytes]") -> None:
 
 
 def main() -> None:
-    """The engine's process: `ministack` in the foreground, ended when the service that started it is gone."""
+    """The engine's process: `ministack` behind the guard, ended when the service that started it is gone."""
     threading.Thread(target=_end_with_service, daemon=True).start()
-    from ministack.app import main as serve  # its import reads the environment and takes most of the start
+    from hypercorn.asyncio import serve
+    from hypercorn.config import Config as Serving
+    from ministack.app import app  # its import reads the environment and takes most of the start
 
-    serve()
+    from local.guard import Guard
+
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    files = OPEN_FILES if most == resource.RLIM_INFINITY else most
+    resource.setrlimit(resource.RLIMIT_NOFILE, (files, most))
+    serving = Serving()
+    serving.bind = [f"{os.environ['BIND_HOST']}:{os.environ['GATEWAY_PORT']}"]
+    serving.keep_alive_timeout = KEEP_ALIVE_SECONDS
+    asyncio.run(serve(Guard(app, os.environ["AWS_ACCESS_KEY_ID"]), serving))
 
 
 def _end_with_service() -> None:

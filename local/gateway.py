@@ -28,7 +28,7 @@ from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials
 
 from local.api import Answer, Api, Integration, Method
-from local.engine import ACCOUNT, REGION, ROOT
+from local.engine import ACCOUNT, REGION
 from local.mapping import Input, render, texts
 
 MAX_REQUEST = 10 * 1024 * 1024
@@ -97,7 +97,8 @@ class Response:
 class Backend:
     """Step Functions as an integration sees it: StartSyncExecution, with the limits that the engine leaves out."""
 
-    def __init__(self, engine_url: str, machine_timeout: float | None) -> None:
+    def __init__(self, engine_url: str, root: str, machine_timeout: float | None) -> None:
+        self._root = Credentials(root, root)
         self._address = engine_url.removeprefix("http://")
         self._machine_timeout = machine_timeout
         self._runs = ThreadPoolExecutor(MAX_RUNS, thread_name_prefix="execution")
@@ -123,7 +124,7 @@ class Backend:
         request = AWSRequest("POST", f"http://{self._address}/", data=json.dumps(call).encode())
         request.headers["Content-Type"] = "application/x-amz-json-1.0"
         request.headers["X-Amz-Target"] = f"AWSStepFunctions.{action}"
-        SigV4Auth(Credentials(ROOT, ROOT), "states", REGION).add_auth(request)
+        SigV4Auth(self._root, "states", REGION).add_auth(request)
         connection = http.client.HTTPConnection(self._address)
         try:
             connection.request("POST", "/", request.body, dict(request.headers.items()))
@@ -437,13 +438,14 @@ class _Server(ThreadingHTTPServer):
 
 @contextmanager
 def serving(
-    api: Api, engine_url: str, keys: Mapping[str, str], *, host: str = "127.0.0.1", port: int = 0
+    api: Api, engine_url: str, keys: Mapping[str, str], *, root: str, host: str = "127.0.0.1", port: int = 0
 ) -> Iterator[str]:
     """Serves the API in threads of its own, and yields its base URL; ended on the way out, without waiting for runs.
 
-    `keys` maps the value of each API key to its logical id in the template. Raises `OSError` if the port is taken.
+    `keys` maps the value of each API key to its logical id in the template; `root` is the key of the
+    engine's root. Raises `OSError` if the port is taken.
     """
-    backend = Backend(engine_url, api.machine_timeout)
+    backend = Backend(engine_url, root, api.machine_timeout)
     with _Server((host, port), _Handler) as server:
         server.gateway = Gateway(api, backend, keys)
         threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()

@@ -4,9 +4,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import gettempdir
 
-from local import api, deploy, engine, gateway
+from local import api, deploy, engine, gateway, sandbox
 from local.deploy import Deployed
 from local.engine import Engine
 
@@ -31,6 +30,8 @@ class Service:
     """The API key it asks for."""
     engine: Engine
     deployed: Deployed
+    sandbox: str | None = None
+    """What keeps the agent from the user's files, of `settings.SANDBOXES`; None: nothing, it runs as the user."""
 
 
 @contextmanager
@@ -41,10 +42,12 @@ def running(
     *,
     host: str = "127.0.0.1",
     port: int = 0,
+    unsandboxed: bool = False,
     say: Callable[[str], None] = lambda _: None,
 ) -> Iterator[Service]:
     """The service with its sessions in `state`, ended with all it started on the way out.
 
+    The agent is kept in a sandbox where the machine offers one, unless `unsandboxed`.
     `say` hears of what takes longer than a second. Raises `EngineFailed`, `DeployFailed`, or `OSError` where the port
     is taken.
     """
@@ -52,9 +55,14 @@ def running(
     template = deploy.synthesized(state, say)
     say("Starting the engine …")
     with engine.running(state) as started:
-        settings = {"ANTHROPIC_BASE_URL": model.url, "SCRATCH": f"{gettempdir()}/claude-agent"}
+        holding = None if unsandboxed else sandbox.holding(state)
+        settings = {
+            "ANTHROPIC_BASE_URL": model.url,
+            "SCRATCH": str(sandbox.scratch()),
+            "SANDBOX": holding or "none",
+        }
         deployed = deploy.deploy(started, template, settings=settings, secret={"ANTHROPIC_API_KEY": model.key})
         described = api.read_api(template, deployed.resources)
         keys = {key: described.api_keys[0]} if described.api_keys else {}
-        with gateway.serving(described, started.url, keys, host=host, port=port) as base:
-            yield Service(base + PATH, key, started, deployed)
+        with gateway.serving(described, started.url, keys, root=started.root, host=host, port=port) as base:
+            yield Service(base + PATH, key, started, deployed, holding)

@@ -164,6 +164,8 @@ class Functions(Construct):
             "SUPABASE_URL": deployment.supabase_url,
             **self._session_limits,
             "SCRATCH": "/tmp/claude-agent",
+            "SANDBOX": "none",  # the machine is the function's alone
+            "WIPED": "/tmp:/dev/shm:/var/tmp",
         }
         if deployment.provider == "bedrock":
             environment["BEDROCK_MODEL"] = deployment.bedrock_models[0]

@@ -99,9 +99,8 @@ def crowd(state: Path, objects: dict[str, bytes]) -> Iterator[Crowd]:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         url = f"http://127.0.0.1:{server.server_port}"
-        announce(
-            state, Endpoint("http://unused", None), engine_url=url, bucket="crowd", state_machine_arn="arn:machine"
-        )
+        backend = {"engine_url": url, "engine_root": "root", "bucket": "crowd", "state_machine_arn": "arn:machine"}
+        announce(state, Endpoint("http://unused", None), **backend)
         try:
             yield server
         finally:

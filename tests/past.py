@@ -135,5 +135,6 @@ def past(state: Path) -> Iterator[Past]:
             name="Machine", type="EXPRESS", roleArn=role, definition=json.dumps(ECHO)
         )
         arn = made["stateMachineArn"]
-        announce(state, Endpoint("http://unused", None), engine_url=running.url, bucket=BUCKET, state_machine_arn=arn)
+        backend = {"engine_url": running.url, "engine_root": running.root, "bucket": BUCKET, "state_machine_arn": arn}
+        announce(state, Endpoint("http://unused", None), **backend)
         yield Past(running, arn, state)

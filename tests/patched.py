@@ -22,7 +22,7 @@ def serving(state: Path, template: Json, model: Model, added: Mapping[str, str])
             secret={"ANTHROPIC_API_KEY": model.key},
         )
         described = api.read_api(deployed.template, deployed.resources)
-        with gateway.serving(described, started.url, {KEY: described.api_keys[0]}) as base:
+        with gateway.serving(described, started.url, {KEY: described.api_keys[0]}, root=started.root) as base:
             yield Service(f"{base}/claude-code", KEY, started, deployed)
 
 

@@ -787,11 +787,14 @@ def outcome(archive: bytes) -> Photo | None:
     with scratch() as base:
         into = base / "workspace"
         before = photo(base / "claude")
+        tracemalloc.start()
         try:
             unpack(Opened(archive), into, Limits(50, 1 << 20, 200))
         except SessionDamaged:
             return None
         finally:
+            assert tracemalloc.get_traced_memory()[1] < 16 << 20
+            tracemalloc.stop()
             assert photo(base / "claude") == before
             assert sorted(path.name for path in base.iterdir()) == ["claude", "workspace"]
             assert {path.name for path in into.iterdir()} <= {"workspace", "claude"}

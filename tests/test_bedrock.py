@@ -197,6 +197,7 @@ def run(prompt: str, scratch: Scratch, model: str | None = None) -> Outcome:
         "MAX_SESSION_BYTES": "1000",
         "MAX_SESSION_FILES": "10",
         "SCRATCH": "unused",
+        "SANDBOX": "none",
     }
     turn = Turn(prompt, claude_session=str(uuid.uuid4()), resume=False, model=model)
     with Proxy(_upstreams(AgentSettings.read(settings), None)) as proxy:

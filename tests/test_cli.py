@@ -4,9 +4,11 @@ import http.server
 import json
 import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,7 +19,7 @@ from typing import Any
 import pytest
 
 from local.model import MARK
-from tests.commands import ROOT, Serve, assert_nothing_runs, command
+from tests.commands import COMMAND, ENVIRONMENT, ROOT, Serve, assert_nothing_runs, command
 
 
 def one_sentence(done: "subprocess.CompletedProcess[str]") -> str:
@@ -49,6 +51,41 @@ def test_the_key_is_the_users_alone(serve: Serve) -> None:
     """Nobody else on the machine can read it, nor what the sessions hold."""
     assert (serve.state / "api-key").read_text() == serve.key
     assert (serve.state / "api-key").stat().st_mode & 0o777 == 0o600
+
+
+def test_what_serve_leaves_word_of_is_the_users_alone(serve: Serve) -> None:
+    """The key of the engine's root is in it."""
+    assert (serve.state / "service.json").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_real_model_gets_no_shell_where_nothing_keeps_it_in(serve: Serve, tmp_path: Path) -> None:
+    """One sentence names the switch; with it the service starts, and says what it means."""
+    key = {"ANTHROPIC_API_KEY": "sk-none", "ANTHROPIC_BASE_URL": "http://127.0.0.1:1"}
+    bare = [sys.executable, "-m", "tests.bare", *COMMAND, "serve", "--port", "0", "--state", str(tmp_path)]
+    done = subprocess.run(bare, env=ENVIRONMENT | key, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert "no sandbox" in one_sentence(done)
+    assert "--unsandboxed" in done.stderr
+    started = Serve.start(tmp_path, "--unsandboxed", like=serve.state, **key)
+    assert "The agent runs as you" in started.said()
+    assert started.end() == 0
+
+
+def test_a_scratch_directory_of_somebody_elses_is_one_sentence(serve: Serve, tmp_path: Path) -> None:
+    """In /tmp anybody can make one of that name; it is a link here, as a thief would make it."""
+    shutil.copy(next(serve.state.glob("template-*.json")), tmp_path)
+    name = "claude-agent" if os.geteuid() == 0 else f"claude-agent-{os.geteuid()}"
+    (tmp_path / name).symlink_to(tmp_path)
+    done = command("serve", "--port", "0", "--state", tmp_path, env={"TMPDIR": str(tmp_path)})
+    assert "somebody else's" in one_sentence(done)
+
+
+def test_demo_answers_twice_whatever_the_machine_offers(serve: Serve, tmp_path: Path) -> None:
+    """Without a sandbox it says so, and asks for no shell."""
+    shutil.copy(next(serve.state.glob("template-*.json")), tmp_path)
+    bare = [sys.executable, "-m", "tests.bare", *COMMAND, "demo", "--state", str(tmp_path)]
+    done = subprocess.run(bare, env=ENVIRONMENT, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout.count(MARK)) == (0, 2), done.stderr
+    assert "The agent runs as you" in done.stderr
 
 
 def test_ask_prints_the_answer_and_how_to_go_on(serve: Serve) -> None:

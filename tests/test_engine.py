@@ -10,12 +10,13 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
+from botocore.exceptions import ClientError
 
 from lambdas import errors
 from local import deploy, engine
@@ -297,6 +298,51 @@ def test_nobody_reads_the_bucket_without_a_signature(workflow: Workflow) -> None
     workflow.engine.client("s3").put_object(Bucket=BUCKET, Key="session-private.zip", Body=b"zip")
     with pytest.raises(urllib.error.HTTPError, match="403"):
         urllib.request.urlopen(f"{workflow.engine.url}/{BUCKET}/session-private.zip")
+
+
+@pytest.mark.parametrize("key", ["test", "000000000000", "111122223333", "AKIAWHOEVER"])
+def test_nobody_is_root_by_a_key_that_can_be_known(workflow: Workflow, key: str) -> None:
+    """Neither by the emulator's usual key nor by an account's number, whose signatures it would not even check."""
+    workflow.engine.client("s3").put_object(Bucket=BUCKET, Key="session-private.zip", Body=b"zip")
+    known = replace(workflow.engine, root=key)
+    for service, action, arguments in (
+        ("s3", "get_object", {"Bucket": BUCKET, "Key": "session-private.zip"}),
+        ("secretsmanager", "list_secrets", {}),
+        ("lambda", "list_functions", {}),
+        ("stepfunctions", "list_state_machines", {}),
+    ):
+        with pytest.raises(ClientError) as refused:
+            getattr(known.client(service), action)(**arguments)
+        assert refused.value.response["ResponseMetadata"]["HTTPStatusCode"] in (400, 403)
+
+
+@pytest.mark.parametrize("path", ["/_ministack/reset", "/_ministack/config", "/_localstack/health", "/health"])
+def test_the_emulators_own_interface_is_closed(workflow: Workflow, path: str) -> None:
+    """Otherwise any program on the machine could wipe the sessions."""
+    with pytest.raises(urllib.error.HTTPError, match="403"):
+        urllib.request.urlopen(f"{workflow.engine.url}{path}", b"{}")
+
+
+def test_the_credentials_of_roles_cannot_be_reckoned(workflow: Workflow, template: Json, tmp_path: Path) -> None:
+    """The engine makes them of the names of function and role, which are others at every start."""
+    with engine.running(tmp_path) as running:
+        again = deploy.deploy(running, template).resources
+    before = workflow.deployed.resources
+    reckoned = {name for name, one in template["Resources"].items() if one["Type"].endswith(("::Role", "::Function"))}
+    kept = {name for name in reckoned & set(again) if again[name] == before.get(name)}
+    assert (len(reckoned & set(again)) >= 9, kept) == (True, set())
+
+
+def test_no_directory_of_this_machine_is_wiped(template: Json) -> None:
+    """In AWS /tmp is the function's alone; here it never is, whatever the settings say."""
+    functions = deploy.fit(template, {"WIPED": "/tmp"})["Resources"].values()
+    wiped = [
+        one["Properties"]["Environment"]["Variables"].get("WIPED", "")
+        for one in functions
+        if one["Type"] == "AWS::Lambda::Function" and "Environment" in one["Properties"]
+    ]
+    assert set(wiped) == {""}
+    assert "/tmp" in json.dumps(template)
 
 
 def test_data_survive_the_engines_sudden_end(template: Json, tmp_path: Path) -> None:

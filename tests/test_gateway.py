@@ -128,7 +128,7 @@ class Client:
 @contextmanager
 def client_of(api: Api, machine: Machine) -> Iterator[Client]:
     keys = {KEY: api.api_keys[0], OTHER_KEY: "SomebodyElsesKey"} if api.api_keys else {}
-    with serving(api, machine.url, keys) as url:
+    with serving(api, machine.url, keys, root="root") as url:
         yield Client(url.removeprefix("http://"))
 
 
@@ -461,7 +461,10 @@ def test_a_busy_port_is_an_os_error(api: Api, machine: Machine) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        with pytest.raises(OSError, match="in use"), serving(api, machine.url, {}, port=taken.getsockname()[1]):
+        with (
+            pytest.raises(OSError, match="in use"),
+            serving(api, machine.url, {}, root="root", port=taken.getsockname()[1]),
+        ):
             pass
 
 

@@ -164,5 +164,6 @@ def test_the_demo_prints_what_readme_shows(serve: Serve) -> None:
     shown = lasting(blocks("text")[0])
     assert [line for line in said if line not in shown] == []
     assert [line for line in shown if line not in said] == [
-        "The service is ended. Start it yourself: claude-workflow serve"
+        "The agent is kept from your files by Landlock.",
+        "The service is ended. Start it yourself: claude-workflow serve",
     ]

@@ -173,7 +173,7 @@ def test_a_thousand_failures_among_a_hundred_thousand_runs(tmp_path: Path) -> No
 def test_all_of_a_hundred_thousand_runs_are_listed_by_the_thousand(tmp_path: Path) -> None:
     """A hundred requests find them; what is read of each comes on top, and none of it is kept."""
     with crowd(tmp_path, a_day()) as service:
-        records = Records(Engine(f"http://127.0.0.1:{service.server_port}", 0, tmp_path).client("s3"), "crowd")
+        records = Records(Engine(f"http://127.0.0.1:{service.server_port}", 0, tmp_path, "root").client("s3"), "crowd")
         now = time.time()
         assert sum(len(page) for page in records.since(now - 86_400, now)) == ALL
         assert dict(records.requests) == {"ListObjectsV2": ALL // 1000}

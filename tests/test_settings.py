@@ -24,6 +24,7 @@ AGENT = {
     "MAX_SESSION_BYTES": "1000",
     "MAX_SESSION_FILES": "10",
     "SCRATCH": "/tmp/claude-agent",
+    "SANDBOX": "none",
 }
 
 
@@ -86,6 +87,12 @@ def test_the_providers() -> None:
         AgentSettings.read(bedrock)
     with pytest.raises(MissingSetting, match="MODEL_PROVIDER"):
         AgentSettings.read(AGENT | {"MODEL_PROVIDER": "vertex"})
+
+
+def test_an_unknown_sandbox_is_refused() -> None:
+    """A word that means nothing must not mean no sandbox."""
+    with pytest.raises(MissingSetting, match="SANDBOX must be one of none, landlock"):
+        AgentSettings.read(AGENT | {"SANDBOX": "yes"})
 
 
 def test_the_agents_settings_name_no_bucket() -> None:

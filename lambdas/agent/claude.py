@@ -22,6 +22,7 @@ makes the other tools disappear, for subagents too. `Bash(git *)` is therefore n
 
 import asyncio
 import json
+import math
 import time
 import uuid
 from collections import deque
@@ -38,7 +39,7 @@ from claude_agent_sdk._internal.transport.subprocess_cli import SubprocessCLITra
 
 from lambdas.agent.checkpoint import Checkpoints, Saver
 from lambdas.agent.credentials import Proxy
-from lambdas.agent.sandbox import Processes, Scratch, environment
+from lambdas.agent.sandbox import Processes, Scratch, environment, refuse_credentials
 from lambdas.agent.spending import Spending
 from lambdas.errors import (
     MODEL_STATUSES,
@@ -167,7 +168,7 @@ class _Agent:
     def cost(self, result: Json) -> float:
         """US dollars of this run; without a result, what the CLI said at the last tool result."""
         total = float(result.get("total_cost_usd") or self._total)
-        return max(0.0, round(total - self._earlier, 10))
+        return max(0.0, round(total - self._earlier, 10)) if math.isfinite(total) else 0.0
 
     def _note_spent(self, total: float) -> None:
         self._total = total
@@ -245,9 +246,7 @@ class _Tee(SubprocessCLITransport):
                 if message["type"] == "user":
                     await self._ask_what_is_spent()
             elif (answer := message.get("response", {})).get("request_id") == SPENT:
-                with suppress(
-                    KeyError, TypeError, ValueError
-                ):  # the shape is experimental, the figure for failures only
+                with suppress(KeyError, TypeError, ValueError):  # the shape is experimental, the figure for failures
                     self._note_spent(float(answer["response"]["session"]["total_cost_usd"]))
             yield message
 
@@ -272,8 +271,10 @@ def _options(turn: Turn, scratch: Scratch, proxy: Proxy, stderr: Callable[[str],
         appended = scratch.private / "append-system-prompt"
         appended.write_bytes(turn.append_system_prompt.encode())
         extra["append-system-prompt-file"] = str(appended)
+    built = environment(scratch) | proxy.environment
+    refuse_credentials(built, proxy.environment)
     return ClaudeAgentOptions(
-        cli_path=scratch.launcher(CLI, environment(scratch) | proxy.environment),
+        cli_path=scratch.launcher(CLI, built, [proxy.port]),
         cwd=scratch.workspace,
         session_id=None if turn.resume else _uuid(turn.claude_session),
         resume=_uuid(turn.claude_session) if turn.resume else None,
@@ -333,7 +334,7 @@ class _Run:
 
     def outcome(self, in_time: bool) -> Outcome:
         """The completed run, or raises what it failed by."""
-        result = next((m for m in reversed(self.agent.messages) if m["type"] == "result"), {})
+        result = next((m for m in reversed(self.agent.messages) if _is_result(m)), {})
         if not in_time:
             if not self.proxy.answers:
                 raise self._error(ModelOverloaded, result, "The deadline passed before the first turn began.")
@@ -377,6 +378,18 @@ class _Run:
         told = (str(result.get("result") or ""), *map(str, result.get("errors") or ()), str(self.agent.failure or ""))
         detail = "\n".join(part for part in (*told, self.agent.stderr) if part)[-STDERR_BYTES:]
         return kind(sentence, retry_after=retry_after, cost_usd=self.agent.cost(result), detail=detail)
+
+
+def _is_result(message: Json) -> bool:
+    """Whether it has what a result of the CLI's has: the agent can write to the CLI's output, too."""
+    kinds: dict[str, Any] = {
+        "subtype": str,
+        "is_error": bool,
+        "total_cost_usd": (int, float),
+        "num_turns": int,
+        "usage": dict,
+    }
+    return message["type"] == "result" and all(isinstance(message.get(name), kind) for name, kind in kinds.items())
 
 
 def _stop_reason(result: Json) -> str:

@@ -175,8 +175,9 @@ class Proxy:
         for upstream in self._upstreams.values():
             upstream.credential.headers("POST", upstream.base_url, b"")
         self._server = _Server(("127.0.0.1", 0), type("Handler", (_Handler,), {"proxy": self}))
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
-        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02})
+        self.port = self._server.server_port
+        self.url = f"http://127.0.0.1:{self.port}"
+        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.005})
         self._thread.start()
         return self
 
@@ -297,11 +298,11 @@ class Proxy:
         except BaseException:
             connection.close()
             raise
-        if response.isclosed() and not response.will_close:
-            with self._guard:
+        with self._guard:
+            if self._token and response.isclosed() and not response.will_close:
                 self._idle.append(connection)
-        else:
-            connection.close()
+            else:  # also where the proxy has ended meanwhile: nobody would close it any more
+                connection.close()
 
     def _connection(self, base_url: str) -> http.client.HTTPConnection:
         """An idle connection that the other side has not closed, or a new one."""

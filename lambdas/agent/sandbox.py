@@ -1,25 +1,28 @@
 """What a run may touch: its scratch directory, its environment, and the processes it leaves behind.
 
 Everything of a run lies under one directory and is started through one launcher script, with an environment that
-is built and not inherited. Dropping the user id or entering a sandbox of the system belongs into that script.
+is built and not inherited, behind a wall (`lambdas.agent.wall`).
 """
 
 import ctypes
 import fcntl
 import itertools
 import os
+import re
 import shlex
 import signal
 import stat
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple, Self
 
-from lambdas.errors import Internal, SessionBusy
+from lambdas.agent import launch
+from lambdas.agent.wall import Wall
+from lambdas.errors import CarelessDeployment, Internal, SessionBusy
 
 PATH = ":".join(
     (
@@ -63,16 +66,20 @@ KILL_SECONDS = 5.0
 """How long the killing of a run's processes may take; a thousand of them take a tenth of a second."""
 
 
+OPEN = Wall()
+
+
 class Scratch:
     """The directory of one run, empty on entering and gone on leaving. A context manager.
 
     `root` is to be the same for every run of a session, because transcripts hold absolute paths, and of no other
-    session. What an earlier run left there is removed first. Entering raises SessionBusy if another run in this
-    machine uses it, and Internal if its parent belongs to someone else.
+    session. `wall` says whose the agent's directories are. What an earlier run left there is removed first. Entering
+    raises SessionBusy if another run in this machine uses it, and Internal if its parent belongs to someone else.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, wall: Wall = OPEN) -> None:
         self.root = root
+        self.wall = wall
         self.workspace = root / "workspace"
         """The agent's working directory."""
         self.claude = root / "claude"
@@ -90,8 +97,9 @@ class Scratch:
         self._lock = _lock(self.root.with_name(self.root.name + ".lock"))
         try:
             wipe(self.root)
-            for directory in (self.root, self.workspace, self.claude, self.home, self.tmp, self.private):
+            for directory in (self.root, self.private, *self._its_own):
                 directory.mkdir(mode=0o700)
+            self.hand_over()
         except BaseException:
             os.close(self._lock)
             raise
@@ -104,15 +112,47 @@ class Scratch:
         finally:
             os.close(self._lock)
 
-    def launcher(self, program: Path, environment: Mapping[str, str]) -> Path:
-        """Write a script that becomes `program`, with its own arguments and exactly this environment.
+    @property
+    def _its_own(self) -> tuple[Path, ...]:
+        return (self.workspace, self.claude, self.home, self.tmp)
 
-        The SDK starts the CLI with the whole environment of this process below the one it is given. Between its
-        fork and this script's exec no code of the model's runs yet.
+    def hand_over(self) -> None:
+        """Give all that is there to the agent's user, if it has one of its own; links are not followed."""
+        uid = self.wall.uid
+        if uid is None:
+            return
+        self.root.parent.chmod(0o711)  # to be passed through, not to be listed
+        for directory in (self.root, self.private):
+            os.chown(directory, -1, uid)
+            directory.chmod(0o750)
+        for own in self._its_own:
+            os.chown(own, uid, uid)
+            for _, directories, files, at in os.fwalk(own):
+                for name in (*directories, *files):
+                    os.chown(name, uid, uid, dir_fd=at, follow_symlinks=False)
+
+    def launcher(self, program: Path, environment: Mapping[str, str], ports: Sequence[int] = ()) -> Path:
+        """Write a script that becomes `program` behind the wall, with its own arguments and exactly this environment.
+
+        `ports` are those that it may connect to on loopback. The SDK starts the CLI with the whole environment of
+        this process below the one it is given. Between its fork and this script's exec no code of the model's runs
+        yet.
         """
-        variables = (shlex.quote(f"{name}={value}") for name, value in environment.items())
+        shown = self.wall.reachable(program, self.root.parent)
+        orders = self.wall.orders(shown, environment, [self.private], self._its_own, ports)
+        written = self.private / "orders.py"
+        place = str(Path(launch.__file__).parent)
+        lines = [
+            "import sys",
+            f"sys.path.append({place!r})",
+            "import launch",
+            f"orders = {orders!r}",
+            "launch.main(orders)",
+        ]
+        written.write_text("\n".join(lines) + "\n")  # a traceback shows the line that fails, so no token is in that one
         script = self.private / "launch"
-        script.write_text(f'#!/bin/sh\nexec /usr/bin/env -i {" ".join(variables)} {shlex.quote(str(program))} "$@"\n')
+        command = shlex.join([sys.executable, "-I", "-S", str(written)])
+        script.write_text(f'#!/bin/sh\nexec {command} "$@"\n')
         script.chmod(0o700)
         return script
 
@@ -130,8 +170,34 @@ def environment(scratch: Scratch) -> dict[str, str]:
         "LANG": "C.UTF-8",
     }
     # The CLI refuses bypassPermissions to root unless told that it is in a sandbox.
-    root = {"IS_SANDBOX": "1"} if os.geteuid() == 0 else {}
+    root = {"IS_SANDBOX": "1"} if os.geteuid() == 0 and scratch.wall.uid is None else {}
     return places | root | SWITCHES
+
+
+CREDENTIAL = re.compile(r".*(^|_)(KEY|TOKEN|SECRET|PASSWORD|CREDENTIALS)|AWS_.*|ANTHROPIC_.*")
+"""Names of variables that may hold a credential."""
+
+
+def refuse_credentials(built: Mapping[str, str], lent: Mapping[str, str]) -> None:
+    """Raises CarelessDeployment if the agent's environment holds what may be a credential and is not the proxy's.
+
+    `lent` is what the proxy gave: its own address, and tokens that end with the run. Nothing else that looks like a
+    credential is in an environment that is built; so what is, was put there by a change that forgot why.
+    """
+    found = [name for name, value in built.items() if CREDENTIAL.fullmatch(name) and lent.get(name) != value]
+    if found:
+        raise CarelessDeployment(detail=f"the agent's environment would hold {', '.join(sorted(found))}")
+
+
+def refuse_careless(environ: Mapping[str, str]) -> None:
+    """Raises CarelessDeployment if this function's own environment holds a credential, other than its role's.
+
+    It is the deployment's secret that holds them. An environment is seen by whoever may describe the function, and
+    is inherited by every process that somebody forgets to give another.
+    """
+    found = [name for name in environ if CREDENTIAL.fullmatch(name) and not name.startswith("AWS_")]
+    if found := [name for name in found if name not in ("ANTHROPIC_BASE_URL", "SECRET_ARN")]:
+        raise CarelessDeployment(detail=f"RunClaude's environment holds {', '.join(sorted(found))}; use the secret")
 
 
 def seal() -> None:
@@ -142,6 +208,27 @@ def seal() -> None:
     """
     if sys.platform == "linux":
         _prctl(PR_SET_DUMPABLE, 0)
+
+
+@contextmanager
+def swept(directories: Sequence[str]) -> Iterator[None]:
+    """Before and after, whatever is in these directories and is this user's, is removed.
+
+    For a machine of the function's alone, where the agent may have left something beside its scratch directory.
+    """
+    try:
+        _sweep(directories)
+        yield
+    finally:
+        _sweep(directories)
+
+
+def _sweep(directories: Sequence[str]) -> None:
+    for directory in map(Path, directories):
+        with suppress(FileNotFoundError):  # Lambda has no /dev/shm
+            for path in directory.iterdir():
+                if path.lstat().st_uid == os.geteuid():
+                    wipe(path)
 
 
 def _lock(path: Path) -> int:

@@ -1,0 +1,294 @@
+"""Becomes the CLI: a process that gives up what the agent shall not have, and then executes it.
+
+A script of some lines calls `main` in a Python without site packages. It stands between every run and its first
+request: some 15 ms, so it imports what is there anyway (typing, json and pathlib would double that).
+
+**Landlock** (Linux ≥ 6.2 here, for before that it lets files be emptied) takes files, and from 6.7 on TCP ports, away
+from a process and all that it starts, without privilege or installation. It takes no Unix sockets, though, and behind
+those of a user's own daemons (D-Bus, tmux, Docker) stands a shell outside; nor does it know TCP by its other names
+(MPTCP, fast open). So a **seccomp** filter takes these, and io_uring, which would go round the filter. It also takes
+what the kernel would keep for a user beyond the run: keys, System V objects, message queues.
+
+Numbers are from Linux' uapi headers: landlock.h, seccomp.h, bpf_common.h, audit.h, unistd.h.
+"""
+
+import ctypes
+import errno
+import os
+import resource
+import stat
+import struct
+import sys
+
+TYPE_CHECKING = False  # a type checker takes it for typing's, whose import would cost 6 ms
+if TYPE_CHECKING:
+    from lambdas.agent.wall import Orders
+
+
+PR_SET_NO_NEW_PRIVS = 38
+PR_GET_SECCOMP, PR_SET_SECCOMP = 21, 22
+SECCOMP_MODE_FILTER = 2
+
+CREATE_RULESET, ADD_RULE, RESTRICT_SELF = 444, 445, 446
+GET_VERSION = 1
+PATH_BENEATH, NET_PORT = 1, 2
+ABI_TRUNCATE, ABI_TCP, ABI_IOCTL, ABI_SCOPE = 3, 4, 5, 6
+EXECUTE, WRITE_FILE, READ_FILE, READ_DIR = 1, 2, 4, 8
+TRUNCATE, IOCTL_DEV = 1 << 14, 1 << 15
+READ = EXECUTE | READ_FILE | READ_DIR
+CHANGE = (1 << 15) - 1
+OF_FILES = EXECUTE | WRITE_FILE | READ_FILE | TRUNCATE | IOCTL_DEV
+CONNECT_TCP = 2
+ABSTRACT_SOCKETS_AND_SIGNALS = 3
+
+AUDIT = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
+CALLS = {
+    "socket": (41, 198),
+    "sendto": (44, 206),
+    "sendmsg": (46, 211),
+    "sendmmsg": (307, 269),
+    "io_uring_setup": (425, 425),
+    "shmget": (29, 194),
+    "shmat": (30, 196),
+    "shmctl": (31, 195),
+    "semget": (64, 190),
+    "semop": (65, 193),
+    "semctl": (66, 191),
+    "semtimedop": (220, 192),
+    "msgget": (68, 186),
+    "msgsnd": (69, 189),
+    "msgrcv": (70, 188),
+    "msgctl": (71, 187),
+    "mq_open": (240, 180),
+    "mq_unlink": (241, 181),
+    "add_key": (248, 217),
+    "request_key": (249, 218),
+    "keyctl": (250, 219),
+    "prlimit64": (302, 261),
+    "sched_setaffinity": (203, 122),
+    "sched_setattr": (314, 274),
+    "sched_setparam": (142, 118),
+    "sched_setscheduler": (144, 119),
+    "setpriority": (141, 140),
+    "ioprio_set": (251, 30),
+}
+"""Numbers of system calls, on x86_64 and aarch64."""
+OUTLIVING = [name for name in CALLS if name.startswith(("shm", "sem", "msg", "mq_")) or "key" in name]
+"""Calls that make or use what the kernel keeps when the run's processes are gone."""
+ON_OTHERS = {"prlimit64": (0,), "setpriority": (0, 1), "ioprio_set": (0,)} | {
+    name: (0,) for name in CALLS if name.startswith("sched")
+}
+"""Calls that set limits and priorities of any process of the same user, and so the handler's for as long as it lives;
+with the arguments that have to be 0, which means the caller itself."""
+
+AF_INET, AF_INET6, AF_NETLINK = 2, 10, 16
+IPPROTO_MPTCP = 262
+MSG_FASTOPEN = 0x20000000
+X32 = 0x40000000
+
+
+def main(orders: "Orders") -> None:
+    """Replaces this process by the program of the orders. What fails ends it, with the reason on stderr."""
+    command = [orders["program"], *sys.argv[1:]]
+    _limit(orders)
+    rules = _rules(orders) if sys.platform == "linux" else None
+    if orders["uid"] is not None:
+        os.setgroups([])
+        os.setresgid(*[orders["uid"]] * 3) if hasattr(os, "setresgid") else os.setgid(orders["uid"])
+        os.setresuid(*[orders["uid"]] * 3) if hasattr(os, "setresuid") else os.setuid(orders["uid"])
+    if sys.platform == "linux":
+        _restrict(rules, strict=orders["sandbox"] is not None or orders["uid"] is not None)
+    if orders["sandbox"] == "bubblewrap":
+        command = [_found("bwrap", orders["environment"]["PATH"]), *_bubblewrap(orders), "--", *command]
+    if orders["sandbox"] == "seatbelt":
+        command = ["/usr/bin/sandbox-exec", "-p", _seatbelt(orders), *command]
+    os.execve(command[0], command, orders["environment"])  # with a path: looking for one imports what is closed by now
+
+
+def _found(program: str, path: str) -> str:
+    places = (f"{place}/{program}" for place in path.split(":"))
+    return next((found for found in places if os.access(found, os.X_OK)), program)
+
+
+def _limit(orders: "Orders") -> None:
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    _lower(resource.RLIMIT_FSIZE, orders["file_bytes"])
+    if sys.platform == "linux":
+        _lower(
+            resource.RLIMIT_NPROC,
+            orders["processes"] + _threads(os.getuid() if orders["uid"] is None else orders["uid"]),
+        )
+
+
+def _lower(limit: int, wanted: int) -> None:
+    _, hard = resource.getrlimit(limit)
+    most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    resource.setrlimit(limit, (most, most))
+
+
+def _threads(uid: int) -> int:
+    """How many the user has now: the kernel's limit counts all of them."""
+    count = 0
+    for entry in os.scandir("/proc"):
+        if entry.name.isdigit():
+            try:
+                if entry.stat().st_uid == uid:
+                    count += len(list(os.scandir(f"/proc/{entry.name}/task")))
+            except OSError:  # it has ended
+                pass
+    return count
+
+
+def landlock_abi() -> int:
+    """The version of Landlock that the kernel offers; 0: none."""
+    if sys.platform != "linux":
+        return 0
+    return max(0, int(_libc().syscall(CREATE_RULESET, None, ctypes.c_size_t(0), GET_VERSION)))
+
+
+def _rules(orders: "Orders") -> int | None:
+    """What Landlock is to allow, as an open file; None where it has nothing to say."""
+    abi = landlock_abi()
+    files = 0
+    if orders["sandbox"] == "landlock":
+        if abi < ABI_TRUNCATE:
+            raise OSError(errno.EOPNOTSUPP, f"Landlock is of version {abi}, below {ABI_TRUNCATE}")
+        files = CHANGE | (IOCTL_DEV if abi >= ABI_IOCTL else 0)
+    ports = CONNECT_TCP if orders["sandbox"] and abi >= ABI_TCP else 0
+    scoped = ABSTRACT_SOCKETS_AND_SIGNALS if abi >= ABI_SCOPE else 0
+    if not (files or ports or scoped):
+        return None
+    attributes = struct.pack("=QQQ", files, ports, scoped)
+    rules = _call("landlock_create_ruleset", CREATE_RULESET, attributes, ctypes.c_size_t(len(attributes)), 0)
+    for paths, access in ((orders["read"], READ), (orders["devices"], OF_FILES), (orders["write"], files)):
+        for path in paths if files else ():
+            _allow_path(rules, path, access & files)
+    for port in orders["ports"] if ports else ():
+        _call("landlock_add_rule", ADD_RULE, rules, NET_PORT, struct.pack("=QQ", ports, port), 0)
+    return rules
+
+
+def _allow_path(rules: int, path: str, access: int) -> None:
+    try:
+        opened = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    except FileNotFoundError:  # /lib64 is not everywhere
+        return
+    if not stat.S_ISDIR(os.fstat(opened).st_mode):
+        access &= OF_FILES
+    _call("landlock_add_rule", ADD_RULE, rules, PATH_BENEATH, struct.pack("=Qi", access, opened), 0)
+    os.close(opened)
+
+
+def _restrict(rules: int | None, strict: bool) -> None:
+    """From here on for good, for this process and all that it starts."""
+    _call("prctl", None, PR_SET_NO_NEW_PRIVS, *map(ctypes.c_ulong, (1, 0, 0, 0)))
+    if rules is not None:
+        _call("landlock_restrict_self", RESTRICT_SELF, rules, 0)
+        os.close(rules)
+    machine = os.uname().machine
+    if strict and machine not in AUDIT:
+        raise OSError(errno.ENOSYS, f"no filter of system calls is known for {machine}")
+    if strict or (machine in AUDIT and _libc().prctl(PR_GET_SECCOMP) >= 0):
+        _filter(machine, strict)
+
+
+def _filter(machine: str, strict: bool) -> None:
+    """Refuses system calls; `strict`: also those that lead to others on the machine."""
+    column = list(AUDIT).index(machine)
+    number = {name: numbers[column] for name, numbers in CALLS.items()}
+    program = _step(LOAD, ARCHITECTURE) + _step(EQUAL, AUDIT[machine], 1, 0) + _refuse(errno.EPERM)
+    program += _step(LOAD, CALL) + _step(AT_LEAST, X32, 0, 1) + _refuse(errno.ENOSYS)
+    for name in [*OUTLIVING, "io_uring_setup"] if strict else OUTLIVING:
+        program += _step(EQUAL, number[name], 0, 1) + _refuse(errno.ENOSYS)
+    for name, zeros in ON_OTHERS.items():
+        program += _only_on_itself(number[name], zeros)
+    if strict:
+        program += _internet_only(number["socket"])
+        for name, flags in (("sendto", 3), ("sendmsg", 2), ("sendmmsg", 3)):
+            program += _no_fast_open(number[name], flags)
+    program += _step(RETURN, ALLOW)
+    steps = ctypes.create_string_buffer(program)
+    filtering = struct.pack("@HP", len(program) // 8, ctypes.addressof(steps))
+    _call("seccomp", None, PR_SET_SECCOMP, ctypes.c_ulong(SECCOMP_MODE_FILTER), filtering, 0, 0)
+
+
+LOAD, EQUAL, AT_LEAST, ANY_BIT, RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
+CALL, ARCHITECTURE, ARGUMENTS = 0, 4, 16
+ALLOW, REFUSE = 0x7FFF0000, 0x00050000
+
+
+def _step(code: int, value: int, on_true: int = 0, on_false: int = 0) -> bytes:
+    """One instruction of the filter; jumps count the instructions to pass over."""
+    return struct.pack("=HBBI", code, on_true, on_false, value)
+
+
+def _refuse(error: int) -> bytes:
+    return _step(RETURN, REFUSE | error)
+
+
+def _argument(number: int) -> bytes:
+    """Its lower half, which is all of an int."""
+    return _step(LOAD, ARGUMENTS + 8 * number)
+
+
+def _internet_only(call: int) -> bytes:
+    families = _step(EQUAL, AF_INET, 3) + _step(EQUAL, AF_INET6, 2) + _step(EQUAL, AF_NETLINK, 1)
+    families = _argument(0) + families + _refuse(errno.EAFNOSUPPORT)
+    protocols = _argument(2) + _step(EQUAL, IPPROTO_MPTCP, 0, 1) + _refuse(errno.EPROTONOSUPPORT)
+    return _only_for(call, families + protocols + _step(RETURN, ALLOW))
+
+
+def _no_fast_open(call: int, flags: int) -> bytes:
+    test = _argument(flags) + _step(ANY_BIT, MSG_FASTOPEN, 0, 1) + _refuse(errno.EOPNOTSUPP)
+    return _only_for(call, test + _step(RETURN, ALLOW))
+
+
+def _only_on_itself(call: int, zeros: tuple[int, ...]) -> bytes:
+    tests = [_argument(which) + _step(EQUAL, 0, 1, 0) + _refuse(errno.EPERM) for which in zeros]
+    return _only_for(call, b"".join(tests) + _step(RETURN, ALLOW))
+
+
+def _only_for(call: int, steps: bytes) -> bytes:
+    return _step(EQUAL, call, 0, len(steps) // 8) + steps
+
+
+def _call(name: str, number: int | None, *arguments: object) -> int:
+    """A system call, or prctl where it has no number. Raises OSError, with its name, if the kernel refuses."""
+    libc = _libc()
+    result = libc.prctl(*arguments) if number is None else libc.syscall(number, *arguments)
+    if result < 0:
+        code = ctypes.get_errno()
+        raise OSError(code, f"{name}: {os.strerror(code)}")
+    return int(result)
+
+
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None, use_errno=True)
+
+
+def _bubblewrap(orders: "Orders") -> list[str]:
+    """Its arguments: a file system of its own, with its own /tmp and /dev, its own processes and System V objects."""
+    arguments = ["--unshare-user", "--unshare-pid", "--unshare-ipc", "--unshare-uts", "--die-with-parent"]
+    arguments += ["--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp", "--tmpfs", "/var/tmp"]
+    for path in orders["read"]:
+        if path != "/proc":
+            arguments += ["--ro-bind-try", path, path]
+    for path in orders["write"]:
+        arguments += ["--bind", path, path]
+    return [*arguments, "--chdir", orders["environment"]["PWD"]]
+
+
+def _seatbelt(orders: "Orders") -> str:
+    """A profile for macOS' sandbox-exec, where later rules win. It allows what it does not name."""
+    rules = ["(version 1)", "(allow default)", "(deny file-write*)", "(deny signal (target others))"]
+    rules += [f"(deny file-read* (subpath {_quoted(path)}))" for path in orders["hidden"]]
+    rules += [f"(allow file-read* (subpath {_quoted(path)}))" for path in orders["read"] + orders["write"]]
+    rules += [f"(allow file-write* (subpath {_quoted(path)}))" for path in orders["write"] + orders["devices"]]
+    rules += ['(deny network-outbound (remote ip "localhost:*"))']
+    rules += [f'(allow network-outbound (remote ip "localhost:{port}"))' for port in orders["ports"]]
+    return "\n".join(rules)
+
+
+def _quoted(path: str) -> str:
+    escaped = path.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'

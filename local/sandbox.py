@@ -1,0 +1,60 @@
+"""What keeps the agent from the rest of this machine: found out by trying, not by versions."""
+
+import os
+import subprocess
+import sys
+import tempfile
+import uuid
+from pathlib import Path
+
+from lambdas.agent.sandbox import Scratch, environment
+from lambdas.agent.wall import Wall, home_directory
+from lambdas.errors import Internal
+from local.engine import EngineFailed
+
+NAMES = {"bubblewrap": "bubblewrap", "landlock": "Landlock", "seatbelt": "sandbox-exec"}
+
+ATTEMPT = 'cat -- "$1"; ls -A -- "$2"; echo changed > "$1"; touch -- "$3"; echo up'
+"""What must come to nothing but its last word: reading a secret and the home directory, changing it, making a file."""
+
+SECONDS = 20
+
+
+def scratch() -> Path:
+    """Where the runs of this user have their directories."""
+    mine = "" if os.geteuid() == 0 else f"-{os.geteuid()}"
+    return Path(tempfile.gettempdir()) / f"claude-agent{mine}"
+
+
+def holding(state: Path) -> str | None:
+    """The first sandbox here in which a run reads nothing in `state` and at home, and writes to neither; or None.
+
+    With a user id of its own, Landlock keeps the agent in, and asks for nothing. With the user's own id it would leave
+    it chmod and stat on everything; bubblewrap does not. Raises EngineFailed where a run could not even begin.
+    """
+    if sys.platform == "darwin":
+        kinds = ["seatbelt"]
+    elif os.geteuid() == 0:
+        kinds = ["landlock", "bubblewrap"]
+    else:
+        kinds = ["bubblewrap", "landlock"]
+    try:
+        return next((kind for kind in kinds if _holds(kind, state)), None)
+    except (Internal, PermissionError) as refused:
+        raise EngineFailed(
+            f"{scratch()} is somebody else's. Remove it, or name another directory: TMPDIR."
+        ) from refused
+
+
+def _holds(kind: str, state: Path) -> bool:
+    session = str(uuid.uuid4())
+    wall, made = Wall.of(kind, session), state / f"made-{session}"
+    with tempfile.NamedTemporaryFile(dir=state) as secret, Scratch(scratch() / session, wall) as within:
+        secret.write(b"secret")
+        secret.flush()
+        shell = str(within.launcher(Path("/bin/sh"), environment(within)))
+        command = [shell, "-c", ATTEMPT, "sh", secret.name, str(home_directory()), str(made)]
+        done = subprocess.run(command, cwd=within.workspace, capture_output=True, timeout=SECONDS)
+        kept = Path(secret.name).read_bytes() == b"secret" and not made.exists()
+    made.unlink(missing_ok=True)
+    return kept and done.stdout == b"up\n"

@@ -1,0 +1,115 @@
+"""What a run leaves in logs: nothing of its own in the functions', and in the execution's what SECURITY.md lists."""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+import urllib3
+
+from lambdas.contract import Json
+from lambdas.settings import Clocks
+from local import service
+from local.model import ScriptedModel
+from local.service import Model, Service
+from tests import patched
+
+STATES = ("RestoreSession", "RunClaude", "PersistSession", "RecordFailure")
+KEY = "MARK-api-key-of-the-caller"
+PROMPTS = (
+    "MARK-prompt\nrun echo MARK-printed; env\nsay MARK-answer",
+    "MARK-prompt\nrun echo MARK-printed >&2; echo MARK-stderr > /proc/$PPID/fd/2\ncrash",
+    "MARK-prompt\nrun echo MARK-printed\nstatus 400",
+    "MARK-prompt\nrun mkfifo pipe; mkdir locked; touch locked/x; chmod 0 locked",
+)
+"""An answer, a crash, a refusal of the model's, and a workspace that cannot be kept."""
+
+
+class Ran:
+    """The service after the runs, with what it logged."""
+
+    def __init__(self, running: Service) -> None:
+        self.engine = running.engine
+        self.logs = {state: self._log(running, state) for state in STATES}
+        self.histories = "\n".join(self._histories(running))
+
+    def _log(self, running: Service, state: str) -> str:
+        name = self.engine.client("lambda").get_function(FunctionName=running.deployed.function(state))
+        group = name["Configuration"]["LoggingConfig"]["LogGroup"]
+        events = self.engine.client("logs").filter_log_events(logGroupName=group)["events"]
+        return "\n".join(event["message"] for event in events)
+
+    def _histories(self, running: Service) -> Iterator[str]:
+        s3 = self.engine.client("s3")
+        for entry in s3.list_objects_v2(Bucket=running.deployed.bucket, Prefix="runs/")["Contents"]:
+            if entry["Key"].endswith("/request.json"):
+                request = json.loads(s3.get_object(Bucket=running.deployed.bucket, Key=entry["Key"])["Body"].read())
+                arn = request["execution"]
+                history = self.engine.client("stepfunctions").get_execution_history(executionArn=arn, maxResults=1000)
+                yield json.dumps(history["events"], default=str)
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ran]:
+    with (
+        ScriptedModel() as model,
+        service.running(tmp_path_factory.mktemp("state"), Model(model.url, "MARK-key-of-the-model"), KEY) as running,
+    ):
+        headers = {"content-type": "application/json", "x-api-key": KEY}
+        for prompt in PROMPTS:
+            urllib3.request("POST", running.url, json={"prompt": prompt}, headers=headers, timeout=60)
+        urllib3.request("POST", running.url, json={"prompt": "MARK-prompt", "unknown": "MARK-value"}, headers=headers)
+        yield Ran(running)
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_a_functions_log_holds_nothing_of_a_run(ran: Ran, state: str) -> None:
+    """No key, no prompt, no answer, nothing that a tool printed, no presigned URL; yet it says that it ran."""
+    log = ran.logs[state]
+    assert "START RequestId" in log
+    assert "MARK-" not in log
+    assert "X-Amz-Signature" not in log
+    assert "http" not in log
+
+
+def test_the_executions_history_holds_no_secret(ran: Ran) -> None:
+    """Prompts, grants and answers are in it, as SECURITY.md says; the keys are not."""
+    assert "MARK-prompt" in ran.histories
+    assert "MARK-answer" in ran.histories
+    assert "MARK-key-of-the-model" not in ran.histories
+    assert KEY not in ran.histories
+    assert ran.engine.root not in ran.histories
+
+
+def test_grants_live_no_longer_than_the_run_may(ran: Ran) -> None:
+    """Every URL that RunClaude gets is good until the state machine's own end, at the latest."""
+    urls = [url for task in _tasks(ran.histories) for url in re.findall(r'https?://[^"\\]+X-Amz-[^"\\]+', task)]
+    assert urls
+    for url in urls:
+        assert int(parse_qs(urlsplit(url).query)["X-Amz-Expires"][0]) <= Clocks(29).machine
+
+
+def test_a_careless_deployment_is_stopped_before_anything_is_spent(template: Json, tmp_path: Path) -> None:
+    """A key in RunClaude's environment: the caller gets Internal, the model no request, the operator the key's name."""
+    with (
+        ScriptedModel() as model,
+        patched.serving(tmp_path, template, Model(model.url, "key"), {"GITHUB_TOKEN": "MARK-token"}) as running,
+    ):
+        headers = {"content-type": "application/json", "x-api-key": patched.KEY}
+        answer = urllib3.request("POST", running.url, json={"prompt": "Hello"}, headers=headers, timeout=60)
+        log = Ran(running).logs["RunClaude"]
+        assert (answer.status, answer.json()["code"], len(model.requests)) == (500, "Internal", 0)
+    assert "CarelessDeployment" in log
+    assert "GITHUB_TOKEN" in log
+    assert "MARK-token" not in log
+    assert b"TOKEN" not in answer.data
+
+
+def _tasks(histories: str) -> list[Any]:
+    """What RunClaude was called with."""
+    events = [event for history in histories.split("\n") for event in json.loads(history)]
+    inputs = [event.get("stateEnteredEventDetails", {}) for event in events]
+    return [entered["input"] for entered in inputs if entered.get("name") == "RunClaude"]
