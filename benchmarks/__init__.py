@@ -1,0 +1,1 @@
+"""What is claimed of this project's speed, measured: `make bench`."""
