@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run serve test check lock clean
+.PHONY: run serve test check bench lock clean
 .DEFAULT_GOAL := run
 
 run: .venv/installed  ## Start the service if none runs, ask two questions of one session, show both answers.
@@ -19,6 +19,10 @@ check: .venv/installed  ## Linters and types.
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+
+bench: .venv/installed  ## Every benchmark, into docs/benchmarks.md: about ten minutes, on a machine that does nothing else.
+	@for name in $$(env | cut -d= -f1 | grep -E '^(ANTHROPIC|AWS)_'); do unset $$name; done; \
+	  $(BIN)/python -m benchmarks $(BENCH)
 
 lock: .venv/installed  ## Pin the newest versions that pyproject.toml allows, with their hashes.
 	@$(BIN)/python -m pip install --quiet uv

@@ -1,0 +1,137 @@
+"""A stand-in for Claude Code's CLI that takes no time: it changes the workspace as its prompt says, and ends.
+
+What is measured are the handlers around the agent. So the agent is replaced at the one seam that no rewrite of a
+handler moves, the CLI's own protocol on standard input and output: SDK, proxy, sandbox and all else are the real ones.
+The stand-in writes down when its prompt came, which is when the session had been restored, and when it was done.
+It runs with the standard library alone, to start in a few hundredths of a second.
+"""
+
+import json
+import os
+import random
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from benchmarks import trees
+
+VERSION = "2.1.330"
+LINE_BYTES = 2000
+"""A turn's growth of the transcript."""
+
+
+def overlay(folder: Path) -> Path:
+    """A directory for PYTHONPATH in which the Agent SDK has this stand-in as its bundled CLI."""
+    import claude_agent_sdk  # takes most of a second, and the stand-in itself has no need of it
+
+    real = Path(claude_agent_sdk.__file__).parent
+    package = folder / real.name
+    (package / "_bundled").mkdir(parents=True)
+    for path in real.iterdir():
+        if path.name != "_bundled":
+            (package / path.name).symlink_to(path)
+    root = Path(__file__).resolve().parent.parent
+    program = package / "_bundled" / "claude"
+    program.write_text(
+        f"#!{sys.executable} -IS\nimport sys\nsys.path.insert(0, {str(root)!r})\n"
+        "from benchmarks.cli import main\n\nmain()\n"
+    )
+    program.chmod(0o755)
+    return folder
+
+
+def prompt(act: str, stamps: Path, **arguments: Any) -> str:
+    """What makes the stand-in do `act` (see `ACTS`), and write its stamps to a file."""
+    return json.dumps({"act": act, "stamps": str(stamps), "arguments": arguments})
+
+
+def _fill(source: str) -> None:
+    shutil.copytree(source, ".", symlinks=True, dirs_exist_ok=True)
+
+
+def _few(files: int, size: int) -> None:
+    trees.few(Path(), files, size)
+
+
+def _change(share: float, seed: int) -> None:
+    trees.change(Path(), share, seed)
+
+
+def _rewrite(number: int, size: int, seed: int) -> None:
+    Path(f"{number}.bin").write_bytes(random.Random(seed).randbytes(size))
+
+
+ACTS: dict[str, Callable[..., None]] = {
+    "fill": _fill,
+    "few": _few,
+    "change": _change,
+    "rewrite": _rewrite,
+    "nothing": lambda: None,
+}
+
+
+def main() -> None:
+    """One turn, as the SDK drives it."""
+    if "-v" in sys.argv or "--version" in sys.argv:
+        print(f"{VERSION} (Claude Code)")
+        return
+    for frame in _frames():
+        if frame["type"] == "control_request":
+            response = {"subtype": "success", "request_id": frame["request_id"], "response": {"commands": []}}
+            _say({"type": "control_response", "response": response})
+        elif frame["type"] == "user":
+            _turn(_text(frame["message"]["content"]))
+
+
+def _frames() -> Iterator[dict[str, Any]]:
+    for line in sys.stdin:
+        yield json.loads(line)
+
+
+def _say(frame: dict[str, Any]) -> None:
+    print(json.dumps(frame), flush=True)
+
+
+def _text(content: Any) -> str:
+    return content if isinstance(content, str) else "".join(block["text"] for block in content)
+
+
+def _turn(text: str) -> None:
+    came = time.monotonic()
+    orders = json.loads(text)
+    ACTS[orders["act"]](**orders["arguments"])
+    words = [word for argument in sys.argv for word in argument.split("=", 1)]
+    session = next(after for word, after in pairwise(words) if word in ("--session-id", "--resume"))
+    _remember(session, text)
+    about = {"session_id": session, "uuid": session}
+    stated = {"type": "system", "subtype": "init", "claude_code_version": VERSION}
+    _say(stated | about | {"cwd": "", "tools": [], "mcp_servers": [], "model": "stand-in", "apiKeySource": "none"})
+    Path(orders["stamps"]).write_text(json.dumps({"came": came, "done": time.monotonic(), "cpu": time.process_time()}))
+    _say(_result() | about)
+
+
+def _remember(session: str, text: str) -> None:
+    """A transcript with a line more."""
+    folder = Path(os.environ["CLAUDE_CONFIG_DIR"]) / "projects" / "workspace"
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / f"{session}.jsonl").open("a") as transcript:
+        said = random.Random(len(text)).randbytes(LINE_BYTES // 2).hex()
+        transcript.write(json.dumps({"type": "user", "prompt": text, "said": said}) + "\n")
+
+
+def _result() -> dict[str, Any]:
+    return {
+        "type": "result",
+        "subtype": "success",
+        "is_error": False,
+        "result": "Done.",
+        "num_turns": 1,
+        "total_cost_usd": 0.0,
+        "usage": {"input_tokens": 1, "output_tokens": 1},
+        "duration_ms": 1,
+        "duration_api_ms": 1,
+    }
