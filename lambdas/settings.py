@@ -137,6 +137,14 @@ class CommitSettings:
         )
 
 
+ALONE = ("/tmp", "/dev/shm", "/var/tmp")
+"""What programs may write to on a machine of Lambda's, which serves one request of one function at a time."""
+
+STARTED = "AWS_LAMBDA_INITIALIZATION_TYPE"
+"""Lambda itself sets this reserved variable, and no emulator in use here. Its other values are of environments that are
+restored from a snapshot, or shared."""
+
+
 @dataclass(frozen=True)
 class AgentSettings:
     """What RunClaude needs. It names no bucket: the function that runs strangers' code reaches S3 by grants alone."""
@@ -157,7 +165,8 @@ class AgentSettings:
     sandbox: str = "none"
     """What keeps the agent from the rest of a machine that is not the function's alone: one of `SANDBOXES`."""
     wiped: tuple[str, ...] = ()
-    """Directories of the function's alone, in which whatever a run left is removed."""
+    """Directories of the function's alone, in which whatever a run left is removed. Only on Lambda there are any: no
+    setting can name one, since a mistake would empty somebody's /tmp."""
 
     @classmethod
     def read(cls, environ: Mapping[str, str] = os.environ) -> "AgentSettings":
@@ -177,7 +186,7 @@ class AgentSettings:
             max_session_files=int(_number(environ, "MAX_SESSION_FILES")),
             scratch=_text(environ, "SCRATCH"),
             sandbox=_text(environ, "SANDBOX"),
-            wiped=tuple(path for path in environ.get("WIPED", "").split(":") if path),
+            wiped=ALONE if environ.get(STARTED) in ("on-demand", "provisioned-concurrency") else (),
         )
 
 

@@ -45,8 +45,6 @@ DEPLOYED = (
 )
 SYNTHESIZED_FROM = ("app.py", "cdk.json", "stacks", "statemachine", "lambdas/errors.py", "lambdas/settings.py")
 DEPLOY_SECONDS = 60
-HERE = {"WIPED": ""}
-"""What is never so here: no directory of this machine is the function's alone."""
 
 
 class DeployFailed(RuntimeError):
@@ -258,7 +256,7 @@ def _fitted(resource: Mapping[str, Any], kept: set[str], settings: Mapping[str, 
 
 def _function(properties: Mapping[str, Any], settings: Mapping[str, str]) -> dict[str, Any]:
     variables = properties.get("Environment", {}).get("Variables", {})
-    replaced = {name: HERE.get(name, settings.get(name, value)) for name, value in variables.items()}
+    replaced = {name: settings.get(name, value) for name, value in variables.items()}
     left_out = ("PackageType", "ImageConfig", "Architectures")
     return {name: value for name, value in properties.items() if name not in left_out} | {
         "Runtime": "provided.al2023",

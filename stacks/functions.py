@@ -165,7 +165,6 @@ class Functions(Construct):
             **self._session_limits,
             "SCRATCH": "/tmp/claude-agent",
             "SANDBOX": "none",  # the machine is the function's alone
-            "WIPED": "/tmp:/dev/shm:/var/tmp",
         }
         if deployment.provider == "bedrock":
             environment["BEDROCK_MODEL"] = deployment.bedrock_models[0]

@@ -34,6 +34,7 @@ from lambdas.errors import AgentCrashed, WorkflowError
 from lambdas.sessions.archive import pack
 from lambdas.sessions.records import Limits
 from lambdas.sessions.unpack import unpack
+from lambdas.settings import ALONE
 from local.model import ScriptedModel
 from tests.kept import Kept
 from tests.opened import Opened
@@ -41,8 +42,6 @@ from tests.opened import Opened
 ANY = Limits(100_000, 1 << 30, 1100)
 FILE_BYTES = 64 << 20
 SECONDS = 60
-ALONE = ("/tmp", "/dev/shm", "/var/tmp")
-"""What is wiped on a machine of the function's alone."""
 HOOK = {"type": "command", "command": "touch hooked; touch $CLAUDE_CONFIG_DIR/../workspace/hooked"}
 EVENTS = ("SessionStart", "UserPromptSubmit", "PreToolUse", "PostToolUse", "Stop", "SessionEnd")
 SETTINGS = {

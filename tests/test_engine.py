@@ -333,18 +333,6 @@ def test_the_credentials_of_roles_cannot_be_reckoned(workflow: Workflow, templat
     assert (len(reckoned & set(again)) >= 9, kept) == (True, set())
 
 
-def test_no_directory_of_this_machine_is_wiped(template: Json) -> None:
-    """In AWS /tmp is the function's alone; here it never is, whatever the settings say."""
-    functions = deploy.fit(template, {"WIPED": "/tmp"})["Resources"].values()
-    wiped = [
-        one["Properties"]["Environment"]["Variables"].get("WIPED", "")
-        for one in functions
-        if one["Type"] == "AWS::Lambda::Function" and "Environment" in one["Properties"]
-    ]
-    assert set(wiped) == {""}
-    assert "/tmp" in json.dumps(template)
-
-
 def test_data_survive_the_engines_sudden_end(template: Json, tmp_path: Path) -> None:
     """Both versions of an object and their metadata are there after a kill -9 and a new start."""
     with engine.running(tmp_path) as running:

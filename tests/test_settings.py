@@ -2,7 +2,7 @@
 
 import pytest
 
-from lambdas.settings import AgentSettings, Clocks, CommitSettings, MissingSetting, RecordSettings
+from lambdas.settings import ALONE, STARTED, AgentSettings, Clocks, CommitSettings, MissingSetting, RecordSettings
 
 RECORD = {
     "S3_BUCKET_NAME": "sessions",
@@ -93,6 +93,13 @@ def test_an_unknown_sandbox_is_refused() -> None:
     """A word that means nothing must not mean no sandbox."""
     with pytest.raises(MissingSetting, match="SANDBOX must be one of none, landlock"):
         AgentSettings.read(AGENT | {"SANDBOX": "yes"})
+
+
+@pytest.mark.parametrize("said", [{}, {"WIPED": "/tmp"}, {"AWS_LAMBDA_FUNCTION_NAME": "f"}, {STARTED: "snap-start"}])
+def test_no_directory_is_emptied_but_on_lambda(said: dict[str, str]) -> None:
+    """Elsewhere /tmp is not the function's alone, whatever is set; on Lambda it is."""
+    assert AgentSettings.read(AGENT | said).wiped == ()
+    assert AgentSettings.read(AGENT | said | {STARTED: "on-demand"}).wiped == ALONE
 
 
 def test_the_agents_settings_name_no_bucket() -> None:
