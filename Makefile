@@ -20,7 +20,7 @@ check: .venv/installed  ## Linters and types.
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
-bench: .venv/installed  ## Every benchmark, into docs/benchmarks.md: about ten minutes, on a machine that does nothing else.
+bench: .venv/benchmarks  ## Every benchmark, into docs/benchmarks.md: about ten minutes, on a machine that does nothing else.
 	@for name in $$(env | cut -d= -f1 | grep -E '^(ANTHROPIC|AWS)_'); do unset $$name; done; \
 	  $(BIN)/python -m benchmarks $(BENCH)
 
@@ -30,6 +30,8 @@ lock: .venv/installed  ## Pin the newest versions that pyproject.toml allows, wi
 	  --no-emit-index-url pyproject.toml - --group dev --output-file requirements.lock
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.13 --generate-hashes --no-header --no-annotate \
 	  --no-emit-index-url --group image --output-file lambdas/requirements.txt
+	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
+	  --no-emit-index-url --group bench --output-file benchmarks/requirements.txt
 
 .venv/installed: requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
@@ -41,6 +43,11 @@ lock: .venv/installed  ## Pin the newest versions that pyproject.toml allows, wi
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch .venv/installed
+
+.venv/benchmarks: .venv/installed benchmarks/requirements.txt
+	@echo "Installing an S3 server for the benchmarks (once; about 50 MB to download)…"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r benchmarks/requirements.txt
+	@touch .venv/benchmarks
 
 clean:
 	@rm -rf .venv cdk.out *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

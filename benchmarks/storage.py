@@ -21,6 +21,9 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
 BUCKET = "sessions"
+SERVER = Path(sys.executable).with_name("weed")
+"""From benchmarks/requirements.txt."""
+
 KEY = "benchmark"
 """Access key and secret."""
 REGION = "us-east-1"
@@ -67,7 +70,7 @@ def running(folder: Path) -> Iterator[Storage]:
     options = [f"-{name}={port}" for name, port in zip(PORTS, ports, strict=True)]
     options += [f"-s3.port={s3_port}", f"-s3.port.grpc={grpc_port}", f"-s3.config={folder / 's3.json'}", *OFF]
     program = [
-        f"{Path(sys.executable).with_name('weed')}",
+        str(SERVER),
         f"-logdir={folder}",
         "server",
         f"-dir={data}",
