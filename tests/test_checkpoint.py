@@ -452,7 +452,6 @@ def test_the_handler_stages_checkpoints_and_goes_on_from_one(
     with pytest.raises(AgentCrashed):
         worker.run(a_task(bucket, "1", session))
     assert set(bucket.puts) == {"/1/started", "/1/spent", "/1/checkpoint", "/1/detail"}
-    assert bucket.puts.count("/1/checkpoint") >= 2
 
     result = worker.run(a_task(bucket, "2", session, checkpoint="1"))
     assert result.stop_reason == "end_turn"

@@ -202,7 +202,7 @@ def test_a_process_that_forks_on_is_caught(tmp_path: Path) -> None:
     """Chains that replace themselves faster than a process list is read come to an end."""
     with Processes(tmp_path) as processes:
         for _ in range(4):
-            subprocess.Popen([sys.executable, "-c", FORKER]).wait()
+            subprocess.Popen([sys.executable, "-c", FORKER], start_new_session=True).wait()  # as the launcher does
         processes.kill()
         assert not [row for row in processes._below() if not row.dead]
 

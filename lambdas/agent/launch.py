@@ -90,6 +90,8 @@ X32 = 0x40000000
 def main(orders: "Orders") -> None:
     """Replaces this process by the program of the orders. What fails ends it, with the reason on stderr."""
     command = [orders["program"], *sys.argv[1:]]
+    if os.getpgrp() != os.getpid():
+        os.setsid()  # what is in this session and its process groups is the run's, and can be killed at once
     _limit(orders)
     rules = _rules(orders) if sys.platform == "linux" else None
     if orders["uid"] is not None:

@@ -69,6 +69,11 @@ KILL_SECONDS = 5.0
 OPEN = Wall()
 
 
+REMAINS = 100
+"""How many dead processes are buried while others are still looked for: a chain of forks leaves thousands, and there
+are only so many process ids. Fewer are left to whoever may have started them, and waits for them."""
+
+
 class Scratch:
     """The directory of one run, empty on entering and gone on leaving. A context manager.
 
@@ -306,6 +311,8 @@ class _Row(NamedTuple):
     """Its letter in proc_pid_stat(5) or ps(1)."""
     ours: bool
     """By its environment, where that is the only trace (macOS)."""
+    group: int = 0
+    """Its process group, where that is of a session that began below this process: nobody else can be in it."""
 
     @property
     def dead(self) -> bool:
@@ -347,16 +354,20 @@ class Processes:
                 _prctl(PR_SET_CHILD_SUBREAPER, 0)
 
     def kill(self) -> None:
-        """Kill all of them. They are stopped first, so that they cannot fork faster than they are found.
+        """Kill all of them: whole process groups at once, which none of their children escapes; and what is in no
+        group of its own is stopped first, so that it cannot fork faster than it is found.
 
         Raises Internal if some still live after `KILL_SECONDS`.
         """
         until = time.monotonic() + KILL_SECONDS
-        for alive, fresh in self._until_none(lambda rows: [row for row in rows if not row.dead]):
+        for alive, new in self._until_none(lambda rows: [row for row in rows if not row.dead]):
             if time.monotonic() > until:
                 raise Internal(detail=f"processes of the run do not die: {_states(alive)}")
+            for group in {row.group for row in (*alive, *new) if row.group}:
+                _signal(-group, signal.SIGKILL)
+            fresh = [row for row in new if not row.dead]
             for row in fresh or alive:
-                _signal(row.process, signal.SIGSTOP if fresh else signal.SIGKILL)
+                _signal(row.process.pid, signal.SIGSTOP if fresh else signal.SIGKILL)
 
     @contextmanager
     def frozen(self) -> Iterator[None]:
@@ -372,32 +383,34 @@ class Processes:
                 if time.monotonic() > until:
                     raise Internal(detail=f"processes of the run do not stop: {_states(running)}")
                 for row in running:
-                    _signal(row.process, signal.SIGSTOP)
+                    _signal(row.process.pid, signal.SIGSTOP)
                     stopped.add(row.process)
             yield
         finally:
             for process in stopped:
-                _signal(process, signal.SIGCONT)
+                _signal(process.pid, signal.SIGCONT)
 
     def _until_none(self, chosen: Callable[[list[_Row]], list[_Row]]) -> Iterator[tuple[list[_Row], list[_Row]]]:
-        """What is chosen of the processes below, scan by scan, and what of it is new, until a scan shows none.
+        """What is chosen of the processes below, scan by scan, and what is new, until a scan shows neither.
 
         A scan is no snapshot: a process that ends after forking hides its child from it. But then the next one shows
-        something new, be it only the remains of that child, which nobody buries meanwhile: this process has adopted
-        them. So the last scan has to show nothing that the one before did not.
+        something new, be it only the remains of that child: this process has adopted them, and buries none that it
+        has not seen. So the last scan has to show nothing that the one before did not.
         """
         seen: set[Process] = set()
         while True:
             rows = self._below()
-            new = {row.process for row in rows} - seen
+            new = [row for row in rows if row.process not in seen]
             found = chosen(rows)
             if not found and not new:
                 return
-            if found:
-                yield found, [row for row in found if row.process in new]
+            yield found, new
+            seen.update(row.process for row in new)
+            remains = [row for row in new if row.dead]
+            if len(remains) > REMAINS:
+                _bury(remains)
             if not new:
                 time.sleep(0.002)
-            seen |= new
 
     def _below(self) -> list[_Row]:
         """All descendants of this process that are not of its earlier children, dead ones too."""
@@ -412,9 +425,13 @@ class Processes:
 
     def _reap(self) -> None:
         """Bury those that this process adopted; who started a child by a library has waited for it already."""
-        for row in self._below():
-            with suppress(ChildProcessError):
-                os.waitpid(row.process.pid, os.WNOHANG)
+        _bury(self._below())
+
+
+def _bury(rows: list[_Row]) -> None:
+    for row in rows:
+        with suppress(ChildProcessError):
+            os.waitpid(row.process.pid, os.WNOHANG)
 
 
 def _running(rows: list[_Row]) -> list[_Row]:
@@ -426,9 +443,9 @@ def _states(rows: list[_Row]) -> str:
     return f"{len(rows)}, in state {''.join(sorted(row.state for row in rows))[:50]}"
 
 
-def _signal(process: Process, number: int) -> None:
+def _signal(pid: int, number: int) -> None:
     with suppress(ProcessLookupError):
-        os.kill(process.pid, number)
+        os.kill(pid, number)
 
 
 def _table(root: Path) -> Iterator[_Row]:
@@ -438,6 +455,7 @@ def _table(root: Path) -> Iterator[_Row]:
 
 
 def _from_proc() -> Iterator[_Row]:
+    own = os.getsid(0)
     for entry in os.listdir("/proc"):  # noqa: PTH208 - a thousand Path objects for nothing
         if entry.isdigit():
             with suppress(FileNotFoundError, ProcessLookupError):
@@ -445,7 +463,9 @@ def _from_proc() -> Iterator[_Row]:
                 fields = Path("/proc", entry, "stat").read_bytes().rpartition(b")")[2].split()
                 # A leader that has ended shows as a zombie while other threads of its process run on.
                 state = "R" if fields[0] == b"Z" and int(fields[17]) > 1 else fields[0].decode()
-                yield _Row(Process(int(entry), fields[19].decode()), int(fields[1]), state, ours=False)
+                parent, group, session = map(int, fields[1:4])
+                process = Process(int(entry), fields[19].decode())
+                yield _Row(process, parent, state, ours=False, group=group if session != own else 0)
 
 
 def _from_ps(root: Path) -> Iterator[_Row]:
