@@ -19,7 +19,7 @@ answer was lost meets its own work, and says so instead of refusing it.
 
 import json
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any, cast
@@ -186,7 +186,8 @@ class Store:
             with storage("reading what failed"):
                 key = f"{claim.staging}detail.txt"
                 got = self.s3.get_object(Bucket=self.bucket, Key=key, Range=f"bytes=-{most}")
-                return str(got["Body"].read(most).decode(errors="replace"))
+                with closing(got["Body"]) as body:
+                    return str(body.read(most).decode(errors="replace"))
         except Missing:
             return ""
 
@@ -343,6 +344,7 @@ class Store:
             with storage(f"reading {key}"):
                 got = self.s3.get_object(Bucket=self.bucket, Key=key, **version)
                 if most is not None and got["ContentLength"] > most:
+                    got["Body"].close()  # unread, so its connection is good for nothing more
                     raise ValueError(f"{key} has {got['ContentLength']} bytes, and {most} are read at most")
                 data = got["Body"].read()
         except Missing:
