@@ -459,6 +459,8 @@ class Faulty:
             self._fail(name)
         done = method(**arguments)
         if number == self.at:
+            if "Body" in done:
+                done["Body"].close()  # nobody gets it
             self._fail(name)
         return done
 

@@ -261,7 +261,9 @@ def test_a_row_of_the_matrix(row: Row, played: dict[str, Future[Played]], table:
         pytest.skip("which process to kill is read from /proc, and of RunClaude's, which is sealed, by root alone")
     came = played[row.name].result()
     table.add_row(*cells(came.row))
-    assert came.row == row, came
+    # Where S3 is silent for ever, RecordFailure may just have the time to free the session, or not.
+    left = row.left if row.fault == SILENT and not came.row.left else came.row.left
+    assert replace(came.row, left=left) == row, came
     assert cost_is_honest(came), came
     assert came.befell >= (1 if row.fault else 0)
     assert (came.status, came.version) == (200, "new"), came
