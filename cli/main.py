@@ -3,10 +3,9 @@
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from cli import operating
-from cli.endpoint import KEY_VARIABLE, Unusable, default_state, find
+from cli.endpoint import KEY_VARIABLE, Unusable, find
 
 DESCRIPTION = "Claude Code as an HTTP API: the workflow on this machine, and questions to it or to a deployed stack."
 
@@ -20,7 +19,7 @@ def parser() -> argparse.ArgumentParser:
     serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     serve.add_argument("--port", type=int, default=8000, help="port to listen on (default: %(default)s)")
     serve.add_argument("--unsandboxed", action="store_true", help="let what the model runs do whatever you can")
-    _add_state(serve)
+    operating.add_state(serve)
 
     ask = commands.add_parser("ask", help="ask a question and print the answer", description=_ASK)
     ask.add_argument("prompt", help="what to ask; - reads it from standard input")
@@ -30,12 +29,12 @@ def parser() -> argparse.ArgumentParser:
     where = ask.add_mutually_exclusive_group()
     where.add_argument("--stack", metavar="NAME", help="ask this deployed stack, with your AWS credentials")
     where.add_argument("--url", help=f"ask the service at this URL, with the key in {KEY_VARIABLE}")
-    _add_state(ask)
+    operating.add_state(ask)
 
     operating.add_commands(commands)
 
     demo = commands.add_parser("demo", help="two questions of one session, with a service if none runs")
-    _add_state(demo)
+    operating.add_state(demo)
     return top
 
 
@@ -44,16 +43,6 @@ Docker. With ANTHROPIC_API_KEY (and ANTHROPIC_BASE_URL, if set) that model answe
 
 _ASK = """Posts the prompt and waits for the answer, which goes to standard output; all else goes to standard error.
 Exits with 0 for an answer, with 1 for a failure, and with 2 where there is no service to ask."""
-
-
-def _add_state(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--state",
-        type=Path,
-        default=default_state(),
-        metavar="DIR",
-        help="where sessions are kept (default: %(default)s)",
-    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

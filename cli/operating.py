@@ -49,13 +49,18 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
     for command in (runs, show, replay, sessions):
         command.add_argument("--stack", metavar="NAME", help="of this deployed stack, with your AWS credentials")
-        command.add_argument(
-            "--state",
-            type=Path,
-            default=default_state(),
-            metavar="DIR",
-            help="where sessions are kept (default: %(default)s)",
-        )
+        add_state(command)
+
+
+def add_state(command: argparse.ArgumentParser) -> None:
+    """The option that every command has which concerns the service of this machine."""
+    command.add_argument(
+        "--state",
+        type=Path,
+        default=default_state(),
+        metavar="DIR",
+        help="where sessions are kept (default: %(default)s)",
+    )
 
 
 def _add_since(command: argparse.ArgumentParser, default: str) -> None:

@@ -20,20 +20,17 @@ PRICES = Prices("here", "today", 1.0, 10.0, 100.0, 1000.0, 10_000.0, 5.0, 7.0, 3
 
 
 @pytest.fixture(scope="module")
-def server() -> Path:
-    """Whoever only runs the tests need not have it; CI does."""
+def server() -> str:
+    """What the S3 server is started as. Whoever only runs the tests need not have it; CI does."""
     if not (storage.SERVER.exists() or os.environ.get("CI")):
         pytest.skip("The benchmarks' S3 server is missing: make .venv/benchmarks")
-    return storage.SERVER
+    return str(storage.SERVER)
 
 
 @pytest.fixture(scope="module")
-def limiter(server: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Limiter]:
-    assert server.exists()
-    with (
-        storage.running(tmp_path_factory.mktemp("storage")) as started,
-        Limiter(started.address, mbit=4000, latency=0) as slow,
-    ):
+def limiter(server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Limiter]:
+    folder = tmp_path_factory.mktemp(Path(server).name)
+    with storage.running(folder) as started, Limiter(started.address, mbit=4000, latency=0) as slow:
         yield slow
 
 

@@ -70,9 +70,6 @@ EXIT_SECONDS = 3.0
 PROTOCOL = {"control_request", "control_response", "control_cancel_request", "keep_alive", "transcript_mirror"}
 """Types of frames between SDK and CLI that are no messages of the agent's."""
 
-SYNTHETIC = "<synthetic>"
-"""The model that the CLI names in assistant messages which it wrote itself, such as `API Error: …`."""
-
 CONTINUE = (
     "[This turn was cut off by a failure of the service, not by the user. Conversation and workspace are as they were "
     "after its last completed step, and nothing runs in the background any more. Continue from where you left off; "

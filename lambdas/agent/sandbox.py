@@ -65,13 +65,11 @@ STOP_SECONDS = 1.0
 KILL_SECONDS = 5.0
 """How long the killing of a run's processes may take; a thousand of them take a tenth of a second."""
 
-
-OPEN = Wall()
-
-
 REMAINS = 100
 """How many dead processes are buried while others are still looked for: a chain of forks leaves thousands, and there
 are only so many process ids. Fewer are left to whoever may have started them, and waits for them."""
+
+OPEN = Wall()
 
 
 class Scratch:
