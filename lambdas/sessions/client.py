@@ -9,11 +9,12 @@ CONFIG = Config(
     signature_version="s3v4",  # presigned URLs that pin a version or a header need it
     connect_timeout=2,
     read_timeout=5,
-    retries={"mode": "standard", "max_attempts": 3},
+    retries={"mode": "standard", "total_max_attempts": 3},
     request_checksum_calculation="when_required",
     response_checksum_validation="when_required",
 )
-"""Seconds short enough that a silent S3 is noticed, and asked again, within the function's own timeout."""
+"""Seconds short enough that a silent S3 is noticed, and asked again, within the function's own timeout; and so few
+attempts that one which refuses for ever (their pauses are up to 1 s and 2 s) is named before that timeout."""
 
 
 def s3_client() -> Any:
