@@ -153,15 +153,13 @@ def shown(history: Past, name: str) -> Json:
 
 def test_a_session_that_has_gone_on_is_noticed(history: Past) -> None:
     """Unless it was this very run that went on with it."""
-    s3, key = history.engine.client("s3"), "session-50.zip"
     stays, moved, own = (history.run(number, "failed", session="session-50") for number in (50, 51, 52))
-    first = s3.put_object(Bucket=BUCKET, Key=key, Body=b"1", Metadata={"run": "run-0"})["VersionId"]
-    pin = {"format": 1, "base": {"session_id": "session-50", "version_id": first}}
+    first = history.version("session-50", "run-0")
     for name in (stays, moved, own):
-        history.put(f"runs/{name}/base.json", pin)
+        history.pin(name, "session-50", first)
     assert shown(history, stays)["replay"] == "restart"
-    s3.put_object(Bucket=BUCKET, Key=key, Body=b"2", Metadata={"run": own})
-    s3.put_object(Bucket=BUCKET, Key=key, Body=b"3", Metadata={"run": "run-9"})
+    history.version("session-50", own)
+    history.version("session-50", "run-9")
     assert [shown(history, name)["replay"] for name in (moved, own)] == ["moved", "restart"]
 
 
