@@ -4,9 +4,7 @@ import asyncio
 import json
 import time
 import uuid
-from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,27 +23,6 @@ from lambdas.errors import (
 )
 from local.model import MARK, ScriptedModel
 from tests.kept import Kept
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[ScriptedModel]:
-    """One stand-in for all tests of this file: stopping one takes a moment."""
-    with ScriptedModel() as served:
-        yield served
-
-
-@pytest.fixture
-def model(server: ScriptedModel) -> ScriptedModel:
-    """The stand-in, with no requests on its record."""
-    server.requests.clear()
-    return server
-
-
-@pytest.fixture
-def scratch(tmp_path: Path) -> Iterator[Scratch]:
-    """The directory of a run, kept over the turns of a test as restoring a session would."""
-    with Scratch(tmp_path / "session-1") as scratch:
-        yield scratch
 
 
 def first(prompt: str, **wishes: Any) -> Turn:

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,20 +22,6 @@ ROOT = Path(__file__).parent.parent
 DOCS = (ROOT / "docs" / "stand-in.md").read_text()
 TABLE = re.findall(r"^\| `(.+?)` \| `(.+?)` \| `(.+?)` \|", DOCS, re.M)
 SCHEMA = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[ScriptedModel]:
-    """One stand-in for all tests of this file: stopping one takes a moment."""
-    with ScriptedModel() as served:
-        yield served
-
-
-@pytest.fixture
-def model(server: ScriptedModel) -> ScriptedModel:
-    """The stand-in, with no requests on its record."""
-    server.requests.clear()
-    return server
 
 
 @dataclass

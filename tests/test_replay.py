@@ -5,25 +5,16 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-
-import pytest
 
 from cli.records import Records
 from local.engine import Engine
 from tests.commands import ENVIRONMENT, Serve, command
 from tests.crowd import crowd
-from tests.past import Past, failure, hour, past, request, run_id
+from tests.past import Past, failure, hour, request, run_id
 
 Json = dict[str, Any]
-
-
-@pytest.fixture(scope="module")
-def history(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Past]:
-    with past(tmp_path_factory.mktemp("past")) as made:
-        yield made
 
 
 def replay(history: Past, *arguments: str) -> "subprocess.CompletedProcess[str]":

@@ -6,21 +6,13 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-import pytest
-
 from cli.history import Event, console_link, logged, visits
 from cli.records import UNFINISHED, Entry, Records, each
 from local.engine import ACCOUNT, REGION
 from tests.commands import Serve, command
-from tests.past import BUCKET, Past, failure, hour, past, response, run_id
+from tests.past import BUCKET, Past, failure, hour, response, run_id
 
 Json = dict[str, Any]
-
-
-@pytest.fixture(scope="module")
-def history(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Past]:
-    with past(tmp_path_factory.mktemp("past")) as made:
-        yield made
 
 
 def listed(history: Past, *arguments: str) -> dict[str, Json]:
