@@ -31,6 +31,7 @@ from lambdas.sessions.grants import Grantee
 from lambdas.sessions.unpack import unpack
 from lambdas.settings import AgentSettings
 from local.model import NOT_PROMPTS, RecordedRequest, ScriptedModel
+from tests.eventually import eventually
 from tests.kept import LIMITS, Kept
 from tests.opened import Opened
 from tests.ranges import extent
@@ -324,13 +325,6 @@ def checkpoints(transcript: Path) -> Iterator[tuple[Checkpoints, Counted, Answer
     find = lambda: transcript if transcript.exists() else None  # noqa: E731 - a name for it says no more
     with Checkpoints(saver, answers, nullcontext, find, time.time() + SECONDS) as taking:
         yield taking, saver, answers
-
-
-def eventually(true: Callable[[], bool]) -> bool:
-    until = time.monotonic() + SECONDS
-    while not true() and time.monotonic() < until:
-        time.sleep(0.01)
-    return true()
 
 
 def test_answers_are_held_until_the_transcript_has_caught_up(tmp_path: Path) -> None:
