@@ -137,7 +137,7 @@ def run(backend: Backend, run_ids: Sequence[str], span: float | None, verb: str,
 def _watched(outcomes: Iterator[Outcome | None], total: int, console: Console) -> Iterator[Outcome]:
     """The outcomes, under a progress bar."""
     columns = (TextColumn("Replaying"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("", total=total)
         for outcome in outcomes:
             progress.advance(task)

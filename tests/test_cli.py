@@ -199,7 +199,20 @@ def test_without_a_service_ask_says_what_to_do(tmp_path: Path) -> None:
         closed.bind(("127.0.0.1", 0))
         nobody = f"http://127.0.0.1:{closed.getsockname()[1]}/claude-code"
         assert "does not answer" in one_sentence(command("ask", "Hello", "--url", nobody))
-    assert "does not answer" in one_sentence(command("ask", "Hello", "--url", "gopher://x"))
+    assert "is no URL" in one_sentence(command("ask", "Hello", "--url", "gopher://x"))
+
+
+@pytest.mark.parametrize("arguments", [("ask", "Hello"), ("runs",)])
+def test_without_an_aws_account_a_stack_is_one_sentence(arguments: tuple[str, ...]) -> None:
+    """No region, then no credentials, then no such profile: each says what to set."""
+    nothing = {"AWS_EC2_METADATA_DISABLED": "true", "AWS_CONFIG_FILE": os.devnull}
+    nothing["AWS_SHARED_CREDENTIALS_FILE"] = os.devnull
+    for environment, says in (
+        ({}, "AWS_DEFAULT_REGION"),
+        ({"AWS_DEFAULT_REGION": "eu-central-1"}, "AWS_PROFILE"),
+        ({"AWS_PROFILE": "nobody"}, "nobody"),
+    ):
+        assert says in one_sentence(command(*arguments, "--stack", "Any", env=nothing | environment))
 
 
 def test_a_prompt_that_is_no_text_is_one_sentence(serve: Serve) -> None:

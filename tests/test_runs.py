@@ -163,9 +163,10 @@ def test_an_unknown_run_is_one_sentence(history: Past) -> None:
 
 
 def test_a_span_is_understood_or_refused(history: Past) -> None:
-    """Minutes, hours, days."""
+    """Minutes, hours, days, up to a year of them."""
     assert command("runs", "--since", "90m", "--state", history.state).returncode == 0
     assert "say 30m, 2h or 7d" in command("runs", "--since", "yesterday", "--state", history.state).stderr
+    assert "365d at the most" in command("runs", "--since", "366d", "--state", history.state).stderr
 
 
 def test_without_a_service_it_says_what_to_start(tmp_path: Any) -> None:
