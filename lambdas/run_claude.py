@@ -223,9 +223,9 @@ def _of_workspace(changes: Sequence[Change]) -> list[Change]:
 
 def _kept(claude_session: str, path: str) -> bool:
     """All of the workspace; of Claude's directory the transcript and what it refers to."""
-    root, *below = path.split("/")
-    if root != "claude":
+    if not path.startswith("claude/"):  # asked for every file of a session
         return True
+    _, *below = path.split("/")
     wanted = [("projects",), None, (claude_session, f"{claude_session}.jsonl"), KEPT_OF_CLAUDE]
     return all(allowed is None or name in allowed for name, allowed in zip(below, wanted, strict=False))
 
