@@ -5,6 +5,7 @@ its shape, and can name nothing outside its own attempt; see commit.py for what 
 """
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
@@ -12,7 +13,7 @@ from functools import cache
 from lambdas import answer
 from lambdas.contract import ANSWER_BYTES, FORMAT, Claim, Json
 from lambdas.sessions.client import s3_client
-from lambdas.sessions.commit import Rules, commit
+from lambdas.sessions.commit import THREADS, Commit, Rules
 from lambdas.sessions.records import RATIO, Limits
 from lambdas.sessions.store import Store
 from lambdas.settings import CommitSettings
@@ -39,16 +40,20 @@ class Keeper:
 
     def persist(self, claim: Claim) -> Json:
         """Raises `SessionMoved`, `AgentCrashed` (nothing usable is staged), `SessionTooLarge` or one of `Internal`."""
-        result = self.store.result(claim)
-        spent = result.cost_usd + self.store.spent_before(claim)
-        metadata = _metadata(claim, spent)
-        commit(self.store, claim, result.changes, metadata, self.rules)
-        messages = self.store.messages(claim, result.messages, ANSWER_BYTES)
-        own = spent if claim.staging.startswith(f"runs/{claim.run_id}/") else 0.0
-        built = answer.build(claim, result, messages, own, float(metadata["cost-usd"]))
-        standing = self.store.answer(claim.run_id, built)
-        self.store.mark(claim, "done")
-        self.store.free(claim.session_id, lambda lease: lease.execution == claim.execution)
+        # Every request takes S3 some 20 ms: what does not need another's answer does not wait for it.
+        with ThreadPoolExecutor(THREADS) as pool:
+            commit = Commit(pool, self.store, claim, self.rules)
+            result = self.store.result(claim)
+            messages = pool.submit(self.store.messages, claim, result.messages, ANSWER_BYTES)
+            spent = result.cost_usd + self.store.spent_before(claim)
+            metadata = _metadata(claim, spent)
+            commit.make(result.changes, metadata)
+            own = spent if claim.staging.startswith(f"runs/{claim.run_id}/") else 0.0
+            built = answer.build(claim, result, messages.result(), own, float(metadata["cost-usd"]))
+            standing = self.store.answer(claim.run_id, built)
+            marked = pool.submit(self.store.mark, claim, "done")
+            self.store.free(claim.session_id, lambda lease: lease.execution == claim.execution)
+            marked.result()
         return answer.with_links(standing, self.store)
 
 

@@ -4,6 +4,7 @@ import os
 import time
 import uuid
 from collections.abc import Callable
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cache
 
@@ -51,30 +52,29 @@ class Door:
 
     def restore(self, request: Request, execution: str, started_at: float) -> Restored:
         """Raises one of `Refused`, `SessionMoved` or `Internal`; what it then held of the session is free again."""
-        record, fresh = self._open(request, execution)
-        if record["body_sha256"] != request.body_hash:
-            raise IdempotencyMismatch(run_id=request.run_id)
-        claim = Claim.of(record, execution, started_at, repeated=not fresh)
-        if claim.repeated and (response := self.store.response(claim.run_id)):
-            return self._done(claim, response)
-        lease = Lease(claim.run_id, execution, started_at + self.settings.clocks.machine + LEASE_MARGIN)
-        self.store.lease(claim.session_id, lease, self.now())
-        try:
-            restored = self._decide(request, claim)
-            if restored.next != "done":
-                self.store.mark(claim, "claimed")
-            return restored
-        except WorkflowError:
-            self.store.free(claim.session_id, lambda lease: lease.execution == execution)
-            raise
+        with ThreadPoolExecutor(1) as beside:  # S3 takes some 20 ms a request
+            record, fresh = self._open(request, execution, beside)
+            if record["body_sha256"] != request.body_hash:
+                raise IdempotencyMismatch(run_id=request.run_id)
+            claim = Claim.of(record, execution, started_at, repeated=not fresh)
+            if claim.repeated and (response := self.store.response(claim.run_id)):
+                return self._done(claim, response)
+            lease = Lease(claim.run_id, execution, started_at + self.settings.clocks.machine + LEASE_MARGIN)
+            self.store.lease(claim.session_id, lease, self.now())
+            try:
+                return self._decide(request, claim, beside)
+            except WorkflowError:
+                self.store.free(claim.session_id, lambda lease: lease.execution == execution)
+                raise
 
-    def _open(self, request: Request, execution: str) -> tuple[Json, bool]:
+    def _open(self, request: Request, execution: str, beside: Executor) -> tuple[Json, bool]:
         """The run's record, and whether it was written just now: then there is nothing of it to go on with."""
-        looks = request.session_id is not None or request.replay_of is not None
         # A new session's record needs nothing from the bucket: writing it tells as well whether there is one.
+        looks = request.session_id is not None or request.replay_of is not None
+        source = beside.submit(self._source, request)
         if looks and (known := self.store.run(request.run_id)):
-            return known, False
-        base = self._source(request)
+            return known, False  # its session may be gone meanwhile
+        base = source.result()
         record = {
             "format": FORMAT,
             "run_id": request.run_id,
@@ -110,12 +110,14 @@ class Door:
             )
         return base
 
-    def _decide(self, request: Request, claim: Claim) -> Restored:
+    def _decide(self, request: Request, claim: Claim, beside: Executor) -> Restored:
         """The next step, under the lease."""
         if claim.repeated and (response := self.store.response(claim.run_id)):
             return self._done(claim, response)
+        marked = beside.submit(self.store.mark, claim, "claimed")
         newest = self._source(request)
         claim = replace(claim, base=self.store.pin(claim.run_id, newest))
+        marked.result()
         staging = self._staging(request, claim)
         if staging.result:
             return Restored("persist", replace(claim, staging=staging.result))

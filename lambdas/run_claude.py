@@ -11,6 +11,7 @@ import logging
 import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, partial
@@ -69,17 +70,20 @@ class Worker:
 
     def run(self, task: Task) -> RunResult:
         """Raises one of the model's errors, `AgentCrashed`, `SessionTooLarge` or one of `Internal`."""
-        if self.grantee.put(task.grants.started, b"", 0) is None:
-            raise AgentCrashed(detail="this attempt was started before: the model is not asked again")
+        with ThreadPoolExecutor(2) as beside:
+            request = beside.submit(self.grantee.read, task.grants.request)
+            session = beside.submit(self.grantee.open, task.grants.session) if task.grants.session else None
+            if self.grantee.put(task.grants.started, b"", 0) is None:
+                raise AgentCrashed(detail="this attempt was started before: the model is not asked again")
         try:
-            return self._run(task)
+            body = json.loads(request.result())["body"]
+            return self._run(task, body, session.result() if session else None)
         except WorkflowError as error:
             raise self._told(task, error) from None
 
-    def _run(self, task: Task) -> RunResult:
-        body = json.loads(self.grantee.read(task.grants.request))["body"]
+    def _run(self, task: Task, body: Json, session: Stored | None) -> RunResult:
         with swept(self.settings.wiped), Scratch(self._root(task), self._wall(task)) as scratch:
-            before = self._restore(task, scratch)
+            before = self._restore(task, session, scratch)
             settle(before, scratch.private)
             saver = _Saver(self, task, scratch, before)
             with Proxy(self.upstreams) as proxy:
@@ -98,9 +102,8 @@ class Worker:
                 self.put(task.grants.detail, detail, len(detail))
         return error.but(detail="")
 
-    def _restore(self, task: Task, scratch: Scratch) -> Mapping[str, Fingerprint]:
+    def _restore(self, task: Task, session: Stored | None, scratch: Scratch) -> Mapping[str, Fingerprint]:
         """Put in place what the run goes on from. Returns what of it is the pinned version's, to tell changes by."""
-        session = self.grantee.open(task.grants.session) if task.grants.session else None
         resumed = self._resumed(session, task.grants.resumed) if task.grants.resumed else None
         archive = resumed or session
         if archive is None:
@@ -119,13 +122,13 @@ class Worker:
 
     def _stage(self, task: Task, scratch: Scratch, outcome: Outcome, before: Mapping[str, Fingerprint]) -> RunResult:
         """Everything under the attempt; result.json last, since it says that the rest is whole."""
-        with tempfile.TemporaryFile() as archive:
+        messages = json.dumps(outcome.messages, ensure_ascii=False).encode()
+        with ThreadPoolExecutor(1) as beside, tempfile.TemporaryFile() as archive:
+            staging = beside.submit(self.put, task.grants.messages, messages, len(messages))
             packed = self.pack(task, scratch, before, archive)
             archive.seek(0)
             changes = self.put(task.grants.changes, archive, packed.size)
-        messages = json.dumps(outcome.messages, ensure_ascii=False).encode()
-        staged_messages = self.put(task.grants.messages, messages, len(messages))
-        result = _result(outcome, _of_workspace(packed.changes), changes, staged_messages)
+        result = _result(outcome, _of_workspace(packed.changes), changes, staging.result())
         text = json.dumps(result.dump(), ensure_ascii=False).encode()
         self.put(task.grants.result, text, len(text))
         return RunResult(
@@ -220,9 +223,9 @@ def _of_workspace(changes: Sequence[Change]) -> list[Change]:
 
 def _kept(claude_session: str, path: str) -> bool:
     """All of the workspace; of Claude's directory the transcript and what it refers to."""
-    root, *below = path.split("/")
-    if root != "claude":
+    if not path.startswith("claude/"):  # asked for every file of a session
         return True
+    _, *below = path.split("/")
     wanted = [("projects",), None, (claude_session, f"{claude_session}.jsonl"), KEPT_OF_CLAUDE]
     return all(allowed is None or name in allowed for name, allowed in zip(below, wanted, strict=False))
 

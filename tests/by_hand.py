@@ -7,6 +7,7 @@ import json
 import threading
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from io import BytesIO
@@ -18,7 +19,7 @@ from lambdas.errors import AgentCrashed, ModelOverloaded, Refused, WorkflowError
 from lambdas.persist_session import Keeper
 from lambdas.record_failure import Recorder
 from lambdas.restore_session import LEASE_MARGIN, Door
-from lambdas.sessions.commit import Rules
+from lambdas.sessions.commit import THREADS, Commit, Rules
 from lambdas.sessions.grants import Grantee
 from lambdas.sessions.records import RATIO, Limits
 from lambdas.sessions.store import Lease, Store
@@ -185,6 +186,12 @@ class Workflow:
         """Everything in the bucket, with its version."""
         pages = self.s3.get_paginator("list_object_versions").paginate(Bucket=self.bucket)
         return {v["Key"]: v["VersionId"] for page in pages for v in page.get("Versions", []) if v["IsLatest"]}
+
+
+def commit(store: Store, claim: Claim, staged: Staged, metadata: dict[str, str], rules: Rules = RULES) -> None:
+    """What PersistSession commits by, alone."""
+    with ThreadPoolExecutor(THREADS) as pool:
+        Commit(pool, store, claim, rules).make(staged, metadata)
 
 
 def runs_in(archive: bytes) -> list[str]:

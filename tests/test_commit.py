@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from lambdas.contract import Base, Claim, Staged
 from lambdas.errors import AgentCrashed, SessionDamaged, SessionMoved, SessionTooLarge, WorkflowError
 from lambdas.sessions.archive import pack, snapshot
-from lambdas.sessions.commit import Rules, commit, compact
+from lambdas.sessions.commit import Rules, compact
 from lambdas.sessions.grants import Grantee
 from lambdas.sessions.merge import NOTHING, Index, Merged, Placed
 from lambdas.sessions.plan import GAP, PART, plan, size
@@ -34,7 +34,7 @@ from lambdas.sessions.store import Store
 from lambdas.sessions.tree import Change, Fingerprint, settle
 from lambdas.sessions.unpack import contents, unpack
 from local import engine
-from tests.by_hand import Killed
+from tests.by_hand import Killed, commit
 from tests.forge import DIR, FILE, LINK, ROOTS, forged, item, lying, staged
 from tests.opened import Opened
 from tests.test_archive import assert_same, assert_tools_open, grow, names, open_up, roots_of, scratch, trees

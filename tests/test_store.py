@@ -14,11 +14,10 @@ import pytest
 
 from lambdas.contract import Base, Claim, Staged
 from lambdas.errors import AgentCrashed, RunInProgress, SessionBusy, SessionDamaged, SessionMoved, WorkflowError
-from lambdas.sessions.commit import commit
 from lambdas.sessions.grants import Grantee
 from lambdas.sessions.store import Lease, Staging, Store
 from local import engine
-from tests.by_hand import RULES
+from tests.by_hand import RULES, commit
 from tests.forge import session
 
 

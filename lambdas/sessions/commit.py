@@ -42,22 +42,32 @@ class Opened(NamedTuple):
     directory: Directory
 
 
-def commit(store: Store, claim: Claim, staged: Staged, metadata: dict[str, str], rules: Rules) -> None:
-    """Make what was staged the session's next version, if it still is where the run began.
+class Commit:
+    """A session's next version. The version before is read from the beginning on, whatever else is asked meanwhile."""
 
-    Raises `SessionMoved`, unless the version in the way is this run's own commit; `AgentCrashed` where what was staged
-    is not there, or nothing that a run of ours stages; `SessionTooLarge`; `SessionDamaged` for the version before.
-    """
-    with ThreadPoolExecutor(THREADS) as pool:
+    def __init__(self, pool: Executor, store: Store, claim: Claim, rules: Rules) -> None:
+        self._pool = pool
+        self._store = store
+        self._claim = claim
+        self._rules = rules
+        self._last = pool.submit(_last, store, claim.base)
+
+    def make(self, staged: Staged, metadata: dict[str, str]) -> None:
+        """Make what was staged the session's next version, if it still is where the run began.
+
+        Raises `SessionMoved`, unless the version in the way is this run's own commit; `AgentCrashed` where what was
+        staged is not there, or nothing that a run of ours stages; `SessionTooLarge`; `SessionDamaged` for the version
+        before.
+        """
+        claim, limits = self._claim, self._rules.limits
         try:
-            opening = pool.submit(_last, store, claim.base)
-            changes = _changes(store, claim, staged, rules.limits)
-            last = opening.result()
-            merged = _merged(claim, last, changes, rules.limits)
-            writing = Writing(store, session_key(claim.session_id), _condition(claim))
-            _write(pool, writing, last, changes, merged, rules.dead_share, metadata)
+            changes = _changes(self._store, claim, staged, limits)
+            last = self._last.result()
+            merged = _merged(claim, last, changes, limits)
+            writing = Writing(self._store, session_key(claim.session_id), _condition(claim))
+            _write(self._pool, writing, last, changes, merged, self._rules.dead_share, metadata)
         except (Refusal, Missing):
-            if not store.committed(claim):
+            if not self._store.committed(claim):
                 raise SessionMoved(session_id=claim.session_id, run_id=claim.run_id) from None
 
 

@@ -167,7 +167,8 @@ def order(path: str) -> bytes:
 
 def record_bytes(path: str) -> int:
     """The most that a member of this path takes in the directory."""
-    return _CENTRAL.size + len(os.fsencode(path)) + 1 + 28 + 9
+    name = len(path) if path.isascii() else len(os.fsencode(path))
+    return _CENTRAL.size + name + 1 + 28 + 9
 
 
 def local_header(member: Member) -> bytes:

@@ -13,7 +13,7 @@ from lambdas.sessions.plan import PART, size
 from lambdas.sessions.records import END_BYTES, Directory, Limits, damaged, ending
 from lambdas.sessions.store import Missing, Refusal, Store, storage
 
-COPY = 32 * 1024 * 1024
+COPY = 16 * 1024 * 1024
 """The most that one request copies: S3 takes a tenth of a second and more for it, and works on several at a time."""
 
 CARRY = PART
