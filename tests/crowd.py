@@ -9,13 +9,14 @@ import threading
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 from xml.sax.saxutils import escape
 
 from cli.endpoint import Endpoint, announce
+from tests.loopback import Answering
 
 BUCKET = "crowd"
 PAGE = 1000
@@ -29,7 +30,7 @@ class Crowd(ThreadingHTTPServer):
     request_queue_size = 64
 
     def __init__(self, objects: dict[str, bytes]) -> None:
-        super().__init__(("127.0.0.1", 0), Answering)
+        super().__init__(("127.0.0.1", 0), Connection)
         self.objects = objects
         self.keys = sorted(objects)
         self.started: list[dict[str, Any]] = []
@@ -41,11 +42,9 @@ class Crowd(ThreadingHTTPServer):
         return self.keys[first : min(last, first + PAGE)], last > first + PAGE
 
 
-class Answering(BaseHTTPRequestHandler):
+class Connection(Answering):
     """One connection."""
 
-    protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True  # headers and body are two writes
     server: Crowd
 
     def do_GET(self) -> None:
@@ -54,19 +53,19 @@ class Answering(BaseHTTPRequestHandler):
         key = unquote(url.path.split("/", 2)[2]) if url.path.count("/") > 1 else ""
         if key:
             found = self.server.objects.get(key)
-            return self._send(200, found) if found is not None else self._send(404, NO_SUCH_KEY)
+            return self.answer(200, found) if found is not None else self.answer(404, NO_SUCH_KEY)
         query = {name: values[0] for name, values in parse_qs(url.query).items()}
         after = query.get("continuation-token") or query.get("start-after") or ""
         keys, more = self.server.listed(query["prefix"], after)
         token = f"<NextContinuationToken>{escape(keys[-1])}</NextContinuationToken>" if more else ""
         contents = "".join(f"<Contents><Key>{escape(one)}</Key><Size>0</Size></Contents>" for one in keys)
         listing = f"<IsTruncated>{str(more).lower()}</IsTruncated>{token}{contents}"
-        return self._send(200, f"<ListBucketResult>{listing}</ListBucketResult>".encode())
+        return self.answer(200, f"<ListBucketResult>{listing}</ListBucketResult>".encode())
 
     def do_POST(self) -> None:
         """StartSyncExecution, whose execution succeeds at once."""
         assert self.headers["X-Amz-Target"] == "AWSStepFunctions.StartSyncExecution"
-        call = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        call = json.loads(self.received())
         self.server.started.append(json.loads(call["input"]))
         answer = {"stop_reason": "end_turn", "result": "Done.", "cost_usd": 0.25}
         ended = {
@@ -76,16 +75,7 @@ class Answering(BaseHTTPRequestHandler):
             "startDate": 0,
             "stopDate": 0,
         }
-        self._send(200, json.dumps(ended).encode())
-
-    def _send(self, status: int, body: bytes) -> None:
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_: Any) -> None:
-        """Says nothing."""
+        self.answer(200, json.dumps(ended).encode())
 
 
 NO_SUCH_KEY = b"<Error><Code>NoSuchKey</Code><Message>none</Message></Error>"

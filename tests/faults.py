@@ -125,7 +125,7 @@ class _Handler(BaseHTTPRequestHandler):
             os.kill(owner(self.client_address[1], self.server.server_address[1]), signal.SIGKILL)
         return None
 
-    do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = _any  # noqa: N815 (the base class's names)
+    do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = _any
 
     def _forwarded(self, body: bytes) -> tuple[int, list[tuple[str, str]], bytes]:
         upstream = http.client.HTTPConnection(urlsplit(self.server.injector.upstream).netloc, timeout=HANGS_SECONDS)

@@ -7,7 +7,6 @@ import http.server
 import json
 import re
 import struct
-import threading
 import time
 import uuid
 import zlib
@@ -31,6 +30,7 @@ from lambdas.run_claude import _upstreams
 from lambdas.settings import AgentSettings
 from local.model import Conversation, RecordedRequest, Rule, events
 from tests.kept import Kept
+from tests.loopback import Answering, listening
 
 REGION = "eu-west-1"
 MODEL = "eu.anthropic.claude-sonnet-4-5-20250929-v1:0"
@@ -76,17 +76,13 @@ class Service:
         return None if whole and match["signature"] == expected else "InvalidSignatureException"
 
 
-class Handler(http.server.BaseHTTPRequestHandler):
+class Handler(Answering):
     """The service's side of one connection."""
 
     service: Service
-    protocol_version = "HTTP/1.1"
-
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the library's name
-        """Quiet."""
 
     def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers["content-length"]))
+        body = self.received()
         headers = {name.lower(): value for name, value in self.headers.items()}
         self.service.seen.append((self.path, headers, body))
         if error := self.service.refusal(self.command, self.path, headers, body):
@@ -105,16 +101,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
             frames[2:] = [frame({":message-type": "exception", ":exception-type": "throttlingException"}, said)]
         return self._stream(frames)
 
-    do_GET = do_POST  # noqa: N815 - the library's name
+    do_GET = do_POST
 
     def _refuse(self, status: int, error: str) -> None:
         body = json.dumps({"message": f"{error}, as asked"}).encode()
-        self.send_response(status)
-        self.send_header("content-type", "application/json")
-        self.send_header("x-amzn-errortype", f"{error}:http://internal.amazon.com/coral/com.amazon.bedrock/")
-        self.send_header("content-length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
+        kind = f"{error}:http://internal.amazon.com/coral/com.amazon.bedrock/"
+        self.answer(status, body, {"content-type": "application/json", "x-amzn-errortype": kind})
 
     def _stream(self, frames: list[bytes]) -> None:
         self.send_response(200)
@@ -146,15 +138,8 @@ def frame(headers: dict[str, str], payload: bytes) -> bytes:
 def service() -> Iterator[Service]:
     """The service, running."""
     state = Service()
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (Handler,), {"service": state}))
-    server.daemon_threads = True
-    state.url = f"http://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    yield state
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with listening(Handler, service=state) as state.url:
+        yield state
 
 
 @pytest.fixture

@@ -1,9 +1,7 @@
 """The API from a page of another origin, in a real browser: what CORS lets the page read."""
 
-import http.server
 import json
 import subprocess
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +12,7 @@ import pytest
 
 from tests.commands import ENVIRONMENT, Serve
 from tests.foreign import program
+from tests.loopback import Answering, listening
 
 PAGE_SECONDS = 240
 FLAGS = [
@@ -77,30 +76,16 @@ def page(text: str) -> Iterator[tuple[str, "Queue[Seen]"]]:
     """Serves the page on an origin of its own; the queue gets what the page sends back."""
     reports: Queue[Seen] = Queue()
 
-    class Page(http.server.BaseHTTPRequestHandler):
+    class Page(Answering):
         def do_GET(self) -> None:
-            self._send(text.encode() if self.path == "/" else b"")
+            self.answer(200, text.encode() if self.path == "/" else b"", {"content-type": "text/html"})
 
         def do_POST(self) -> None:
-            reports.put(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-            self._send(b"")
+            reports.put(json.loads(self.received()))
+            self.answer(200)
 
-        def _send(self, body: bytes) -> None:
-            self.send_response(200)
-            self.send_header("Content-Type", "text/html")
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *_: Any) -> None:
-            """Says nothing."""
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Page) as server:
-        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
-        try:
-            yield f"http://127.0.0.1:{server.server_address[1]}/", reports
-        finally:
-            server.shutdown()
+    with listening(Page) as url:
+        yield f"{url}/", reports
 
 
 @contextmanager

@@ -1,7 +1,6 @@
 """Checkpoints: what a run leaves that is cut off hard, and how another goes on from there."""
 
 import asyncio
-import http.server
 import io
 import json
 import os
@@ -10,7 +9,7 @@ import signal
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -33,6 +32,7 @@ from lambdas.settings import AgentSettings
 from local.model import NOT_PROMPTS, RecordedRequest, ScriptedModel
 from tests.eventually import eventually
 from tests.kept import LIMITS, Kept
+from tests.loopback import NO_HEADERS, Answering, listening
 from tests.opened import Opened
 from tests.ranges import extent
 
@@ -407,49 +407,33 @@ class Bucket:
     """Shown each checkpoint."""
 
 
-class BucketHandler(http.server.BaseHTTPRequestHandler):
+class BucketHandler(Answering):
     bucket: Bucket
-    protocol_version = "HTTP/1.1"
-
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the library's name
-        """Quiet."""
 
     def do_PUT(self) -> None:
-        content = self.rfile.read(int(self.headers["content-length"]))
+        content = self.received()
         self.bucket.objects[self.path] = content
         self.bucket.puts.append(self.path)
         if self.path.endswith("/checkpoint"):
             self.bucket.saved(content)
-        self._answer(b"")
+        self._give(b"")
 
     def do_GET(self) -> None:
         content = self.bucket.objects[self.path]
         if "Range" not in self.headers:
-            return self._answer(content)
+            return self._give(content)
         start, end = extent(self.headers["Range"], len(content))
-        return self._answer(content[start:end], f"bytes {start}-{end - 1}/{len(content)}")
+        return self._give(content[start:end], {"content-range": f"bytes {start}-{end - 1}/{len(content)}"})
 
-    def _answer(self, content: bytes, extent: str | None = None) -> None:
-        self.send_response(206 if extent else 200)
-        if extent:
-            self.send_header("Content-Range", extent)
-        self.send_header("ETag", '"etag"')
-        self.send_header("content-length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
+    def _give(self, content: bytes, extent: Mapping[str, str] = NO_HEADERS) -> None:
+        self.answer(206 if extent else 200, content, {"etag": '"etag"', **extent})
 
 
 @pytest.fixture
 def bucket() -> Iterator[Bucket]:
     state = Bucket()
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (BucketHandler,), {"bucket": state}))
-    state.url = f"http://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    yield state
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with listening(BucketHandler, bucket=state) as state.url:
+        yield state
 
 
 def a_task(bucket: Bucket, attempt: str, claude_session: str, checkpoint: str | None = None) -> Task:

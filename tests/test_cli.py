@@ -1,6 +1,5 @@
 """`claude-workflow` at a terminal: what it prints, how it exits, and what it leaves behind."""
 
-import http.server
 import json
 import os
 import random
@@ -9,17 +8,16 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from local.model import MARK
 from tests.commands import COMMAND, ENVIRONMENT, ROOT, Serve, assert_nothing_runs, command
 from tests.eventually import eventually
+from tests.loopback import Answering, listening
 
 
 def one_sentence(done: "subprocess.CompletedProcess[str]") -> str:
@@ -162,28 +160,19 @@ def test_ask_takes_a_url_and_sends_the_key_of_the_environment(serve: Serve) -> N
         assert done.stderr.startswith("Forbidden: ")
 
 
+class Stranger(Answering):
+    """Is not this API."""
+
+    def do_POST(self) -> None:
+        self.received()
+        self.answer(404, b"[]" if self.path == "/json" else b"<html>")
+
+
 @pytest.fixture
 def stranger() -> Iterator[str]:
     """The URL of a server that is not this API."""
-
-    class Stranger(http.server.BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            self.rfile.read(int(self.headers["Content-Length"]))
-            body = b"[]" if self.path == "/json" else b"<html>"
-            self.send_response(404)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *_: Any) -> None:
-            """Says nothing."""
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Stranger) as server:
-        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
-        try:
-            yield f"http://127.0.0.1:{server.server_address[1]}"
-        finally:
-            server.shutdown()
+    with listening(Stranger) as url:
+        yield url
 
 
 def test_a_url_of_something_else_is_one_sentence(stranger: str) -> None:

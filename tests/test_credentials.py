@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
@@ -18,6 +17,7 @@ import pytest
 from lambdas.agent.credentials import Proxy, Secret, anthropic, supabase
 from lambdas.errors import ModelUnauthorized
 from tests.eventually import eventually
+from tests.loopback import Answering, listening
 
 MESSAGES = "/model/v1/messages"
 
@@ -35,40 +35,29 @@ class Service:
     go_on: threading.Event = field(default_factory=threading.Event)
 
 
-class Handler(http.server.BaseHTTPRequestHandler):
+class Handler(Answering):
     """The service's side of one connection."""
 
     service: Service
-    protocol_version = "HTTP/1.1"
-
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the library's name
-        """Quiet."""
 
     def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers["content-length"]))
+        body = self.received()
         headers = {name.lower(): value for name, value in self.headers.items()}
         self.service.seen.append((self.command, self.path, headers, body))
         act = headers.get("act", "")
         if self.service.refusals:
             status, more = self.service.refusals.pop(0)
-            self._whole(status, b"{}", more)
+            self.answer(status, b"{}", more)
         elif self.service.key not in (headers.get("x-api-key"), headers.get("apikey")):
-            self._whole(401, b'{"error": "key"}')
+            self.answer(401, b'{"error": "key"}')
         elif act.startswith("status "):
-            self._whole(int(act[7:]), b"{}", {"retry-after": "17", "request-id": "req_1"})
+            self.answer(int(act[7:]), b"{}", {"retry-after": "17", "request-id": "req_1"})
         elif act == "hold":
             self._until_gone()
         else:
             self._stream(act)
 
-    do_GET = do_POST  # noqa: N815 - the library's name
-
-    def _whole(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
-        self.send_response(status)
-        for name, value in ({"content-length": str(len(body))} | (headers or {})).items():
-            self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(body)
+    do_GET = do_POST
 
     def _stream(self, act: str) -> None:
         self.send_response(200)
@@ -77,7 +66,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(b"5\r\nfirst\r\n")
         if act == "slow":
-            self.service.go_on.wait(10)
+            self.service.go_on.wait(60)
         if act == "hold on":
             return self._until_gone()
         if act == "cut":
@@ -97,16 +86,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
 def service() -> Iterator[Service]:
     """The upstream, running."""
     state = Service()
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (Handler,), {"service": state}))
-    server.daemon_threads = True
-    state.url = f"http://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    yield state
-    state.go_on.set()
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with listening(Handler, service=state) as state.url:
+        yield state
+        state.go_on.set()
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
@@ -20,6 +19,7 @@ from local.api import Api, NotUnderstood, read_api
 from local.gateway import serving
 from local.mapping import Input, Text, Util, render
 from tests.eventually import eventually
+from tests.loopback import Answering, listening
 
 Json = dict[str, Any]
 KEY, OTHER_KEY = "a-key-of-twenty-characters", "another-key-of-the-same-kind"
@@ -51,36 +51,25 @@ class Machine:
         return envelope
 
 
-class _StepFunctions(BaseHTTPRequestHandler):
+class _StepFunctions(Answering):
     machine: Machine
 
     def do_POST(self) -> None:
-        call = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        call = json.loads(self.received())
         status, answer = 200, dict[str, Any]()
         if self.headers["X-Amz-Target"].endswith("StopExecution"):
             self.machine.stopped.append(call["executionArn"])
         else:
             self.machine.calls.append(call)
             status, answer = self.machine.reply(call)
-        body = json.dumps(answer).encode()
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 (the base class's name)
-        pass
+        self.answer(status, json.dumps(answer).encode())
 
 
 @pytest.fixture
 def machine() -> Iterator[Machine]:
     machine = Machine(lambda _: (200, {"status": "SUCCEEDED", "output": json.dumps({"success": True})}))
-    handler = type("Handler", (_StepFunctions,), {"machine": machine})
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        machine.url = f"http://127.0.0.1:{server.server_address[1]}"
-        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+    with listening(_StepFunctions, machine=machine) as machine.url:
         yield machine
-        server.shutdown()
 
 
 @pytest.fixture(scope="module")

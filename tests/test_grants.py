@@ -1,17 +1,15 @@
 """What RunClaude reads of a stored object: ranges of one version, whole or not at all."""
 
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from random import Random
-from typing import Any
 
 import pytest
 
 from lambdas.contract import Grant
 from lambdas.errors import StorageUnavailable
 from lambdas.sessions.grants import CUTS, PIECE, TAIL_BYTES, Grantee
+from tests.loopback import Answering, listening
 from tests.ranges import extent
 
 CONTENT = Random(5).randbytes(TAIL_BYTES + 3_000_000)
@@ -35,12 +33,8 @@ class Bucket:
     asked: list[str] = field(default_factory=list)
 
 
-class Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
+class Handler(Answering):
     bucket: Bucket
-
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 (the base class's name)
-        """Says nothing."""
 
     def do_GET(self) -> None:
         bucket = self.bucket
@@ -72,13 +66,9 @@ class Handler(BaseHTTPRequestHandler):
 def bucket() -> Iterator[Bucket]:
     """A server for one object on loopback."""
     state = Bucket()
-    with ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (Handler,), {"bucket": state})) as server:
-        state.url = f"http://127.0.0.1:{server.server_port}/session.zip"
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-        thread.start()
+    with listening(Handler, bucket=state) as base:
+        state.url = f"{base}/session.zip"
         yield state
-        server.shutdown()
-        thread.join()
 
 
 def test_any_range_can_be_read(bucket: Bucket) -> None:

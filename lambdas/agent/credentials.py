@@ -387,7 +387,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             headers = [(name, value) for name, value in self.headers.items() if name.lower() not in NOT_FORWARDED]
             self._relay(upstream, Sent(self.command, path, headers, body))
 
-    do_GET = do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = _forward  # noqa: N815 - the library's names
+    do_GET = do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = _forward
 
     def _body(self) -> bytes | None:
         length = self.headers.get("content-length", "0")
