@@ -120,7 +120,7 @@ def _from_log(backend: Backend, execution: str, begin: float) -> list[Event]:
 
 
 def logged(logs: Any, group: str, execution: str, begin: float) -> list[Event]:
-    """The execution's events in the log group (an ARN). Raises `TimeoutError` where the query takes a minute."""
+    """The execution's events in the log group (an ARN). Raises `TimeoutError` for a query that does not end well."""
     query = logs.start_query(
         logGroupIdentifiers=[group],
         startTime=int(begin - LEEWAY_SECONDS),
@@ -132,6 +132,8 @@ def logged(logs: Any, group: str, execution: str, begin: float) -> list[Event]:
         if time.monotonic() > deadline:
             raise TimeoutError(f"CloudWatch Logs did not answer within {QUERY_SECONDS} seconds.")
         time.sleep(0.5)
+    if answer["status"] != "Complete":
+        raise TimeoutError(f"CloudWatch Logs ended the query as {answer['status']}. Try again.")
     messages = [json.loads(column["value"]) for row in answer["results"] for column in row if _is_message(column)]
     mine = [message for message in messages if message["execution_arn"] == execution]
     return [_logged(message) for message in sorted(mine, key=lambda message: int(message["id"]))]

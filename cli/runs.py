@@ -125,7 +125,7 @@ def run(backend: Backend, failed: bool, span: float | None, session: str | None,
 def _table(rows: list[Row], first: bool) -> Table:
     """A page. Its widths are fixed, so that pages printed one below the other make one table."""
     table = Table(box=None, show_header=first, pad_edge=False, width=WIDE, header_style="bold")
-    for name, width in (("time (UTC)", 14), ("run", 36), ("session", 17), ("owner", 12), ("outcome", 7), ("code", 16)):
+    for name, width in (("time (UTC)", 14), ("run", 36), ("session", 17), ("owner", 12), ("outcome", 7), ("code", 17)):
         table.add_column(name, width=width, no_wrap=True)
     table.add_column("cost", width=9, justify="right", no_wrap=True)
     table.add_column("took", width=18, no_wrap=True)

@@ -1,15 +1,13 @@
 """API Gateway's mapping templates off AWS: `airspeed` evaluates them, this gives them `$input`, `$context` and `$util`.
 
-Values are `Text`, a string with the Java methods that templates call. What AWS does to a character is done to it here
-too (`escapeJavaScript` above all), because prompts have to arrive byte for byte.
+Values are `Text`, a string with the Java methods that our templates call; any other name is an error. What AWS does to
+a character is done to it here too (`escapeJavaScript` above all), because prompts have to arrive byte for byte.
 """
 
-import base64
 import json
 import re
 from collections.abc import Mapping
 from typing import Any
-from urllib.parse import quote_plus, unquote_plus
 
 import airspeed
 
@@ -19,37 +17,27 @@ SHORT = {"\b": "\\b", "\n": "\\n", "\t": "\\t", "\f": "\\f", "\r": "\\r"} | {cha
 STEP = re.compile(r"\.([A-Za-z_][\w-]*)|\['([^']*)'\]|\[(\d+)\]")
 
 
-class Text(str):
-    """A string that answers to the methods of Java's `String`."""
+class _Strict:
+    """Has no names but its own: `airspeed` takes what it does not find for an empty text, and goes on."""
 
     __slots__ = ()
 
-    def equals(self, other: object) -> bool:
-        return str(self) == other
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # Python's own questions
+            raise AttributeError(name)
+        raise NotImplementedError(f"The local gateway does not know {name}.")
 
-    def isEmpty(self) -> bool:  # noqa: N802 (Java's name)
-        return not self
+
+class Text(_Strict, str):
+    """A string that answers to some methods of Java's `String`."""
+
+    __slots__ = ()
 
     def length(self) -> int:
         return len(self.encode("utf-16-le")) // 2
 
-    def contains(self, part: str) -> bool:
-        return part in self
-
     def matches(self, pattern: str) -> bool:
         return re.fullmatch(pattern, self) is not None
-
-    def substring(self, start: int, end: int | None = None) -> "Text":
-        return Text(self[start:end])
-
-    def toLowerCase(self) -> "Text":  # noqa: N802 (Java's name)
-        return Text(self.lower())
-
-    def toString(self) -> "Text":  # noqa: N802 (Java's name)
-        return self
-
-    def trim(self) -> "Text":
-        return Text(self.strip())
 
     def replaceAll(self, pattern: str, replacement: str) -> "Text":  # noqa: N802 (Java's name)
         return Text(re.sub(pattern, _python_replacement(replacement), self))
@@ -75,7 +63,7 @@ def texts(value: Any) -> Any:
     return value
 
 
-class Input:
+class Input(_Strict):
     """`$input`: the body of the request, or in response templates of the backend's answer."""
 
     def __init__(self, body: str, params: Mapping[str, Mapping[str, str]]) -> None:
@@ -108,7 +96,7 @@ def _at(value: Any, path: str) -> Any:
     return value
 
 
-class Util:
+class Util(_Strict):
     """`$util`."""
 
     def escapeJavaScript(self, text: str) -> Text:  # noqa: N802 (AWS's name)
@@ -116,18 +104,6 @@ class Util:
 
     def parseJson(self, text: str) -> Any:  # noqa: N802 (AWS's name)
         return texts(json.loads(text))
-
-    def urlEncode(self, text: str) -> Text:  # noqa: N802 (AWS's name)
-        return Text(quote_plus(text))
-
-    def urlDecode(self, text: str) -> Text:  # noqa: N802 (AWS's name)
-        return Text(unquote_plus(text))
-
-    def base64Encode(self, text: str) -> Text:  # noqa: N802 (AWS's name)
-        return Text(base64.b64encode(text.encode()).decode())
-
-    def base64Decode(self, text: str) -> Text:  # noqa: N802 (AWS's name)
-        return Text(base64.b64decode(text).decode())
 
 
 def _escaped(char: str) -> str:

@@ -64,7 +64,7 @@ class Deployment:
 
     @property
     def ephemeral_mb(self) -> int:
-        """MiB of /tmp: a session's archive, its files and the staged changes at once, and room for the agent."""
+        """MiB of /tmp: a session's files, the staged changes and a checkpoint at once, and room for the agent."""
         return 3 * self.max_session_mb + 512
 
     @classmethod

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
+from airspeed.operators import TemplateExecutionError
 
 from lambdas import errors
 from local.api import Api, NotUnderstood, read_api
@@ -493,6 +494,15 @@ def test_text_has_javas_methods() -> None:
     assert Text("😀").length() == 2
     assert Text("Ab").matches("(?i)ab")
     assert not Text("abc").matches("ab")
+
+
+@pytest.mark.parametrize(
+    "unknown", ["$context.id.trim()", "$util.urlEncode('x')", "$input.headers", "#if($util.nope())x#end"]
+)
+def test_what_is_not_evaluated_here_is_an_error(unknown: str) -> None:
+    """And not an empty text, which is what the evaluator would make of it."""
+    with pytest.raises(TemplateExecutionError, match="does not know"):
+        render(unknown, Input("{}", {}), {"id": Text("x")})
 
 
 def test_input_reads_paths_and_parameters() -> None:

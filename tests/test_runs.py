@@ -6,6 +6,8 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+import pytest
+
 from cli.history import Event, console_link, logged, visits
 from cli.records import UNFINISHED, Entry, Records, each
 from local.engine import ACCOUNT, REGION
@@ -237,6 +239,22 @@ def test_the_log_tells_the_same_story(history: Past) -> None:
     assert [error["error"] for error in found[0].errors] == ["AgentCrashed", "RunTimedOut"]
     assert [error["error"] for error in found[1].errors] == ["RunTimedOut"]
     assert found[1].left is not None
+
+
+class Failing:
+    """CloudWatch Logs, as it answers a query that it gave up."""
+
+    def start_query(self, **_: Any) -> Json:
+        return {"queryId": "1"}
+
+    def get_query_results(self, **_: Any) -> Json:
+        return {"status": "Failed", "results": []}
+
+
+def test_a_query_that_fails_is_no_history_that_is_gone() -> None:
+    """It is said, and not shown as an execution without states."""
+    with pytest.raises(TimeoutError, match="as Failed"):
+        logged(Failing(), "arn", EXECUTION, time.time())
 
 
 def test_the_console_is_linked() -> None:
