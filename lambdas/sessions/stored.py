@@ -157,7 +157,9 @@ class Writing:
         with storage("committing"):
             self._s3.complete_multipart_upload(**part, **self._condition, MultipartUpload={"Parts": parts})
 
-    def _carrying(self, carried: Sequence[Piece], end: Sequence[bytes | memoryview]) -> Iterator[Callable[[dict[str, Any]], str]]:
+    def _carrying(
+        self, carried: Sequence[Piece], end: Sequence[bytes | memoryview]
+    ) -> Iterator[Callable[[dict[str, Any]], str]]:
         """Parts of some MiB; the last one has the end, and may be small."""
         batch: list[Piece] = []
         for piece in carried:
