@@ -9,7 +9,7 @@ import urllib3
 from rich.console import Console
 from rich.text import Text
 
-from cli.endpoint import Endpoint, Unusable, command
+from cli.endpoint import KEY_VARIABLE, Endpoint, Unusable, command
 
 LONGEST = 305
 """Seconds to wait for an answer: above the API's longest integration timeout, so that its own answer arrives."""
@@ -61,6 +61,8 @@ def report(answer: Answer, console: Console, key: str) -> None:
         _show(answer, console)
         return
     console.print(Text(answer["code"], "red") + Text(f": {answer['error']}"), soft_wrap=True)
+    if answer["code"] == "Forbidden":
+        console.print(f"The API's key is taken from {KEY_VARIABLE} where that is set.", style="dim", soft_wrap=True)
     if answer["retryable"]:
         again = "Asking the same again can help, and pays for nothing twice"
         console.print(f"{again}: {command()} ask --key {key} …", style="dim", soft_wrap=True)
@@ -68,12 +70,11 @@ def report(answer: Answer, console: Console, key: str) -> None:
 
 def _show(answer: Answer, console: Console) -> None:
     """The final text on stdout; what it took, and how to go on, on stderr."""
-    print(answer["result"] or f"(no final text: the run stopped at {answer['stop_reason']})")
+    print(answer["result"] or f"(no final text: the run stopped at {answer['stop_reason']})", flush=True)
     for file in answer["files"][:20]:
         change = Text(f"  {file['change']}", "dim")
         console.print(change + Text(f" {file['path']} ({_bytes(file['size'])})"), soft_wrap=True)
     seconds, turns = answer["duration_ms"] / 1000, answer["num_turns"]
-    sys.stdout.flush()
     took = f"{turns} turn{'s' * (turns != 1)}, {seconds:.1f} s, ${answer['cost_usd']:.4f}"
     console.print(
         f"{took}. Go on with: {command()} ask --session {answer['session_id']} …", style="dim", soft_wrap=True

@@ -6,9 +6,8 @@ from typing import Any
 
 import boto3
 from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError
 
-from cli.endpoint import Unusable, announced, command
+from cli.endpoint import Unusable, announced, command, outputs
 from local.engine import Engine
 
 CONNECTIONS = 16
@@ -39,7 +38,8 @@ class Backend:
 def find(state: Path, stack: str | None) -> Backend:
     """The workflow the user means. Raises `Unusable` where there is none."""
     if stack:
-        return _deployed(stack)
+        found = outputs(stack, "BucketName", "StateMachineArn")
+        return Backend(found["BucketName"], found["StateMachineArn"], None)
     running = announced(state)
     if running is None:
         raise Unusable(f"No service is running. Start one in another terminal: {command()} serve")
@@ -47,15 +47,3 @@ def find(state: Path, stack: str | None) -> Backend:
         raise Unusable("The running service is older than this command. Start it again.")
     engine = Engine(running["engine_url"], running["pid"], state, running["engine_root"])
     return Backend(running["bucket"], running["state_machine_arn"], engine)
-
-
-def _deployed(stack: str) -> Backend:
-    try:
-        described = boto3.client("cloudformation").describe_stacks(StackName=stack)["Stacks"][0]
-    except (BotoCoreError, ClientError) as error:
-        raise Unusable(f"The stack {stack} could not be asked: {error}") from error
-    outputs = {output["OutputKey"]: output["OutputValue"] for output in described.get("Outputs", [])}
-    try:
-        return Backend(outputs["BucketName"], outputs["StateMachineArn"], None)
-    except KeyError as missing:
-        raise Unusable(f"The stack {stack} has no output {missing}: is it a Claude Agent Workflow?") from None

@@ -7,7 +7,8 @@ import secrets
 import shlex
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,26 +93,52 @@ def _is_locked(lock: Path) -> bool:
     return False
 
 
-def deployed(stack: str) -> Endpoint:
-    """The API of a deployed stack, with the ordinary AWS credentials. Raises `Unusable`."""
-    import boto3  # a third of a second that the local service does not need
-    from botocore.exceptions import BotoCoreError, ClientError
+@contextmanager
+def asking(stack: str) -> Iterator[None]:
+    """Says what to do where AWS, asked about a stack, refuses: raises `Unusable`."""
+    from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, NoRegionError
 
     try:
-        described = boto3.client("cloudformation").describe_stacks(StackName=stack)["Stacks"][0]
-        outputs = {output["OutputKey"]: output["OutputValue"] for output in described.get("Outputs", [])}
-        key_id = outputs.get("ApiKeyId")
-        key = boto3.client("apigateway").get_api_key(apiKey=key_id, includeValue=True)["value"] if key_id else None
+        yield
+    except NoRegionError as error:
+        raise Unusable("No AWS region is set. Set AWS_DEFAULT_REGION to the stack's.") from error
+    except NoCredentialsError as error:
+        raise Unusable("There are no AWS credentials. Sign in, or choose a profile: AWS_PROFILE.") from error
     except (BotoCoreError, ClientError) as error:
-        raise Unusable(f"The stack {stack} could not be asked: {error}") from error
-    if "ApiUrl" not in outputs:
-        raise Unusable(f"The stack {stack} has no output ApiUrl: is it a Claude Agent Workflow?")
-    return Endpoint(outputs["ApiUrl"], key)
+        said = error.response["Error"]["Message"] if isinstance(error, ClientError) else error
+        raise Unusable(f"The stack {stack} could not be asked ({said}). Check its name, region and account.") from error
+
+
+def outputs(stack: str, *names: str) -> dict[str, str]:
+    """The outputs of a deployed stack, asked with the ordinary AWS credentials. Raises `Unusable` if one is missing."""
+    import boto3  # a third of a second that the local service does not need
+
+    with asking(stack):
+        described = boto3.client("cloudformation").describe_stacks(StackName=stack)["Stacks"][0]
+    found = {output["OutputKey"]: output["OutputValue"] for output in described.get("Outputs", [])}
+    for name in names:
+        if name not in found:
+            raise Unusable(f"The stack {stack} has no output {name}: is it a Claude Agent Workflow?")
+    return found
+
+
+def deployed(stack: str) -> Endpoint:
+    """The API of a deployed stack. Raises `Unusable`."""
+    import boto3
+
+    found = outputs(stack, "ApiUrl")
+    if "ApiKeyId" not in found:
+        return Endpoint(found["ApiUrl"], None)
+    with asking(stack):
+        key = boto3.client("apigateway").get_api_key(apiKey=found["ApiKeyId"], includeValue=True)["value"]
+    return Endpoint(found["ApiUrl"], key)
 
 
 def find(state: Path, url: str | None, stack: str | None, environ: Mapping[str, str] = os.environ) -> Endpoint:
     """The service the user means. Raises `Unusable` with what to do where there is none."""
     if url:
+        if not url.startswith(("http://", "https://")):
+            raise Unusable(f"{url} is no URL: one begins with http:// or https://.")
         return Endpoint(url, environ.get(KEY_VARIABLE))
     if stack:
         return deployed(stack)

@@ -33,7 +33,9 @@ def parser() -> argparse.ArgumentParser:
 
     operating.add_commands(commands)
 
-    demo = commands.add_parser("demo", help="two questions of one session, with a service if none runs")
+    demo = commands.add_parser(
+        "demo", help="two questions of one session, with a service if none runs", description=_DEMO
+    )
     operating.add_state(demo)
     return top
 
@@ -43,6 +45,9 @@ Docker. With ANTHROPIC_API_KEY (and ANTHROPIC_BASE_URL, if set) that model answe
 
 _ASK = """Posts the prompt and waits for the answer, which goes to standard output; all else goes to standard error.
 Exits with 0 for an answer, with 1 for a failure, and with 2 where there is no service to ask."""
+
+_DEMO = """Asks two questions of one session, the second about what the first did. Starts the service for that, and ends
+it, if none runs."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -13,12 +13,13 @@ SHOW = """Shows a run: the states it went through with their times, inputs and o
 staged, and what a replay would do."""
 
 REPLAY = """Runs failed runs again, under their own ids and on the session's version they were pinned to. What is stored
-is not paid for again. Exits with 0 if all of them succeeded, else with 1."""
+is not paid for again. Exits with 0 if all of them succeeded (with --dry-run: can be replayed), else with 1."""
 
 SESSIONS = """purge: makes what was removed from a session, or changed in it, be gone for good. Writes its archive anew
 without it, and deletes its older versions and what its runs staged. Waits for no run: a session at work is refused."""
 
 _UNITS = {"m": 60.0, "h": 3600.0, "d": 86_400.0}
+_LONGEST = 365 * _UNITS["d"]
 
 
 def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -72,7 +73,10 @@ def span(text: str) -> float:
     match = re.fullmatch(r"(\d{1,6})([mhd])", text)
     if match is None:
         raise argparse.ArgumentTypeError(f"{text!r} is no span of time: say 30m, 2h or 7d")
-    return int(match[1]) * _UNITS[match[2]]
+    seconds = int(match[1]) * _UNITS[match[2]]
+    if seconds > _LONGEST:
+        raise argparse.ArgumentTypeError(f"{text!r} is too long: 365d at the most")
+    return seconds
 
 
 def run(chosen: argparse.Namespace) -> int:

@@ -158,6 +158,11 @@ class Records:
                     found.setdefault(attempt, {})[name] = one["Size"]
         return dict(sorted(found.items()))
 
+    def gone(self, request: Json) -> bool:
+        """Whether the session that it asked to go on with was deleted."""
+        asked = (request.get("body") or {}).get("session_id")
+        return bool(asked) and self.head(f"{asked}.zip") is None
+
     def moved(self, request: Json) -> bool:
         """Whether the session has gone on, by another run, since the version that this run is pinned to."""
         pinned = self.read(f"runs/{request['run_id']}/base.json") or {}

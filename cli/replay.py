@@ -15,7 +15,7 @@ from rich.text import Text
 
 from cli.ask import plain
 from cli.backend import Backend
-from cli.plan import SENTENCES, plan
+from cli.plan import REFUSED, SENTENCES, plan
 from cli.records import READERS, UNFINISHED, Entry, Json, Records, each
 from cli.runs import DAY, WIDE, dollars, line
 
@@ -28,10 +28,11 @@ PAGE = 200
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of one run."""
+    """What came of one run, or would."""
 
     run_id: str
     ok: bool
+    """Whether it was replayed, or can be."""
     said: str
     """A code, or what it would do."""
     sentence: str
@@ -60,7 +61,7 @@ class Replay:
         if entry.hour and (run.request["requested_at"] < self.since or run.outcome not in ("failed", "lost")):
             return None
         does = plan(self.records, run, self.verb).does
-        return Outcome(run.run_id, True, does, SENTENCES[does], session_id=run.session_id)
+        return Outcome(run.run_id, does not in REFUSED, does, SENTENCES[does], session_id=run.session_id)
 
     def start(self, entry: Entry) -> Outcome | None:
         """Replays it; None where the index named a run that is not meant."""
@@ -114,7 +115,7 @@ def _outcome(run_id: str, done: Json) -> Outcome:
 
 
 def run(backend: Backend, run_ids: Sequence[str], span: float | None, verb: str, dry: bool) -> int:
-    """Replays `run_ids` or, where there are none, all that failed or were lost; 0 if every one succeeded."""
+    """Replays `run_ids` or, where there are none, all that failed or were lost; 0 if every one succeeded, or can."""
     now = time.time()
     begin = now - (DAY if span is None else span)
     records = Records(backend.client("s3"), backend.bucket)
@@ -136,7 +137,7 @@ def run(backend: Backend, run_ids: Sequence[str], span: float | None, verb: str,
 def _watched(outcomes: Iterator[Outcome | None], total: int, console: Console) -> Iterator[Outcome]:
     """The outcomes, under a progress bar."""
     columns = (TextColumn("Replaying"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("", total=total)
         for outcome in outcomes:
             progress.advance(task)
@@ -163,10 +164,10 @@ class Report:
     def end(self, console: Console, dry: bool) -> None:
         """The rest, and the sum of it."""
         self._print()
-        if dry:
-            console.print(f"{self.succeeded:,} would be replayed.")
-        elif not self.succeeded + self.failed:
+        if not self.succeeded + self.failed:
             console.print("Nothing to replay.")
+        elif dry:
+            console.print(f"{self.succeeded:,} can be replayed, {self.failed:,} cannot.")
         else:
             console.print(f"{self.succeeded:,} succeeded, {self.failed:,} failed.")
         if self.moved:

@@ -459,10 +459,14 @@ class ScriptedModel:
 
     def __enter__(self) -> Self:
         listener, self.url = _listen(self._port)
-        self._server = _server(self.requests.append)
+        self._server = _server(self.record)
         self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [listener]})
         self._thread.start()
         return self
+
+    def record(self, request: RecordedRequest) -> None:
+        """Called with every Messages request before it is answered."""
+        self.requests.append(request)
 
     def __exit__(self, *_: object) -> None:
         self._server.should_exit = True

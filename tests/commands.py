@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from tests.eventually import eventually
+
 ROOT = Path(__file__).resolve().parent.parent
 COMMAND = (sys.executable, "-m", "cli.main")
 ENVIRONMENT = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ} | {
@@ -19,7 +21,7 @@ ENVIRONMENT = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if na
 }
 """Neither a model's key nor an API key of the developer's own."""
 START_SECONDS = 120
-STOP_SECONDS = 30
+STOP_SECONDS = 60
 
 
 def command(*arguments: str | bytes | Path, **options: Any) -> "subprocess.CompletedProcess[str]":
@@ -103,7 +105,4 @@ def processes(state: Path) -> list[str]:
 
 def assert_nothing_runs(state: Path) -> None:
     """Within some seconds: after a kill the engine has to notice by itself."""
-    deadline = time.monotonic() + STOP_SECONDS
-    while left := processes(state):
-        assert time.monotonic() < deadline, left
-        time.sleep(0.1)
+    assert eventually(lambda: not processes(state)), processes(state)

@@ -7,8 +7,11 @@ from typing import Any
 
 import pytest
 
+from lambdas.agent.sandbox import Scratch
+from local.model import ScriptedModel
 from stacks.workflow import synthesize
 from tests.commands import Serve
+from tests.past import Past, past
 
 Synthesize = Callable[..., Path]
 
@@ -43,3 +46,31 @@ def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
     started = Serve.start(tmp_path_factory.mktemp("serve"))
     yield started
     assert started.end() == 0, started.said()
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[ScriptedModel]:
+    """One stand-in for all tests of a file: stopping one takes a moment."""
+    with ScriptedModel() as served:
+        yield served
+
+
+@pytest.fixture
+def model(server: ScriptedModel) -> ScriptedModel:
+    """The stand-in, with no requests on its record."""
+    server.requests.clear()
+    return server
+
+
+@pytest.fixture
+def scratch(tmp_path: Path) -> Iterator[Scratch]:
+    """The directory of a run, kept over the turns of a test as restoring a session would."""
+    with Scratch(tmp_path / "session-1") as scratch:
+        yield scratch
+
+
+@pytest.fixture(scope="module")
+def history(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Past]:
+    """A bucket with runs of the past, which each test of a file adds to."""
+    with past(tmp_path_factory.mktemp("past")) as made:
+        yield made

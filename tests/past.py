@@ -87,6 +87,15 @@ class Past:
             self.put(f"runs/{name}/failure.json", failure(name, session))
         return name
 
+    def version(self, session: str, run: str) -> str:
+        """A new version of the session, committed by `run`. Returns its id."""
+        s3, key = self.engine.client("s3"), f"{session}.zip"
+        return str(s3.put_object(Bucket=BUCKET, Key=key, Body=run.encode(), Metadata={"run": run})["VersionId"])
+
+    def pin(self, name: str, session: str, version: str) -> None:
+        """The version that a run works on."""
+        self.put(f"runs/{name}/base.json", {"format": 1, "base": {"session_id": session, "version_id": version}})
+
     def lease(self, name: str, session: str, seconds: float) -> None:
         lease = {"run_id": name, "execution": "arn", "expires_at": time.time() + seconds}
         self.put(f"locks/{session}.json", lease)

@@ -180,13 +180,6 @@ def proxy(role: pytest.MonkeyPatch) -> Iterator[Proxy]:  # noqa: ARG001 - it set
         yield running
 
 
-@pytest.fixture
-def scratch(tmp_path: Path) -> Iterator[Scratch]:
-    """The directory of a run."""
-    with Scratch(tmp_path / "session-1") as scratch:
-        yield scratch
-
-
 def run(prompt: str, scratch: Scratch, model: str | None = None) -> Outcome:
     """A first turn with the upstreams that RunClaude makes of its settings."""
     settings = {
@@ -201,7 +194,7 @@ def run(prompt: str, scratch: Scratch, model: str | None = None) -> Outcome:
     }
     turn = Turn(prompt, claude_session=str(uuid.uuid4()), resume=False, model=model)
     with Proxy(_upstreams(AgentSettings.read(settings), None)) as proxy:
-        return asyncio.run(converse(turn, scratch, proxy, Kept(scratch), time.time() + 30))
+        return asyncio.run(converse(turn, scratch, proxy, Kept(scratch), time.time() + 60))
 
 
 def asked(proxy: Proxy, method: str = "POST", path: str = CALL, **headers: str) -> int:

@@ -15,7 +15,7 @@ import pytest
 from tests.commands import ENVIRONMENT, Serve
 from tests.foreign import program
 
-PAGE_SECONDS = 120
+PAGE_SECONDS = 240
 FLAGS = [
     "--headless",
     "--no-sandbox",
@@ -51,11 +51,14 @@ async function visit() {
   seen.large = await post({prompt: "x".repeat(250000)});
   seen.refused = await post({prompt: "status 400"});
   seen.overloaded = await post({prompt: "status 529"});
-  const slow = post({prompt: "wait 6", session_id});
-  await new Promise((resolve) => setTimeout(resolve, 2000));
-  seen.busy = await post({prompt: "x", session_id});
-  await slow;
-  for (let n = 0; n < 40 && seen.throttled?.status !== 429; n++) seen.throttled = await post([]);
+  for (let n = 0; n < 5 && !seen.busy; n++) {
+    const both = await Promise.all([1, 2].map(() => post({prompt: "wait 5", session_id})));
+    seen.busy = both.find(({status}) => status === 409);
+  }
+  for (let n = 0; n < 20 && !seen.throttled; n++) {
+    const rush = await Promise.all(Array.from({length: 20}, () => post([])));
+    seen.throttled = rush.find(({status}) => status === 429);
+  }
   await new Promise((resolve) => setTimeout(resolve, seen.throttled.retryAfter * 1000));
   seen.again = await post([]);
   seen.put = await fetch(url, {method: "PUT", headers: usual, body: "{}"}).then(() => "let through", () => "kept back");
@@ -112,7 +115,7 @@ def browser(url: str, profile: Path) -> Iterator[Path]:
         yield log
     finally:
         process.terminate()
-        process.wait(30)
+        process.wait(60)
 
 
 @pytest.fixture(scope="module")

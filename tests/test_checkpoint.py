@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import signal
 import threading
 import time
 import uuid
@@ -29,49 +30,64 @@ from lambdas.run_claude import Worker
 from lambdas.sessions.grants import Grantee
 from lambdas.sessions.unpack import unpack
 from lambdas.settings import AgentSettings
-from local.model import NOT_PROMPTS, ScriptedModel
+from local.model import NOT_PROMPTS, RecordedRequest, ScriptedModel
+from tests.eventually import eventually
 from tests.kept import LIMITS, Kept
 from tests.opened import Opened
 from tests.ranges import extent
 
-KILL = "kill -9 $PPID"
-"""The shell's parent is the CLI."""
+SECONDS = 120
+"""What a run may take, on a machine that does much else meanwhile."""
 
-THREE = f"""run echo one >> log
+THREE = """run echo one >> log
 run echo two >> log
-run echo three >> log; (until [ -e ../saved ]; do sleep 0.1; done; {KILL}) >/dev/null 2>&1 &
-wait 6
+run echo three >> log; echo $PPID > {cli}
 run echo four >> log
 say All four."""
-"""Three calls, and the CLI dies while the model thinks about the fourth, once a checkpoint knows all three."""
+"""Four calls; with the third, the shell tells the process id of its parent, the CLI."""
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[ScriptedModel]:
-    """One stand-in for all tests of this file."""
-    with ScriptedModel() as served:
-        yield served
+class Thinking(ScriptedModel):
+    """Thinks about its answer to one request until it is told to go on."""
+
+    def __init__(self, at: int) -> None:
+        super().__init__()
+        self.at = at
+        """The request's number, from 1."""
+        self.go_on = threading.Event()
+
+    def record(self, request: RecordedRequest) -> None:
+        super().record(request)
+        if len(self.requests) == self.at:
+            self.go_on.wait(SECONDS)
+
+
+@dataclass
+class Cut:
+    """Kills the CLI as soon as a checkpoint knows three results, and then lets the model go on."""
+
+    model: Thinking
+    cli: Path
+    """Where its process id is told."""
+
+    def saved(self, archive: bytes) -> None:
+        if results(archive) == 3 and not self.model.go_on.is_set():
+            os.kill(int(self.cli.read_text()), signal.SIGKILL)
+            self.model.go_on.set()
 
 
 @pytest.fixture
-def model(server: ScriptedModel) -> ScriptedModel:
-    """The stand-in, with no requests on its record."""
-    server.requests.clear()
-    return server
-
-
-@pytest.fixture
-def scratch(tmp_path: Path) -> Iterator[Scratch]:
-    """The directory of a run."""
-    with Scratch(tmp_path / "session-1") as scratch:
-        yield scratch
+def thinking() -> Iterator[Thinking]:
+    """A model that thinks about the fourth call."""
+    with Thinking(at=4) as model:
+        yield model
 
 
 def a_turn(prompt: str) -> Turn:
     return Turn(prompt, claude_session=str(uuid.uuid4()), resume=False)
 
 
-def run(turn: Turn, saver: Kept, url: str, seconds: float = 60) -> Outcome:
+def run(turn: Turn, saver: Kept, url: str, seconds: float = SECONDS) -> Outcome:
     with Proxy([anthropic(Secret(lambda: "key"), url)]) as proxy:
         return asyncio.run(converse(turn, saver.scratch, proxy, saver, time.time() + seconds))
 
@@ -91,13 +107,15 @@ def calls(model: ScriptedModel) -> list[str]:
     return [block["input"]["command"] for block in blocks if block["type"] == "tool_use"]
 
 
+@dataclass
 class Telling(Kept):
-    """Says so in the scratch directory when a checkpoint knows of three results."""
+    """Shows each checkpoint that it has."""
+
+    tell: Callable[[bytes], object] = lambda _: None
 
     def upload(self, archive: BinaryIO, size: int) -> None:
         super().upload(archive, size)
-        if results(self.archives[-1]) == 3:
-            (self.scratch.root / "saved").touch()
+        self.tell(self.archives[-1])
 
 
 def results(archive: bytes) -> int:
@@ -108,29 +126,30 @@ def results(archive: bytes) -> int:
 
 
 @pytest.mark.parametrize("which", [-2, -1], ids=["taken while it ran", "taken when it failed"])
-def test_a_run_cut_off_after_three_calls_goes_on_at_the_fourth(
-    which: int, model: ScriptedModel, tmp_path: Path
-) -> None:
+def test_a_run_cut_off_after_three_calls_goes_on_at_the_fourth(which: int, thinking: Thinking, tmp_path: Path) -> None:
     """The first three are in the conversation and not repeated, and the workspace has each effect once."""
-    turn = a_turn(THREE)
+    cli = tmp_path / "cli"
+    turn = a_turn(THREE.format(cli=cli))
     with Scratch(tmp_path / "session-1") as scratch:
-        saver = Telling(scratch)
+        saver = Telling(scratch, tell=Cut(thinking, cli).saved)
         with pytest.raises(AgentCrashed) as caught:
-            run(turn, saver, model.url)
-    assert len(model.requests) == 4
+            run(turn, saver, thinking.url)
+    assert len(thinking.requests) == 4
     assert caught.value.cost_usd
     assert saver.costs == sorted(saver.costs)
     assert 0 < saver.costs[-1] <= caught.value.cost_usd
-    outcome, log = go_on(turn, saver, model.url, which)
+    outcome, log = go_on(turn, saver, thinking.url, which)
     assert (outcome.stop_reason, log) == ("end_turn", ["one", "two", "three", "four"])
-    assert len(model.requests) == 4 + 2
-    assert [command.split()[1] for command in calls(model)] == ["one", "two", "three", "four"]
+    assert len(thinking.requests) == 4 + 2
+    assert [command.split()[1] for command in calls(thinking)] == ["one", "two", "three", "four"]
     assert "All four." in str(outcome.result)
 
 
 def test_a_call_whose_result_was_lost_is_told_as_such(model: ScriptedModel, tmp_path: Path) -> None:
     """A tool that died with the CLI may have done its work: the model learns that, and does not call it unaware."""
-    turn = a_turn(f"run echo one >> log\nrun echo two >> log; sleep 0.5; {KILL}; sleep 5\nsay Done.")
+    told = """[ "$(grep -o '"type":"tool_use"' ../claude/projects/*/*.jsonl | wc -l)" = 2 ]"""
+    die = f"until {told}; do sleep 0.1; done; kill -9 $PPID; sleep 60"  # the transcript is written a moment late
+    turn = a_turn(f"run echo one >> log\nrun echo two >> log; {die}\nsay Done.")
     with Scratch(tmp_path / "session-1") as scratch:
         saver = Kept(scratch)
         with pytest.raises(AgentCrashed):
@@ -164,9 +183,10 @@ def test_a_checkpoint_is_one_instant_of_the_run(model: ScriptedModel, scratch: S
         'i=0; while :; do i=$((i+1)); echo $i > a.new; mv a.new a; echo $i > b.new; mv b.new b; echo "$i" >> c; done'
     )
     (scratch.workspace / "write").write_text(write)
-    saver = Kept(scratch)
-    steps = "\n".join("run sh -c 'sleep 0.8'" for _ in range(6))
-    outcome = run(a_turn(f"run (sh write >/dev/null 2>&1 &) ; sleep 0.2\n{steps}"), saver, model.url)
+    saver = Telling(scratch, tell=lambda _: (scratch.root / f"saved-{len(saver.archives)}").touch())
+    steps = "\n".join(f"run until [ -e ../saved-{number} ]; do sleep 0.1; done" for number in (1, 2, 3))
+    started = "(sh write >/dev/null 2>&1 &) ; until [ -e c ]; do sleep 0.1; done"
+    outcome = run(a_turn(f"run {started}\n{steps}"), saver, model.url)
     assert outcome.stop_reason == "end_turn"
     assert len(saver.archives) >= 3
     seen = []
@@ -179,15 +199,12 @@ def test_a_checkpoint_is_one_instant_of_the_run(model: ScriptedModel, scratch: S
     assert seen == sorted(set(seen))
 
 
-def test_checkpoints_take_a_tenth_of_the_time_at_most(model: ScriptedModel, scratch: Scratch) -> None:
+def test_checkpoints_take_a_tenth_of_the_time_at_most(scratch: Scratch) -> None:
     """The dearer one is, the later comes the next; the last tool result gets its own when it may."""
-    saver = Kept(scratch, delay=0.2)
     steps = "\n".join(f"run echo {n} >> log" for n in range(8))
-    for _ in range(3):  # on a busy machine eight seconds may not hold two of them
-        saver.times.clear()
-        run(a_turn(f"{steps}\nwait 8\nsay Done."), saver, model.url)
-        if len(saver.times) > 1:
-            break
+    with Thinking(at=9) as model:
+        saver = Telling(scratch, delay=0.2, tell=lambda last: model.go_on.set() if results(last) == 8 else None)
+        run(a_turn(f"{steps}\nsay Done."), saver, model.url)
     gaps = [later - earlier for earlier, later in pairwise(saver.times)]
     assert gaps
     assert min(gaps) > saver.delay / SHARE
@@ -195,38 +212,55 @@ def test_checkpoints_take_a_tenth_of_the_time_at_most(model: ScriptedModel, scra
         assert last.read("workspace/log").split()[-1] == b"7"
 
 
+@dataclass
 class Failing(Kept):
     """Storage is not there."""
 
+    asked: threading.Event = field(default_factory=threading.Event)
+
     def upload(self, archive: BinaryIO, size: int) -> None:
+        self.asked.set()
         raise StorageUnavailable(detail=f"staging {size} bytes at {archive.tell()}: S3 answered 503")
 
 
-def test_a_checkpoint_that_fails_is_told_and_ends_nothing(
-    model: ScriptedModel, scratch: Scratch, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_a_checkpoint_that_fails_is_told_and_ends_nothing(scratch: Scratch, capfd: pytest.CaptureFixture[str]) -> None:
     """The run's own result is what counts."""
-    assert run(a_turn("run echo hi\nwait 1"), Failing(scratch), model.url).stop_reason == "end_turn"
+    with Thinking(at=2) as model:
+        outcome = run(a_turn("run echo hi"), Failing(scratch, asked=model.go_on), model.url)
+    assert outcome.stop_reason == "end_turn"
     assert "no checkpoint: StorageUnavailable" in capfd.readouterr().err
 
 
+@dataclass
 class Endless(Kept):
     """A session that takes for ever to pack."""
 
+    begun: threading.Event = field(default_factory=threading.Event)
+    ended: threading.Event = field(default_factory=threading.Event)
+    packing: float = 0.0
+    """Seconds until it was told to end."""
+
     def pack(self, out: BinaryIO, go_on: Callable[[], None]) -> int:
-        while True:
-            go_on()
-            out.write(b"more")
-            time.sleep(0.01)
+        began = time.monotonic()
+        self.begun.set()
+        try:
+            while True:
+                go_on()
+                out.write(b"more")
+                time.sleep(0.01)
+        finally:
+            self.packing = max(self.packing, time.monotonic() - began)
+            self.ended.set()
 
 
 def test_a_checkpoint_stops_the_run_for_a_tenth_of_its_time_at_most(
     model: ScriptedModel, scratch: Scratch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """One that takes longer is given up, and said to be."""
-    outcome = run(a_turn("run echo hi"), Endless(scratch), model.url, seconds=12)
+    saver = Endless(scratch)
+    outcome = run(a_turn("run echo hi"), saver, model.url, seconds=40)
     assert outcome.stop_reason == "end_turn"
-    assert outcome.duration_ms < 10_000
+    assert 0 < saver.packing < 40 * SHARE + 1
     assert "takes too long" in capfd.readouterr().err
 
 
@@ -289,32 +323,31 @@ RESULT = message("user", {"type": "tool_result", "tool_use_id": "toolu_1"})
 def checkpoints(transcript: Path) -> Iterator[tuple[Checkpoints, Counted, Answers]]:
     saver, answers = Counted(), Answers()
     find = lambda: transcript if transcript.exists() else None  # noqa: E731 - a name for it says no more
-    with Checkpoints(saver, answers, nullcontext, find, time.time() + 20) as taking:
+    with Checkpoints(saver, answers, nullcontext, find, time.time() + SECONDS) as taking:
         yield taking, saver, answers
-
-
-def eventually(true: Callable[[], bool]) -> bool:
-    until = time.monotonic() + 5
-    while not true() and time.monotonic() < until:
-        time.sleep(0.01)
-    return true()
 
 
 def test_answers_are_held_until_the_transcript_has_caught_up(tmp_path: Path) -> None:
     """From the tool result on; a line that is not whole yet does not count."""
-    transcript = tmp_path / "transcript.jsonl"
-    with checkpoints(transcript) as (taking, saver, answers):
+    transcript, saver, answers = tmp_path / "transcript.jsonl", Counted(), Answers()
+    transcript.touch()
+    lines = f"{json.dumps(CALL)}\n{json.dumps(RESULT)}\n"
+    looks: list[tuple[int, bool]] = []
+
+    def growing() -> Path:
+        looks.append((saver.count, answers.held))
+        if len(looks) > 1:  # what was there before the run does not count
+            transcript.write_text(lines if len(looks) > 5 else lines[:-1])
+        return transcript
+
+    with Checkpoints(saver, answers, nullcontext, growing, time.time() + SECONDS) as taking:
         taking.note(CALL)
         assert not answers.held
         taking.note(RESULT)
         assert answers.held
-        lines = f"{json.dumps(CALL)}\n{json.dumps(RESULT)}\n"
-        transcript.write_text(lines[:-1])
-        time.sleep(0.3)
-        assert (saver.count, answers.held) == (0, True)
-        transcript.write_text(lines)
         assert eventually(lambda: saver.count == 1)
-        assert not answers.held
+        assert set(looks[1:]) == {(0, True)}
+        assert eventually(lambda: not answers.held)
 
 
 def test_a_transcript_that_never_catches_up_is_given_up(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -338,15 +371,14 @@ def test_no_checkpoint_after_the_result(tmp_path: Path) -> None:
 def test_the_end_does_not_wait_for_a_checkpoint(tmp_path: Path, scratch: Scratch) -> None:
     """One at work is dropped when the run ends or its deadline comes, and the answers flow."""
     transcript = tmp_path / "transcript.jsonl"
-    answers = Answers()
+    saver, answers = Endless(scratch), Answers()
     transcript.touch()
-    with Checkpoints(Endless(scratch), answers, nullcontext, lambda: transcript, time.time() + 1000) as taking:
+    with Checkpoints(saver, answers, nullcontext, lambda: transcript, time.time() + 1e6) as taking:
         taking.note(RESULT)
         transcript.write_text(json.dumps(RESULT) + "\n")
-        time.sleep(1)
+        assert saver.begun.wait(SECONDS)
         assert answers.held
-        began = time.monotonic()
-    assert time.monotonic() - began < 0.9
+    assert saver.ended.is_set()
     assert not answers.held
 
 
@@ -371,6 +403,8 @@ class Bucket:
     url: str = ""
     objects: dict[str, bytes] = field(default_factory=dict)
     puts: list[str] = field(default_factory=list)
+    saved: Callable[[bytes], object] = lambda _: None
+    """Shown each checkpoint."""
 
 
 class BucketHandler(http.server.BaseHTTPRequestHandler):
@@ -384,6 +418,8 @@ class BucketHandler(http.server.BaseHTTPRequestHandler):
         content = self.rfile.read(int(self.headers["content-length"]))
         self.bucket.objects[self.path] = content
         self.bucket.puts.append(self.path)
+        if self.path.endswith("/checkpoint"):
+            self.bucket.saved(content)
         self._answer(b"")
 
     def do_GET(self) -> None:
@@ -431,24 +467,24 @@ def a_task(bucket: Bucket, attempt: str, claude_session: str, checkpoint: str | 
         claude_session=claude_session,
         resume=checkpoint is not None,
         cut=checkpoint is not None,
-        deadline=time.time() + 60,
+        deadline=time.time() + SECONDS,
         allowance=Allowance(10, 5.0, None, []),
         grants=Grants(request=grant("request"), session=None, resumed=resumed, **staged),
     )
 
 
 def test_the_handler_stages_checkpoints_and_goes_on_from_one(
-    bucket: Bucket, model: ScriptedModel, tmp_path: Path
+    bucket: Bucket, thinking: Thinking, tmp_path: Path
 ) -> None:
     """An attempt that died leaves a checkpoint and no result; the next, given it, ends in the answer."""
     settings = AgentSettings(
-        provider="anthropic", model_url=model.url, bedrock_model=None, secret_arn="", supabase_url=None,
+        provider="anthropic", model_url=thinking.url, bedrock_model=None, secret_arn="", supabase_url=None,
         max_session_bytes=1 << 30, max_session_files=1000, scratch=str(tmp_path / "agents"),
     )  # fmt: skip
-    worker = Worker(settings, Grantee(), [anthropic(Secret(lambda: "key"), model.url)])
-    session = str(uuid.uuid4())
-    timed = THREE.replace("until [ -e ../saved ]; do sleep 0.1; done", "sleep 4")
-    bucket.objects["/request"] = json.dumps({"body": {"prompt": timed}}).encode()
+    worker = Worker(settings, Grantee(), [anthropic(Secret(lambda: "key"), thinking.url)])
+    session, cli = str(uuid.uuid4()), tmp_path / "cli"
+    bucket.saved = Cut(thinking, cli).saved
+    bucket.objects["/request"] = json.dumps({"body": {"prompt": THREE.format(cli=cli)}}).encode()
     with pytest.raises(AgentCrashed):
         worker.run(a_task(bucket, "1", session))
     assert set(bucket.puts) == {"/1/started", "/1/spent", "/1/checkpoint", "/1/detail"}
@@ -459,6 +495,6 @@ def test_the_handler_stages_checkpoints_and_goes_on_from_one(
     (tmp_path / "opened").mkdir()
     unpack(Opened(bucket.objects["/2/changes"]), tmp_path / "opened", LIMITS)
     assert (tmp_path / "opened/workspace/log").read_text().split() == ["one", "two", "three", "four"]
-    assert [re.sub(r";.*", "", command) for command in calls(model)] == [
+    assert [re.sub(r";.*", "", command) for command in calls(thinking)] == [
         f"echo {word} >> log" for word in ("one", "two", "three", "four")
     ]

@@ -4,9 +4,8 @@ import asyncio
 import json
 import time
 import uuid
-from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,26 +25,8 @@ from lambdas.errors import (
 from local.model import MARK, ScriptedModel
 from tests.kept import Kept
 
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[ScriptedModel]:
-    """One stand-in for all tests of this file: stopping one takes a moment."""
-    with ScriptedModel() as served:
-        yield served
-
-
-@pytest.fixture
-def model(server: ScriptedModel) -> ScriptedModel:
-    """The stand-in, with no requests on its record."""
-    server.requests.clear()
-    return server
-
-
-@pytest.fixture
-def scratch(tmp_path: Path) -> Iterator[Scratch]:
-    """The directory of a run, kept over the turns of a test as restoring a session would."""
-    with Scratch(tmp_path / "session-1") as scratch:
-        yield scratch
+LATE = 60
+"""Seconds after its deadline when a run has ended on the busiest machine; what it waits for lasts longer."""
 
 
 def first(prompt: str, **wishes: Any) -> Turn:
@@ -58,10 +39,21 @@ def again(turn: Turn, prompt: str, **wishes: Any) -> Turn:
     return replace(turn, prompt=prompt, resume=True, **wishes)
 
 
-def run(turn: Turn, scratch: Scratch, url: str, seconds: float = 20) -> Outcome:
+def run(turn: Turn, scratch: Scratch, url: str, seconds: float = 60) -> Outcome:
     """Run a turn against the model at `url`; the deadline is `seconds` away."""
     with Proxy([anthropic(Secret(lambda: "sk-the-real-key"), url)]) as proxy:
         return asyncio.run(converse(turn, scratch, proxy, Kept(scratch), time.time() + seconds))
+
+
+def cut(prompt: str, scratch: Scratch, url: str) -> tuple[Turn, Outcome]:
+    """A first turn that its deadline ends. On a busy machine the first deadline may pass before the turn begins."""
+    for seconds in (4, 12, 36):
+        turn, began = first(prompt), time.monotonic()
+        with suppress(ModelOverloaded):
+            outcome = run(turn, scratch, url, seconds)
+            assert time.monotonic() - began < seconds + LATE
+            return turn, outcome
+    pytest.fail("The turn did not begin within 36 seconds.")
 
 
 def test_a_new_session_and_its_next_turn(model: ScriptedModel, scratch: Scratch) -> None:
@@ -181,14 +173,11 @@ def test_max_turns_ends_the_run_completed(model: ScriptedModel, scratch: Scratch
 
 
 @pytest.mark.parametrize(
-    "prompt", ["run echo 1\nwait 30", "run sleep 30", "wait 30\nhello", "run trap '' TERM INT; sleep 30"]
+    "prompt", ["run echo 1\nwait 300", "run sleep 300", "wait 300\nhello", "run trap '' TERM INT; sleep 300"]
 )
 def test_deadline(prompt: str, model: ScriptedModel, scratch: Scratch) -> None:
     """In the middle of a stream or of a tool, the run ends as completed and the session can go on."""
-    turn = first(prompt)
-    began = time.monotonic()
-    outcome = run(turn, scratch, model.url, seconds=4)
-    assert time.monotonic() - began < 12
+    turn, outcome = cut(prompt, scratch, model.url)
     assert (outcome.stop_reason, outcome.result) == ("deadline", None)
     assert outcome.cost_usd > 0
     later = run(again(turn, "hello"), scratch, model.url)
@@ -209,8 +198,8 @@ def test_deadline_while_the_cli_starts(seconds: float, model: ScriptedModel, scr
     """A deadline that is over or comes too soon ends the run at once."""
     began = time.monotonic()
     with pytest.raises(ModelOverloaded):
-        run(first("hello\nwait 20"), scratch, model.url, seconds=seconds)
-    assert time.monotonic() - began < 6
+        run(first("hello\nwait 300"), scratch, model.url, seconds=seconds)
+    assert time.monotonic() - began < LATE
 
 
 @pytest.mark.parametrize(
@@ -259,10 +248,7 @@ def test_a_provider_that_stumbles_in_mid_run_is_waited_out(fault: str, model: Sc
 @pytest.mark.parametrize("fault", ["status 429 retry-after 600", "status 529"])
 def test_the_deadline_in_the_middle_of_such_a_wait(fault: str, model: ScriptedModel, scratch: Scratch) -> None:
     """The turn is no failure: it ends as `deadline`, and the session goes on."""
-    turn = first(f"run echo 1 >> log\n{fault}")
-    began = time.monotonic()
-    outcome = run(turn, scratch, model.url, seconds=5)
-    assert time.monotonic() - began < 13
+    turn, outcome = cut(f"run echo 1 >> log\n{fault}", scratch, model.url)
     assert (outcome.stop_reason, outcome.result) == ("deadline", None)
     assert outcome.cost_usd > 0
     asked = len(model.requests)
@@ -288,8 +274,7 @@ def test_the_cli_dies(model: ScriptedModel, scratch: Scratch) -> None:
 
 def test_an_agent_that_stops_its_cli_is_killed(model: ScriptedModel, scratch: Scratch) -> None:
     """A CLI that does not answer the interrupt any more is ended; with what it has written the session goes on."""
-    turn = first("run sleep 0.3\nrun kill -STOP $PPID; sleep 60")
-    outcome = run(turn, scratch, model.url, seconds=5)
+    turn, outcome = cut("run sleep 0.3\nrun kill -STOP $PPID; sleep 300", scratch, model.url)
     assert outcome.stop_reason == "deadline"
     assert run(again(turn, "hello"), scratch, model.url).stop_reason == "end_turn"
 
@@ -323,9 +308,8 @@ def test_nothing_outlives_a_run(model: ScriptedModel, scratch: Scratch) -> None:
     """Daemons that ignore signals, changed their session and cleared their environment are dead afterwards."""
     beat = scratch.workspace / "beat"
     loop = f"trap '' TERM HUP INT; while :; do date +%N > {beat}; sleep 0.02; done"
-    outcome = run(
-        first(f'run (setsid env -i /bin/sh -c "{loop}" >/dev/null 2>&1 &) ; sleep 0.3; cat {beat}'), scratch, model.url
-    )
+    started = f'(setsid env -i /bin/sh -c "{loop}" >/dev/null 2>&1 &) ; until [ -e {beat} ]; do sleep 0.1; done'
+    outcome = run(first(f"run {started}"), scratch, model.url)
     assert outcome.stop_reason == "end_turn"
     assert beat.exists()
     last = beat.read_bytes()

@@ -10,8 +10,7 @@ import socket
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ import pytest
 
 from local.model import MARK
 from tests.commands import COMMAND, ENVIRONMENT, ROOT, Serve, assert_nothing_runs, command
+from tests.eventually import eventually
 
 
 def one_sentence(done: "subprocess.CompletedProcess[str]") -> str:
@@ -199,7 +199,20 @@ def test_without_a_service_ask_says_what_to_do(tmp_path: Path) -> None:
         closed.bind(("127.0.0.1", 0))
         nobody = f"http://127.0.0.1:{closed.getsockname()[1]}/claude-code"
         assert "does not answer" in one_sentence(command("ask", "Hello", "--url", nobody))
-    assert "does not answer" in one_sentence(command("ask", "Hello", "--url", "gopher://x"))
+    assert "is no URL" in one_sentence(command("ask", "Hello", "--url", "gopher://x"))
+
+
+@pytest.mark.parametrize("arguments", [("ask", "Hello"), ("runs",)])
+def test_without_an_aws_account_a_stack_is_one_sentence(arguments: tuple[str, ...]) -> None:
+    """No region, then no credentials, then no such profile: each says what to set."""
+    nothing = {"AWS_EC2_METADATA_DISABLED": "true", "AWS_CONFIG_FILE": os.devnull}
+    nothing["AWS_SHARED_CREDENTIALS_FILE"] = os.devnull
+    for environment, says in (
+        ({}, "AWS_DEFAULT_REGION"),
+        ({"AWS_DEFAULT_REGION": "eu-central-1"}, "AWS_PROFILE"),
+        ({"AWS_PROFILE": "nobody"}, "nobody"),
+    ):
+        assert says in one_sentence(command(*arguments, "--stack", "Any", env=nothing | environment))
 
 
 def test_a_prompt_that_is_no_text_is_one_sentence(serve: Serve) -> None:
@@ -251,11 +264,11 @@ def test_ctrl_c_ends_everything(serve: Serve, tmp_path: Path) -> None:
     own = {"CLAUDE_WORKFLOW_API_KEY": "my-own-key"}
     with ThreadPoolExecutor(1) as pool:
         asking = pool.submit(started.ask, f"run sh -c '{slow}; true'", env=own)
-        await_that(lambda: bool(agents(slow)))
+        assert eventually(lambda: bool(agents(slow)))
         assert started.end(signal.SIGINT) == 0
         assert asking.result().returncode != 0
     assert_nothing_runs(state)
-    await_that(lambda: not agents(slow))
+    assert eventually(lambda: not agents(slow))
     assert started.said().endswith("Ended.\n")
     assert not (state / "service.json").exists()
 
@@ -264,14 +277,6 @@ def agents(command_line: str) -> list[str]:
     """Processes of exactly this command."""
     listing = subprocess.run(["ps", "ax", "-o", "args="], capture_output=True, text=True, errors="replace", check=True)
     return [line for line in listing.stdout.splitlines() if line.strip() == command_line]
-
-
-def await_that(condition: Callable[[], bool]) -> None:
-    """Until it is so, for half a minute at the most."""
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
 
 
 def test_a_killed_service_leaves_its_sessions_and_nothing_else(serve: Serve, tmp_path: Path) -> None:

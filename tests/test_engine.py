@@ -23,6 +23,7 @@ from local import deploy, engine
 from local.deploy import Deployed
 from local.engine import Engine, EngineFailed
 from local.mend import mend
+from tests.eventually import eventually
 
 Json = dict[str, Any]
 ROOT = Path(__file__).resolve().parent.parent
@@ -458,13 +459,8 @@ def below(pid: int) -> list[int]:
     return children + [deeper for child in children for deeper in below(child)]
 
 
-def wait_until_gone(pids: list[int], seconds: float = 15) -> bool:
-    deadline = time.monotonic() + seconds
-    while any(is_alive(pid) for pid in pids):
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.05)
-    return True
+def wait_until_gone(pids: list[int]) -> bool:
+    return eventually(lambda: not any(is_alive(pid) for pid in pids))
 
 
 def is_alive(pid: int) -> bool:

@@ -5,25 +5,16 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-
-import pytest
 
 from cli.records import Records
 from local.engine import Engine
 from tests.commands import ENVIRONMENT, Serve, command
 from tests.crowd import crowd
-from tests.past import Past, failure, hour, past, request, run_id
+from tests.past import Past, failure, hour, request, run_id
 
 Json = dict[str, Any]
-
-
-@pytest.fixture(scope="module")
-def history(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Past]:
-    with past(tmp_path_factory.mktemp("past")) as made:
-        yield made
 
 
 def replay(history: Past, *arguments: str) -> "subprocess.CompletedProcess[str]":
@@ -79,6 +70,26 @@ def test_a_moved_session_offers_a_choice(history: Past) -> None:
     done = replay(history, history.run(20, "failed", ago=9000, key="moved"))
     assert done.returncode == 1
     assert re.search(r"--fork .* without paying.* --rebase .* pays", done.stderr, re.DOTALL)
+
+
+def test_a_dry_run_counts_what_cannot_be_replayed_as_that(history: Past) -> None:
+    """Where the session has moved, is gone, or is at work; and the exit code is 1, unless each can be replayed."""
+    fine, moved = (history.run(number, "failed", ago=9000, session="session-21") for number in (21, 22))
+    running = history.run(23, "claimed", ago=9000)
+    gone = history.run(24, "failed", ago=9000, body={"prompt": "Go on", "session_id": "session-deleted"})
+    history.pin(moved, "session-21", history.version("session-21", "run-0"))
+    history.version("session-21", "run-9")
+    history.lease(running, "session-23", 600)
+    dry = replay(history, fine, moved, running, gone, "--dry-run")
+    assert outcomes(dry) == {fine: "restart", moved: "moved", running: "wait", gone: "gone"}
+    assert "1 can be replayed, 3 cannot." in dry.stderr
+    assert "Of 1 the session has gone on." in dry.stderr
+    assert dry.returncode == 1
+    assert replay(history, fine, "--dry-run").returncode == 0
+    forked = replay(history, moved, gone, "--fork", "--dry-run")
+    assert (forked.returncode, set(outcomes(forked).values())) == (0, {"restart"})
+    rebased = replay(history, moved, gone, "--rebase", "--dry-run")
+    assert (rebased.returncode, outcomes(rebased)) == (1, {moved: "rebase", gone: "gone"})
 
 
 def test_all_that_failed_or_was_lost_is_replayed(history: Past) -> None:

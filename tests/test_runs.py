@@ -6,21 +6,13 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-import pytest
-
 from cli.history import Event, console_link, logged, visits
 from cli.records import UNFINISHED, Entry, Records, each
 from local.engine import ACCOUNT, REGION
 from tests.commands import Serve, command
-from tests.past import BUCKET, Past, failure, hour, past, response, run_id
+from tests.past import BUCKET, Past, failure, hour, response, run_id
 
 Json = dict[str, Any]
-
-
-@pytest.fixture(scope="module")
-def history(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Past]:
-    with past(tmp_path_factory.mktemp("past")) as made:
-        yield made
 
 
 def listed(history: Past, *arguments: str) -> dict[str, Json]:
@@ -153,15 +145,13 @@ def shown(history: Past, name: str) -> Json:
 
 def test_a_session_that_has_gone_on_is_noticed(history: Past) -> None:
     """Unless it was this very run that went on with it."""
-    s3, key = history.engine.client("s3"), "session-50.zip"
     stays, moved, own = (history.run(number, "failed", session="session-50") for number in (50, 51, 52))
-    first = s3.put_object(Bucket=BUCKET, Key=key, Body=b"1", Metadata={"run": "run-0"})["VersionId"]
-    pin = {"format": 1, "base": {"session_id": "session-50", "version_id": first}}
+    first = history.version("session-50", "run-0")
     for name in (stays, moved, own):
-        history.put(f"runs/{name}/base.json", pin)
+        history.pin(name, "session-50", first)
     assert shown(history, stays)["replay"] == "restart"
-    s3.put_object(Bucket=BUCKET, Key=key, Body=b"2", Metadata={"run": own})
-    s3.put_object(Bucket=BUCKET, Key=key, Body=b"3", Metadata={"run": "run-9"})
+    history.version("session-50", own)
+    history.version("session-50", "run-9")
     assert [shown(history, name)["replay"] for name in (moved, own)] == ["moved", "restart"]
 
 
@@ -173,9 +163,10 @@ def test_an_unknown_run_is_one_sentence(history: Past) -> None:
 
 
 def test_a_span_is_understood_or_refused(history: Past) -> None:
-    """Minutes, hours, days."""
+    """Minutes, hours, days, up to a year of them."""
     assert command("runs", "--since", "90m", "--state", history.state).returncode == 0
     assert "say 30m, 2h or 7d" in command("runs", "--since", "yesterday", "--state", history.state).stderr
+    assert "365d at the most" in command("runs", "--since", "366d", "--state", history.state).stderr
 
 
 def test_without_a_service_it_says_what_to_start(tmp_path: Any) -> None:

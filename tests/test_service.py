@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import stat
-import subprocess
 import time
 import uuid
 import zipfile
@@ -25,6 +24,8 @@ from lambdas.sessions.unpack import unpack
 from local import service
 from local.model import MARK, ScriptedModel
 from local.service import Model, Service
+from tests.commands import assert_nothing_runs
+from tests.eventually import eventually
 from tests.opened import Opened
 
 Json = dict[str, Any]
@@ -169,10 +170,13 @@ def test_allowed_tools_restrict(client: Client) -> None:
 
 def test_at_its_deadline_a_run_is_saved(client: Client) -> None:
     """The agent is interrupted, the session kept, and the next request goes on with it."""
-    began = time.time()
-    answer = client.ask("write before.txt: kept\nwait 60\nsay never", timeout_seconds=6)
-    assert answer["stop_reason"] == "deadline"
-    assert time.time() - began < 15
+    for seconds in (6, 20):  # on a busy machine six may not hold the start and the first tool call
+        began = time.time()
+        status, answer, _ = client.post({"prompt": "write before.txt: kept\nwait 60", "timeout_seconds": seconds})
+        if status == 200 and answer["files"]:
+            break
+    assert (status, answer["stop_reason"]) == (200, "deadline")
+    assert time.time() - began < seconds + 14
     assert "kept" in client.ask("read before.txt", answer)["result"]
 
 
@@ -232,8 +236,8 @@ def test_a_busy_session_says_when_to_come_again(client: Client) -> None:
     """A second writer gets 409 with Retry-After, and the first one's turn is not disturbed."""
     session = client.ask("Hello")
     with ThreadPoolExecutor(1) as pool:
-        slow = pool.submit(client.ask, "wait 4\nsay done", session)
-        time.sleep(2)
+        slow = pool.submit(client.ask, "wait 8\nsay done", session)
+        assert eventually(lambda: client.keys(f"locks/{session['session_id']}"))
         status, answer, headers = client.post({"prompt": "Me too", "session_id": session["session_id"]})
         assert (status, answer["code"], answer["retryable"]) == (409, "SessionBusy", True)
         assert int(headers["retry-after"]) > 0
@@ -424,4 +428,4 @@ def test_killing_the_service_at_any_point_leaves_a_session_that_opens(model: Scr
             assert archive.testzip() is None
             content = int(archive.read("workspace/n.txt"))
             assert content <= number
-    assert subprocess.run(["pgrep", "-f", str(tmp_path)], check=False).returncode == 1
+    assert_nothing_runs(tmp_path)

@@ -3,21 +3,14 @@
 import json
 import random
 import re
-from collections.abc import Iterator
 
 import pytest
 
 from lambdas.sessions.store import Store
 from tests.commands import Serve, command
 from tests.forge import ROOTS, item, staged
-from tests.past import BUCKET, Past, past
+from tests.past import BUCKET, Past
 from tests.test_commit import MIB, archive_of, commit_of, files_of, gone
-
-
-@pytest.fixture(scope="module")
-def history(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Past]:
-    with past(tmp_path_factory.mktemp("past")) as made:
-        yield made
 
 
 @pytest.fixture
