@@ -58,8 +58,8 @@ class Injector:
         """Base URL of the S3 behind it: to be set before the first request."""
         self.written: list[tuple[str, str]] = []
         """Method and path, with the query, of all that changes something, in the order of arrival."""
-        self.answered: list[str] = []
-        """The paths of requests that were answered, as S3 did or as a fault has it."""
+        self.over: list[str] = []
+        """The paths of requests that are over: S3 has answered, or a fault has had its way."""
         self._faults: list[Fault] = []
         self._guard = threading.Lock()
 
@@ -74,9 +74,9 @@ class Injector:
         self._server.shutdown()
         self._server.server_close()
 
-    def has_answered(self, there: str) -> bool:
-        """Whether a path with this regular expression in it was answered."""
-        return any(re.search(there, path) for path in list(self.answered))
+    def is_over(self, there: str) -> bool:
+        """Whether a request for a path with this regular expression in it is over."""
+        return any(re.search(there, path) for path in list(self.over))
 
     @contextmanager
     def injecting(self, fault: Fault) -> Iterator[Fault]:
@@ -118,13 +118,14 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _any(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        fault = self.server.injector.befalls(self.command, self.path)
+        self._meet(self.server.injector.befalls(self.command, self.path), body)
+        self.server.injector.over.append(self.path)
+
+    def _meet(self, fault: Fault | None, body: bytes) -> None:
         if fault is None:
-            self._give(*self._forwarded(body))
-            return self.server.injector.answered.append(self.path)
+            return self._give(*self._forwarded(body))
         if fault.action in ERRORS:
-            self._refuse(*ERRORS[fault.action])
-            return self.server.injector.answered.append(self.path)
+            return self._refuse(*ERRORS[fault.action])
         self.close_connection = True
         if fault.action == SILENT:
             return self._hold(fault)

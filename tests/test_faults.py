@@ -66,7 +66,7 @@ class Patient(ScriptedModel):
         await super().record(request)
         prompt = request.conversation.prompts[-1]
         if THINKS in prompt and request.conversation.results:
-            await asyncio.to_thread(eventually, lambda: self._injector.has_answered(checkpoint_of(prompt)))
+            await asyncio.to_thread(eventually, lambda: self._injector.is_over(checkpoint_of(prompt)))
 
 
 def checkpoint_of(prompt: str) -> str:
@@ -130,7 +130,7 @@ class Theatre:
 
         def due() -> bool:
             """Those that are staged as the run goes on are so when the model has been asked on."""
-            saved = row.at != "spent.json" or self.injector.has_answered(checkpoint_of(prompt))
+            saved = row.at != "spent.json" or self.injector.is_over(checkpoint_of(prompt))
             return row.at not in ("checkpoint.zip", "spent.json") or (saved and self.calls(prompt) == 2)
 
         return Fault(method, there, row.fault, row.times if row.fault else 0, due)
@@ -307,7 +307,8 @@ def test_no_write_stands_alone(theatre: Theatre) -> None:
     session = theatre.session()["session_id"]
     theatre.injector.written.clear()
     theatre.client.post({"prompt": FAILS, "session_id": session})
-    theatre.client.ask(f"(row-{uuid.uuid4()})\n{THINKS}", {"session_id": session})
+    key = f"row-{uuid.uuid4()}"
+    theatre.client.post({"prompt": f"({key})\n{THINKS}", "session_id": session}, idempotency_key=key)
     theatre.client.ask(WORK, theatre.session(large=True))
     patterns = [(method, pattern.format(run="[^/]+", session="[^/]+")) for method, pattern in WRITES.values()]
     for method, path in theatre.injector.written:
