@@ -163,7 +163,7 @@ class Worker:
 
     def _wall(self, task: Task) -> Wall:
         most = self.settings.max_session_bytes + 1  # so that a file that outgrows the session still fails it by name
-        return Wall.of(self.settings.sandbox, task.claude_session, most)
+        return Wall.of(self.settings.sandbox, task.claude_session, most, alone=bool(self.settings.wiped))
 
     @property
     def _limits(self) -> Limits:
