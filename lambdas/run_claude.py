@@ -28,9 +28,9 @@ from lambdas.agent.sandbox import Scratch, refuse_careless, seal, swept
 from lambdas.agent.wall import Wall
 from lambdas.contract import Grant, Json, Result, RunResult, Staged, Task
 from lambdas.errors import AgentCrashed, ModelUnauthorized, StorageUnavailable, WorkflowError
-from lambdas.sessions.archive import Packed, pack, snapshot
+from lambdas.sessions.archive import Packed, pack
 from lambdas.sessions.grants import Grantee, Stored
-from lambdas.sessions.records import RATIO, ROOTS, Limits
+from lambdas.sessions.records import RATIO, Limits
 from lambdas.sessions.resumed import Resumed
 from lambdas.sessions.tree import Change, Fingerprint, settle, shown
 from lambdas.sessions.unpack import unpack
@@ -108,13 +108,8 @@ class Worker:
         archive = resumed or session
         if archive is None:
             return {}
-        restored = scratch.root / "restored"
-        restored.mkdir(mode=0o700)
-        unpack(archive, restored, self._limits)
-        for root in ROOTS:
-            (restored / root).replace(scratch.root / root)
-        scratch.hand_over()  # before the snapshot, since a new owner is a change
-        found = snapshot(_roots(scratch), partial(_kept, task.claude_session))
+        made = unpack(archive, scratch.root, self._limits, scratch.wall.uid)
+        found = {path: each for path, each in made.items() if _kept(task.claude_session, path)}
         return resumed.known(found) if resumed else found
 
     def _resumed(self, session: Stored | None, checkpoint: Grant) -> Resumed:
@@ -168,7 +163,7 @@ class Worker:
 
     def _wall(self, task: Task) -> Wall:
         most = self.settings.max_session_bytes + 1  # so that a file that outgrows the session still fails it by name
-        return Wall.of(self.settings.sandbox, task.claude_session, most)
+        return Wall.of(self.settings.sandbox, task.claude_session, most, alone=bool(self.settings.wiped))
 
     @property
     def _limits(self) -> Limits:

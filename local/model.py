@@ -26,7 +26,7 @@ import socket
 import threading
 import uuid
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -397,13 +397,16 @@ async def respond(request: RecordedRequest, answer: Answer) -> Response:
     return error(status, f"{MARK} as asked: {fault.line}", fault.fields["retry_after"])
 
 
-def application(record: Callable[[RecordedRequest], None]) -> Starlette:
+Record = Callable[[RecordedRequest], Awaitable[None]]
+
+
+def application(record: Record) -> Starlette:
     """The stand-in as an ASGI application; `record` gets each Messages request, refused ones too."""
     rule = Rule()
 
     async def messages(request: Request) -> Response:
         received = await receive(request)
-        record(received)
+        await record(received)
         check(received)
         return await respond(received, rule.answer(received))
 
@@ -429,7 +432,7 @@ def _listen(port: int) -> tuple[socket.socket, str]:
     return listener, f"http://127.0.0.1:{listener.getsockname()[1]}"
 
 
-def _server(record: Callable[[RecordedRequest], None]) -> uvicorn.Server:
+def _server(record: Record) -> uvicorn.Server:
     # "critical": a cut answer is an exception to uvicorn, which would print its traceback.
     return uvicorn.Server(
         uvicorn.Config(
@@ -464,7 +467,7 @@ class ScriptedModel:
         self._thread.start()
         return self
 
-    def record(self, request: RecordedRequest) -> None:
+    async def record(self, request: RecordedRequest) -> None:
         """Called with every Messages request before it is answered."""
         self.requests.append(request)
 
@@ -481,7 +484,11 @@ def main() -> None:
     listener, url = _listen(parser.parse_args().port)
     print(url, flush=True)
     with suppress(KeyboardInterrupt):
-        _server(lambda _: None).run(sockets=[listener])
+        _server(_forget).run(sockets=[listener])
+
+
+async def _forget(_: RecordedRequest) -> None:
+    """Nobody asks for them."""
 
 
 if __name__ == "__main__":

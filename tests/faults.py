@@ -6,11 +6,11 @@ included, so that signatures stay valid, presigned URLs go through it too, and S
 
 import http.client
 import os
+import re
 import select
 import signal
 import socket
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -19,6 +19,8 @@ from pathlib import Path
 from socketserver import BaseRequestHandler, ThreadingTCPServer
 from typing import Any, Self
 from urllib.parse import urlsplit
+
+from tests.eventually import eventually
 
 HANGS_SECONDS = 60
 """The longest silence; every client has given up by then."""
@@ -40,8 +42,8 @@ class Fault:
     action: str
     """A key of `ERRORS`, or one of the constants above."""
     times: int
-    delay: float = 0.0
-    """Seconds before the caller is killed."""
+    due: Callable[[], bool] = lambda: True
+    """When the caller is killed: it is kept waiting until then."""
     met: int = 0
     """How many requests it befell."""
     held: int = 0
@@ -56,6 +58,8 @@ class Injector:
         """Base URL of the S3 behind it: to be set before the first request."""
         self.written: list[tuple[str, str]] = []
         """Method and path, with the query, of all that changes something, in the order of arrival."""
+        self.over: list[str] = []
+        """The paths of requests that are over: S3 has answered, or a fault has had its way."""
         self._faults: list[Fault] = []
         self._guard = threading.Lock()
 
@@ -69,6 +73,10 @@ class Injector:
     def __exit__(self, *_: object) -> None:
         self._server.shutdown()
         self._server.server_close()
+
+    def is_over(self, there: str) -> bool:
+        """Whether a request for a path with this regular expression in it is over."""
+        return any(re.search(there, path) for path in list(self.over))
 
     @contextmanager
     def injecting(self, fault: Fault) -> Iterator[Fault]:
@@ -110,7 +118,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _any(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        fault = self.server.injector.befalls(self.command, self.path)
+        self._meet(self.server.injector.befalls(self.command, self.path), body)
+        self.server.injector.over.append(self.path)
+
+    def _meet(self, fault: Fault | None, body: bytes) -> None:
         if fault is None:
             return self._give(*self._forwarded(body))
         if fault.action in ERRORS:
@@ -121,7 +132,7 @@ class _Handler(BaseHTTPRequestHandler):
         if fault.action in (KILLED_AFTER, LOST):
             self._forwarded(body)
         if fault.action != LOST:
-            time.sleep(fault.delay)
+            eventually(fault.due)
             os.kill(owner(self.client_address[1], self.server.server_address[1]), signal.SIGKILL)
         return None
 

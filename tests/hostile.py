@@ -58,13 +58,18 @@ IGNORING = f"trap '' TERM HUP INT; while :; do sleep {LASTING}; done"
 FORKING = """
 import os, signal, time
 signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-while True:
-    if os.fork():
-        time.sleep(0.005)
-        os._exit(0)
+until = time.monotonic() + 60
+while time.monotonic() < until:
+    try:
+        if os.fork():
+            time.sleep(0.005)
+            os._exit(0)
+        os.setsid()
+    except BlockingIOError:
+        pass
 """
 FORKS = """run python3 attacks.py orders.json forks > forks
-run (python3 forking.py >/dev/null 2>&1 &); echo
+run for i in 1 2 3 4; do (python3 forking.py >/dev/null 2>&1 &); done; echo
 say Forked."""
 
 
@@ -115,7 +120,7 @@ class Place:
         return process.pid
 
     def scratch(self, session: str) -> Scratch:
-        return Scratch(self.agents / session, Wall.of(self.kind, session, FILE_BYTES))
+        return Scratch(self.agents / session, Wall.of(self.kind, session, FILE_BYTES, alone=self.kind == "none"))
 
 
 @contextmanager

@@ -44,8 +44,4 @@ class Kept:
 
     def restore(self, into: Scratch, which: int = -1) -> None:
         """What a replay does: the checkpoint in place of what is there."""
-        restored = into.root / "restored"
-        restored.mkdir()
-        unpack(Opened(self.archives[which]), restored, LIMITS)
-        for root in ("workspace", "claude"):
-            (restored / root).replace(into.root / root)
+        unpack(Opened(self.archives[which]), into.root, LIMITS)

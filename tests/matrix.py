@@ -47,13 +47,8 @@ WORK = "run echo new > n.txt"
 FAILS = f"status 403 times 1\n{WORK}"
 """A run that the provider refuses once, so that there is a failure to record."""
 
-THINKS = f"{WORK}\nwait 5"
+THINKS = f"{WORK}\nThink until the run has a checkpoint."
 """The same, with a model that takes its time after the tool call: there is a checkpoint before it has answered."""
-
-KILLED_LATER = 1.5
-"""Seconds for which one of `LATE` is kept waiting before its sender is killed: until the model has been asked on."""
-
-LATE = ("checkpoint.zip", "spent.json")
 
 REFUSED = "connection refused"
 

@@ -56,10 +56,10 @@ class Thinking(ScriptedModel):
         """The request's number, from 1."""
         self.go_on = threading.Event()
 
-    def record(self, request: RecordedRequest) -> None:
-        super().record(request)
+    async def record(self, request: RecordedRequest) -> None:
+        await super().record(request)
         if len(self.requests) == self.at:
-            self.go_on.wait(SECONDS)
+            await asyncio.to_thread(self.go_on.wait, SECONDS)
 
 
 @dataclass

@@ -1,5 +1,6 @@
 """Every row of the fault matrix, on the engine with the real CLI: a fault, its answer, what is left, and the replay."""
 
+import asyncio
 import json
 import os
 import random
@@ -23,15 +24,14 @@ from lambdas.restore_session import LEASE_MARGIN
 from lambdas.sessions.archive import pack
 from lambdas.sessions.records import ROOTS
 from lambdas.sessions.unpack import unpack
-from local.model import ScriptedModel
+from local.model import RecordedRequest, ScriptedModel
 from local.service import Model, Service
 from tests import patched
+from tests.eventually import eventually
 from tests.faults import KILLED_AFTER, KILLED_BEFORE, SILENT, Fault, Injector, Line
 from tests.matrix import (
     DOCUMENT,
     FAILS,
-    KILLED_LATER,
-    LATE,
     LEASE,
     REFUSED,
     SCRATCH,
@@ -53,6 +53,26 @@ SECONDS = 29
 AT_ONCE = 4
 NOBODY = {"session_id": "none", "claude_session": "none"}
 """What a run is about that has no record."""
+
+
+class Patient(ScriptedModel):
+    """Takes its time where a row asks for that: until S3 has answered the run's checkpoint, as it may."""
+
+    def __init__(self, injector: Injector) -> None:
+        super().__init__()
+        self._injector = injector
+
+    async def record(self, request: RecordedRequest) -> None:
+        await super().record(request)
+        prompt = request.conversation.prompts[-1]
+        if THINKS in prompt and request.conversation.results:
+            await asyncio.to_thread(eventually, lambda: self._injector.is_over(checkpoint_of(prompt)))
+
+
+def checkpoint_of(prompt: str) -> str:
+    """What is in the path of each checkpoint of a row's run."""
+    (key,) = re.findall(r"row-[-0-9a-f]{36}", prompt)
+    return rf"runs/{run_id('default', key)}/[^/]+/checkpoint\.zip"
 
 
 class Theatre:
@@ -100,7 +120,7 @@ class Theatre:
     def calls(self, marker: str) -> int:
         return sum(any(marker in prompt for prompt in r.conversation.prompts) for r in list(self.model.requests))
 
-    def fault(self, row: Row, run: str, known: Json) -> Fault:
+    def fault(self, row: Row, run: str, prompt: str, known: Json) -> Fault:
         """What the row does to S3, where it does anything."""
         method, pattern = WRITES.get(row.at, ("", "never"))
 
@@ -108,7 +128,12 @@ class Theatre:
             session = (known or self.record(run) or NOBODY)["session_id"]
             return re.search(pattern.format(run=run, session=session), path) is not None
 
-        return Fault(method, there, row.fault, row.times if row.fault else 0, KILLED_LATER if row.at in LATE else 0.0)
+        def due() -> bool:
+            """Those that are staged as the run goes on are so when the model has been asked on."""
+            saved = row.at != "spent.json" or self.injector.is_over(checkpoint_of(prompt))
+            return row.at not in ("checkpoint.zip", "spent.json") or (saved and self.calls(prompt) == 2)
+
+        return Fault(method, there, row.fault, row.times if row.fault else 0, due)
 
     def version(self, named: Json) -> str:
         """`none`, `old` as it was cloned, or `new` with one turn more; its archive is tested whole."""
@@ -147,7 +172,7 @@ class Theatre:
 @pytest.fixture(scope="module")
 def theatre(tmp_path_factory: pytest.TempPathFactory, template: Json) -> Iterator[Theatre]:
     state, scratch = tmp_path_factory.mktemp("faults"), tmp_path_factory.mktemp("scratch")
-    with ScriptedModel() as model, Injector() as injector, closing(Line(model.url)) as line:
+    with Injector() as injector, Patient(injector) as model, closing(Line(model.url)) as line:
         added = {"AWS_ENDPOINT_URL_S3": injector.url, "SCRATCH": str(scratch)}
         with patched.serving(state, template, Model(line.url, "sk-scripted"), added) as running:
             injector.upstream = running.engine.url
@@ -184,7 +209,7 @@ def play(theatre: Theatre, row: Row) -> Played:
     known = {} if row.fresh else theatre.session(row.large)
     body = {"prompt": f"({key})\n{row.prompt}"} | {name: known[name] for name in known if name == "session_id"}
     body |= {"timeout_seconds": row.timeout} if row.timeout else {}
-    with theatre.injector.injecting(theatre.fault(row, run, known)) as fault:
+    with theatre.injector.injecting(theatre.fault(row, run, key, known)) as fault:
         with theatre.line.cut() if row.at == REFUSED else nullcontext():
             status, first, _ = theatre.client.post(body, idempotency_key=key)
         await_end(fault)
@@ -282,7 +307,8 @@ def test_no_write_stands_alone(theatre: Theatre) -> None:
     session = theatre.session()["session_id"]
     theatre.injector.written.clear()
     theatre.client.post({"prompt": FAILS, "session_id": session})
-    theatre.client.ask(THINKS, {"session_id": session})
+    key = f"row-{uuid.uuid4()}"
+    theatre.client.post({"prompt": f"({key})\n{THINKS}", "session_id": session}, idempotency_key=key)
     theatre.client.ask(WORK, theatre.session(large=True))
     patterns = [(method, pattern.format(run="[^/]+", session="[^/]+")) for method, pattern in WRITES.values()]
     for method, path in theatre.injector.written:

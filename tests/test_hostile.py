@@ -202,7 +202,7 @@ def test_the_proxy_lends_the_key_for_one_thing(came: Came) -> None:
 
 
 def test_nothing_outlives_the_run(came: Came) -> None:
-    """No daemon, however it was started, nor one that forks on; no file in /tmp, /var/tmp or /dev/shm."""
+    """No daemon, however it was started, nor chains of forks with a session each; no file in /tmp and its like."""
     assert (came.report["lived"], came.report["left"]) == ([], [])
 
 

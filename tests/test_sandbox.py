@@ -1,10 +1,12 @@
 """The scratch directory, the environment and the processes of a run."""
 
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -12,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from lambdas.agent.sandbox import Processes, Scratch, environment, wipe
+from lambdas.agent.wall import Wall
 from lambdas.errors import Internal, SessionBusy
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="a kernel interface of Linux")
@@ -205,6 +208,63 @@ def test_a_process_that_forks_on_is_caught(tmp_path: Path) -> None:
             subprocess.Popen([sys.executable, "-c", FORKER], start_new_session=True).wait()  # as the launcher does
         processes.kill()
         assert not [row for row in processes._below() if not row.dead]
+
+
+CHAIN = """
+import os, resource, signal, sys, time
+uid, limit, left = map(int, sys.argv[1:])
+resource.setrlimit(resource.RLIMIT_NPROC, (limit, limit))
+os.setgroups([]); os.setresgid(uid, uid, uid); os.setresuid(uid, uid, uid)
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+while left:
+    try:
+        if os.fork():
+            time.sleep(0.004)
+            os._exit(0)
+    except BlockingIOError:
+        continue
+    os.setsid()
+    left -= 1
+"""
+CHAINS, GENERATIONS = 8, 1500
+"""Together they take a third of a machine's process ids, and some eight seconds, should nobody stop them."""
+
+
+def outrun(uid: int, kind: str, root: Path) -> None:
+    """Chains of which each process has a session of its own, and is gone when the search has found it.
+
+    For a process of its own, since it may become that user.
+    """
+    wall = {"its own user id": Wall(uid=uid), "alone": Wall(alone=True), "a limit": Wall()}[kind]
+    limit = 1000 if kind == "a limit" else 2 * CHAINS * GENERATIONS
+    with Processes(root, wall):
+        for _ in range(CHAINS):
+            subprocess.Popen([sys.executable, "-I", "-S", "-c", CHAIN, *map(str, (uid, limit, GENERATIONS))])
+        time.sleep(0.2)
+        if wall.alone:
+            os.setresuid(uid, uid, uid)
+
+
+@linux
+@pytest.mark.skipif(os.geteuid() != 0, reason="Only root can make processes of a user who has no others.")
+@pytest.mark.parametrize("kind", ["its own user id", "alone", "a limit"])
+def test_chains_that_outrun_the_search_end_all_the_same(kind: str, tmp_path: Path) -> None:
+    """By one call where all that a user has is the run's; else at the limit of processes, where they are found."""
+    wall = Wall.of("landlock", str(uuid.uuid4()))
+    if not wall.its_own_uid:
+        pytest.skip("This container has no user ids to give away.")
+    child = multiprocessing.get_context("spawn").Process(target=outrun, args=(wall.uid, kind, tmp_path))
+    child.start()
+    child.join(60)
+    left = [entry.name for entry in Path("/proc").iterdir() if entry.name.isdigit() and owner(entry) == wall.uid]
+    assert (child.exitcode, left) == (0, [])
+
+
+def owner(entry: Path) -> int | None:
+    try:
+        return entry.stat().st_uid
+    except FileNotFoundError:
+        return None
 
 
 @linux

@@ -151,7 +151,7 @@ class _Agent:
         self._prompt = turn.prompt
         self._earlier = self._total = earlier
         self._stderr: deque[str] = deque()
-        self._processes = Processes(scratch.root)
+        self._processes = Processes(scratch.root, scratch.wall)
         options = _options(turn, scratch, proxy, self._keep_stderr)
         transcript = partial(_transcript, scratch, turn.claude_session)
         self.checkpoints = Checkpoints(saver, proxy, self._processes.frozen, transcript, deadline)

@@ -65,9 +65,11 @@ STOP_SECONDS = 1.0
 KILL_SECONDS = 5.0
 """How long the killing of a run's processes may take; a thousand of them take a tenth of a second."""
 
-REMAINS = 100
-"""How many dead processes are buried while others are still looked for: a chain of forks leaves thousands, and there
-are only so many process ids. Fewer are left to whoever may have started them, and waits for them."""
+SEARCH_SECONDS = 0.5
+"""How long processes are looked for one by one, before a user whose processes are all the run's loses them at once."""
+
+KILLER = ("/bin/sh", "-c", "kill -s KILL -- -1")
+"""Kills all processes of whoever runs it, but for init and itself."""
 
 OPEN = Wall()
 
@@ -334,8 +336,9 @@ class Processes:
     names `root`; one that has cleared it escapes. Children that were there before are left alone, with theirs.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, wall: Wall = OPEN) -> None:
         self._root = root
+        self._wall = wall
 
     def __enter__(self) -> Self:
         if sys.platform == "linux":
@@ -346,8 +349,8 @@ class Processes:
     def __exit__(self, *_: object) -> None:
         try:
             self.kill()
-            self._reap()
         finally:
+            self._reap()
             if sys.platform == "linux":
                 _prctl(PR_SET_CHILD_SUBREAPER, 0)
 
@@ -355,17 +358,36 @@ class Processes:
         """Kill all of them: whole process groups at once, which none of their children escapes; and what is in no
         group of its own is stopped first, so that it cannot fork faster than it is found.
 
+        A chain of forks of which each makes a group of its own may be faster. Where the wall says that a user's
+        processes are all the run's, those are then killed by one call. Elsewhere such a chain ends at the run's limit
+        of processes, to which its dead count, since they are not buried before the end.
+
         Raises Internal if some still live after `KILL_SECONDS`.
         """
-        until = time.monotonic() + KILL_SECONDS
+        began = time.monotonic()
         for alive, new in self._until_none(lambda rows: [row for row in rows if not row.dead]):
-            if time.monotonic() > until:
+            if time.monotonic() > began + KILL_SECONDS:
                 raise Internal(detail=f"processes of the run do not die: {_states(alive)}")
+            if time.monotonic() > began + SEARCH_SECONDS:
+                self._kill_at_once()
             for group in {row.group for row in (*alive, *new) if row.group}:
                 _signal(-group, signal.SIGKILL)
             fresh = [row for row in new if not row.dead]
             for row in fresh or alive:
                 _signal(row.process.pid, signal.SIGSTOP if fresh else signal.SIGKILL)
+
+    def _kill_at_once(self) -> None:
+        """Kill every process of a user who has none but the run's: kill(2) with -1, where the wall allows it.
+
+        No fork escapes that: the kernel holds the list of processes for all of them, and a fork that is under way
+        fails by the signal. It leaves out whoever calls, which is this process, or one that has become that user.
+        """
+        if self._wall.alone and os.geteuid() != 0:
+            _signal(-1, signal.SIGKILL)
+        elif self._wall.its_own_uid:
+            uid = self._wall.uid
+            with suppress(OSError, subprocess.TimeoutExpired):  # there is no room for it: the search goes on
+                subprocess.run(KILLER, user=uid, group=uid, extra_groups=[], env={}, cwd="/", timeout=SEARCH_SECONDS)
 
     @contextmanager
     def frozen(self) -> Iterator[None]:
@@ -389,24 +411,22 @@ class Processes:
                 _signal(process.pid, signal.SIGCONT)
 
     def _until_none(self, chosen: Callable[[list[_Row]], list[_Row]]) -> Iterator[tuple[list[_Row], list[_Row]]]:
-        """What is chosen of the processes below, scan by scan, and what is new, until a scan shows neither.
+        """What is chosen of the processes below, scan by scan, and what is new, until two scans show neither.
 
-        A scan is no snapshot: a process that ends after forking hides its child from it. But then the next one shows
-        something new, be it only the remains of that child: this process has adopted them, and buries none that it
-        has not seen. So the last scan has to show nothing that the one before did not.
+        A scan is no snapshot: a process that ends after forking hides its child from it. The next one shows that child,
+        or its remains: this process has adopted it, and buries nothing meanwhile. So one that shows nothing could be
+        the last, but for what ends below a parent that ignores SIGCHLD: of that nothing remains.
         """
         seen: set[Process] = set()
-        while True:
+        quiet = 0
+        while quiet < 2:
             rows = self._below()
             new = [row for row in rows if row.process not in seen]
             found = chosen(rows)
-            if not found and not new:
-                return
-            yield found, new
+            if found or new:
+                yield found, new
+            quiet = 0 if found or new else quiet + 1
             seen.update(row.process for row in new)
-            remains = [row for row in new if row.dead]
-            if len(remains) > REMAINS:
-                _bury(remains)
             if not new:
                 time.sleep(0.002)
 
@@ -423,13 +443,9 @@ class Processes:
 
     def _reap(self) -> None:
         """Bury those that this process adopted; who started a child by a library has waited for it already."""
-        _bury(self._below())
-
-
-def _bury(rows: list[_Row]) -> None:
-    for row in rows:
-        with suppress(ChildProcessError):
-            os.waitpid(row.process.pid, os.WNOHANG)
+        for row in self._below():
+            with suppress(ChildProcessError):
+                os.waitpid(row.process.pid, os.WNOHANG)
 
 
 def _running(rows: list[_Row]) -> list[_Row]:

@@ -71,13 +71,20 @@ class Wall:
     """The user that the agent is; None: this process' own."""
     file_bytes: int = FILE_BYTES
     """How large one of its files may grow."""
+    alone: bool = False
+    """Whether this process' user has no other processes on this machine than the run's, as on Lambda."""
 
     @classmethod
-    def of(cls, kind: str, session: str, file_bytes: int = FILE_BYTES) -> Self:
+    def of(cls, kind: str, session: str, file_bytes: int = FILE_BYTES, *, alone: bool = False) -> Self:
         """That of `kind` (one of `settings.SANDBOXES`) for a run of Claude's `session` (a UUID)."""
         if kind == "none":
-            return cls(file_bytes=file_bytes)
+            return cls(file_bytes=file_bytes, alone=alone)
         return cls(kind, _own_uid(session) if os.geteuid() == 0 else None, file_bytes)
+
+    @property
+    def its_own_uid(self) -> bool:
+        """Whether the agent's user id is its session's alone, so that all processes of that user are the run's."""
+        return self.uid is not None and FIRST_UID <= self.uid < FIRST_UID + UIDS
 
     def orders(
         self,

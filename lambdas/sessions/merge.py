@@ -175,7 +175,7 @@ class Merged:
             end = ends[number]
         return [run for run in [*runs, (begin, end)] if run[0] < run[1]]
 
-    def directory(self, base: Sequence[Placed], changes: int, offset: int) -> list[bytes]:
+    def directory(self, base: Sequence[Placed], changes: int, offset: int) -> list[bytes | memoryview]:
         """The new directory with its end record, in pieces.
 
         `base` are the runs of the last version that the new one holds, ascending, `changes` is where the changes'
@@ -183,7 +183,7 @@ class Merged:
         """
         old = _Records(self.base, base, offset)
         new = _Records(self.changes, [Placed((0, offset), changes)], offset)
-        pieces, at = list[bytes](), 0
+        pieces, at = list[bytes | memoryview](), 0
         for edit in self.edits:
             pieces += [old.between(at, edit.first), new.between(edit.change, edit.last)]
             at = edit.behind
@@ -202,9 +202,9 @@ class _Records:
         self._begins = [run[0] for run, _ in placed]
         self._shifts = [at - run[0] for run, at in placed]
         self._wide = most >= _WIDE or max(index.offsets, default=0) >= _WIDE
-        self._raw = index.raw if self._wide or not any(self._shifts) else self._patched()
+        self._raw = memoryview(index.raw if self._wide or not any(self._shifts) else self._patched())
 
-    def between(self, first: int, behind: int) -> bytes:
+    def between(self, first: int, behind: int) -> bytes | memoryview:
         """From one record up to another."""
         starts = self._index.starts
         if not self._wide:
@@ -212,13 +212,13 @@ class _Records:
         members = map(self._index.member, range(first, behind))
         return b"".join(central_record(m._replace(offset=m.offset + self._shift(m.offset))) for m in members)
 
-    def _patched(self) -> bytes:
+    def _patched(self) -> bytearray:
         """The raw records with their new offsets, of which none needs more than 32 bits."""
         raw = bytearray(self._index.raw)
         for start, offset in zip(self._index.starts, self._index.offsets, strict=False):
             # One that is in no run is gone, and its record is not used.
             _OFFSET.pack_into(raw, start + _OFFSET_AT, max(0, offset + self._shift(offset)))
-        return bytes(raw)
+        return raw
 
     def _shift(self, offset: int) -> int:
         return self._shifts[max(0, bisect_right(self._begins, offset) - 1)]

@@ -129,7 +129,7 @@ class Writing:
         metadata: dict[str, str],
         copied: Sequence[Piece],
         carried: Sequence[Piece],
-        end: Sequence[bytes],
+        end: Sequence[bytes | memoryview],
     ) -> None:
         """The copied pieces (of 5 MiB at least, each), those that go through memory, and the end."""
         about = {**self._target, "Metadata": metadata, "ContentType": "application/zip"}
@@ -157,7 +157,9 @@ class Writing:
         with storage("committing"):
             self._s3.complete_multipart_upload(**part, **self._condition, MultipartUpload={"Parts": parts})
 
-    def _carrying(self, carried: Sequence[Piece], end: Sequence[bytes]) -> Iterator[Callable[[dict[str, Any]], str]]:
+    def _carrying(
+        self, carried: Sequence[Piece], end: Sequence[bytes | memoryview]
+    ) -> Iterator[Callable[[dict[str, Any]], str]]:
         """Parts of some MiB; the last one has the end, and may be small."""
         batch: list[Piece] = []
         for piece in carried:
@@ -167,7 +169,7 @@ class Writing:
                 batch = []
         yield partial(self._upload, batch, end)
 
-    def _upload(self, pieces: Sequence[Piece], end: Sequence[bytes], part: dict[str, Any]) -> str:
+    def _upload(self, pieces: Sequence[Piece], end: Sequence[bytes | memoryview], part: dict[str, Any]) -> str:
         body = b"".join([*read(pieces), *end])
         with storage("writing a part"):
             return str(self._s3.upload_part(**part, Body=body)["ETag"])

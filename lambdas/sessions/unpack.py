@@ -42,7 +42,7 @@ from lambdas.sessions.records import (
     misshapen,
     read_members,
 )
-from lambdas.sessions.tree import shown
+from lambdas.sessions.tree import Fingerprint, fingerprint, shown
 
 SPAN_BYTES = 8 << 20
 """What one request asks for at most, but for a member that is larger."""
@@ -72,32 +72,37 @@ class Archive(Protocol):
         """The bytes from `start` up to `end`, in pieces as they come; raises rather than giving fewer."""
 
 
-def unpack(archive: Archive, into: Path, limits: Limits) -> list[Member]:
-    """Restore an archive into the empty directory `into`, nobody else's, and return what it held.
+def unpack(archive: Archive, into: Path, limits: Limits, owner: int | None = None) -> dict[str, Fingerprint]:
+    """Restore an archive into the directories `into/workspace` and `into/claude`, empty or not there, nobody else's.
 
-    `into/workspace` and `into/claude` exist afterwards. Raises SessionDamaged, with the reason in `detail`,
-    for whatever is not exactly an archive that `pack` could have made under these limits; what is in `into`
-    then is only good for throwing away. OSError is the disk's own trouble (full, read-only).
+    With `owner`, all of it is that user's. Returns what is there now, by its path in the archive, as
+    `archive.snapshot` would find it. Raises SessionDamaged, with the reason in `detail`, for whatever is not exactly
+    an archive that `pack` could have made under these limits; what is in the two is then only good for throwing away.
+    OSError is the disk's own trouble (full, read-only).
     """
-    if any(into.iterdir()):
-        raise ValueError(f"{into} is not empty")
+    for root in ROOTS:
+        (into / root).mkdir(mode=0o700, exist_ok=True)
+        if any((into / root).iterdir()):
+            raise ValueError(f"{into / root} is not empty")
+    making = _Making(into, owner)
     try:
         with ThreadPoolExecutor(THREADS, "unpack") as threads:
             begun = _Begun(archive, threads)
             members = contents(archive, limits)
             directories = sorted(member for member in members if member.is_directory)
-            for path in sorted({*ROOTS, *(member.path for member in directories)}):
-                os.mkdir(f"{into}/{path}", 0o700)  # noqa: PTH102 (a Path for each costs as much as the directory)
-            links = _restore_files(begun, threads, members, into)
+            for member in directories:
+                if member.path not in ROOTS:
+                    os.mkdir(f"{into}/{member.path}", 0o700)  # noqa: PTH102 (a Path costs as much as the directory)
+            links = _restore_files(begun, threads, members, making)
         for member, target in links:
-            _restore_link(target, member, into / member.path)
+            making.link(member, target)
         for member in reversed(directories):
-            _restore_directory(member, into / member.path)
+            making.directory(member)
     except OSError as error:
         if error.errno in _UNFIT:
             raise damaged(f"this file system can't hold it: {error}") from error
         raise
-    return members
+    return making.made
 
 
 def contents(archive: Archive, limits: Limits) -> list[Member]:
@@ -218,23 +223,23 @@ def _spans(members: list[Member]) -> Iterator[list[Member]]:
 
 
 def _restore_files(
-    archive: Archive, threads: Executor, members: list[Member], into: Path
+    archive: Archive, threads: Executor, members: list[Member], making: "_Making"
 ) -> list[tuple[Member, bytes]]:
     """Make all files, and return the links, which are to be made after them."""
-    spans = [threads.submit(_restore_span, archive, span, into) for span in _spans(members)]
+    spans = [threads.submit(_restore_span, archive, span, making) for span in _spans(members)]
     wait(spans, return_when=FIRST_EXCEPTION)
     threads.shutdown(cancel_futures=True)
     # What failed is raised here: it was begun, so it comes before all that was cancelled.
     return [link for span in spans for link in span.result()]
 
 
-def _restore_span(archive: Archive, span: list[Member], into: Path) -> list[tuple[Member, bytes]]:
+def _restore_span(archive: Archive, span: list[Member], making: "_Making") -> list[tuple[Member, bytes]]:
     """Make the files of one span; of a link nothing is made yet, and of a directory only the header is looked at."""
     stream, at, links = _Stream(archive.read(span[0].offset, span[-1].end)), span[0].offset, []
     for member in span:
         stream.skip(member.offset - at)
         if member.is_file:
-            _restore_file(stream, member, f"{into}/{member.path}")
+            making.file(member, _inflated(stream, member))
         elif target := b"".join(_inflated(stream, member)):
             links.append((member, target))
         at = member.end
@@ -280,29 +285,46 @@ def _stored(stream: _Stream, member: Member) -> Iterator[bytes]:
         yield bytes(stream.take(member.size))
 
 
-def _restore_file(stream: _Stream, member: Member, path: str) -> None:
-    """Make one file: exclusively, so that nothing there is opened or followed."""
-    handle = os.open(path, _NEW, 0o600)
-    try:
-        for piece in _inflated(stream, member):
-            rest = memoryview(piece)
-            while rest:
-                rest = rest[os.write(handle, rest) :]
-        os.fchmod(handle, stat.S_IMODE(member.mode))
-        os.utime(handle, (member.mtime, member.mtime))
-    finally:
-        os.close(handle)
+class _Making:
+    """Makes what is in an archive; threads may share it. After the last change to each, its fingerprint is taken."""
 
+    def __init__(self, into: Path, owner: int | None) -> None:
+        self.made: dict[str, Fingerprint] = {}
+        self._into = os.fspath(into)
+        self._owner = owner
 
-def _restore_link(target: bytes, member: Member, path: Path) -> None:
-    """Make one link: its target is text here, and is not looked at."""
-    if b"\0" in target:
-        raise damaged(f"{shown(member.path)}: it is no link target")
-    path.symlink_to(os.fsdecode(target))
-    os.utime(path, (member.mtime, member.mtime), follow_symlinks=False)
+    def file(self, member: Member, content: Iterator[bytes]) -> None:
+        """Exclusively, so that nothing that is there is opened or followed."""
+        handle = os.open(f"{self._into}/{member.path}", _NEW, 0o600)
+        try:
+            for piece in content:
+                rest = memoryview(piece)
+                while rest:
+                    rest = rest[os.write(handle, rest) :]
+            if self._owner is not None:
+                os.fchown(handle, self._owner, self._owner)
+            os.fchmod(handle, stat.S_IMODE(member.mode))
+            os.utime(handle, (member.mtime, member.mtime))
+            self.made[member.path] = fingerprint(os.fstat(handle))
+        finally:
+            os.close(handle)
 
+    def link(self, member: Member, target: bytes) -> None:
+        """Its target is text here, and is not looked at."""
+        if b"\0" in target:
+            raise damaged(f"{shown(member.path)}: it is no link target")
+        path = Path(self._into, member.path)
+        path.symlink_to(os.fsdecode(target))
+        self._finish(member, path)
 
-def _restore_directory(member: Member, path: Path) -> None:
-    """Give a directory its mode and mtime, after all that is in it; the roots stay open to their owner."""
-    path.chmod(stat.S_IMODE(member.mode) | (0o700 if member.path in ROOTS else 0))
-    os.utime(path, (member.mtime, member.mtime))
+    def directory(self, member: Member) -> None:
+        """Its mode and mtime come after all that is in it; the roots stay open to their owner."""
+        path = Path(self._into, member.path)
+        path.chmod(stat.S_IMODE(member.mode) | (0o700 if member.path in ROOTS else 0))
+        self._finish(member, path)
+
+    def _finish(self, member: Member, path: Path) -> None:
+        if self._owner is not None:
+            os.chown(path, self._owner, self._owner, follow_symlinks=False)
+        os.utime(path, (member.mtime, member.mtime), follow_symlinks=False)
+        self.made[member.path] = fingerprint(path.lstat())
