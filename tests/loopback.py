@@ -1,5 +1,6 @@
 """Small HTTP servers on loopback, in the place of a foreign service."""
 
+import sys
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -32,11 +33,19 @@ class Answering(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True  # connections that a test leaves open do not hold up its end
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that went away is no error."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
+
+
 @contextmanager
 def listening(handler: type[Answering], **attributes: object) -> Iterator[str]:
     """The URL at which a server answers as the handler does, which gets the attributes."""
-    with ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (handler,), attributes)) as server:
-        server.daemon_threads = True  # connections that a test leaves open do not hold up its end
+    with _Server(("127.0.0.1", 0), type("Bound", (handler,), attributes)) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()
         try:
