@@ -131,7 +131,8 @@ class Member(NamedTuple):
     @property
     def data(self) -> int:
         """Where its content begins."""
-        return self.offset + _LOCAL.size + len(_name(self)) + _UT.size + (_ZIP64_BYTES if _is_wide(self) else 0)
+        name = _length(self.path) + self.is_directory
+        return self.offset + _LOCAL.size + name + _UT.size + (_ZIP64_BYTES if _is_wide(self) else 0)
 
     @property
     def end(self) -> int:
@@ -167,8 +168,7 @@ def order(path: str) -> bytes:
 
 def record_bytes(path: str) -> int:
     """The most that a member of this path takes in the directory."""
-    name = len(path) if path.isascii() else len(os.fsencode(path))
-    return _CENTRAL.size + name + 1 + 28 + 9
+    return _CENTRAL.size + _length(path) + 1 + 28 + 9
 
 
 def local_header(member: Member) -> bytes:
@@ -212,7 +212,7 @@ def misshapen(member: Member) -> str | None:
     parent, _, name = member.path.rpartition("/")
     parts = member.path.split("/")
     content = bool(member.compressed or member.crc)
-    length, last = len(os.fsencode(member.path)), len(os.fsencode(name))
+    length, last = _length(member.path), _length(name)
     reasons = {
         "its name is not valid": "\0" in member.path or not {"", ".", ".."}.isdisjoint(parts),
         "it is outside of the session's two directories": parts[0] not in ROOTS,
@@ -329,6 +329,11 @@ def _wide(extra: bytes, count: int) -> tuple[int, ...]:
     if len(extra) < 4 + 8 * count:
         raise damaged("a ZIP64 field is cut")
     return struct.unpack_from(f"<{count}Q", extra, 4)
+
+
+def _length(path: str) -> int:
+    """Bytes of a path."""
+    return len(path) if path.isascii() else len(os.fsencode(path))
 
 
 def _name(member: Member) -> bytes:

@@ -15,17 +15,16 @@ unpacking makes all directories, then all files, and links last, each exclusivel
 empty: while it writes, there is no link to go through, on file systems that fold names too. Whoever reads
 the tree later with more rights than the agent opens with O_NOFOLLOW.
 
-**Fast.** The directory comes first, with the end of the archive. While it is read, which takes a large session tenths
-of a second, the archive's beginning is on its way. Members that lie side by side are then asked for together, some
-megabytes at a time, by a few threads, each of which makes files of the bytes as they come: what is held in memory
-depends on no file's size, and the archive never lies on a disk.
+**Fast.** The directory comes first, with the end of the archive. Members that lie side by side are then asked for
+together, some megabytes at a time, by a few threads, each of which makes files of the bytes as they come: what is
+held in memory depends on no file's size, and the archive never lies on a disk.
 """
 
 import errno
 import os
 import stat
 from collections.abc import Iterator
-from concurrent.futures import FIRST_EXCEPTION, Executor, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Protocol
 
@@ -52,9 +51,6 @@ GAP_BYTES = 1 << 20
 
 THREADS = 4
 """Connections at work. Files are made no faster by more than two, but one that waits for S3 makes none."""
-
-AHEAD_BYTES = 4 << 20
-"""What each of them reads of the beginning while nobody can say yet what is there. Few bytes there are dead."""
 
 _CHUNK = 1 << 20
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -84,17 +80,14 @@ def unpack(archive: Archive, into: Path, limits: Limits, owner: int | None = Non
         (into / root).mkdir(mode=0o700, exist_ok=True)
         if any((into / root).iterdir()):
             raise ValueError(f"{into / root} is not empty")
+    members = contents(archive, limits)
+    directories = sorted(member for member in members if member.is_directory)
     making = _Making(into, owner)
     try:
-        with ThreadPoolExecutor(THREADS, "unpack") as threads:
-            begun = _Begun(archive, threads)
-            members = contents(archive, limits)
-            directories = sorted(member for member in members if member.is_directory)
-            for member in directories:
-                if member.path not in ROOTS:
-                    os.mkdir(f"{into}/{member.path}", 0o700)  # noqa: PTH102 (a Path costs as much as the directory)
-            links = _restore_files(begun, threads, members, making)
-        for member, target in links:
+        for member in directories:
+            if member.path not in ROOTS:
+                os.mkdir(f"{into}/{member.path}", 0o700)  # noqa: PTH102 (a Path costs as much as the directory)
+        for member, target in _restore_files(archive, members, making):
             making.link(member, target)
         for member in reversed(directories):
             making.directory(member)
@@ -128,28 +121,6 @@ def contents(archive: Archive, limits: Limits) -> list[Member]:
         if member.offset < end or (end := member.end) > directory.offset:
             raise damaged(f"{shown(member.path)}: its bytes are another member's too, or the directory's")
     return members
-
-
-class _Begun:
-    """An archive of which the first bytes were asked for already."""
-
-    def __init__(self, archive: Archive, threads: Executor) -> None:
-        self.size = archive.size
-        self._archive = archive
-        whole = range(min(THREADS, archive.size // AHEAD_BYTES))
-        self._ahead = [threads.submit(self._piece, number) for number in whole]
-
-    def _piece(self, number: int) -> bytes:
-        return b"".join(self._archive.read(number * AHEAD_BYTES, (number + 1) * AHEAD_BYTES))
-
-    def read(self, start: int, end: int) -> Iterator[bytes]:
-        """As `Archive.read`."""
-        while start < min(end, len(self._ahead) * AHEAD_BYTES):
-            number, passed = divmod(start, AHEAD_BYTES)
-            yield (piece := self._ahead[number].result()[passed : passed + end - start])
-            start += len(piece)
-        if start < end:
-            yield from self._archive.read(start, end)
 
 
 class _Window:
@@ -212,23 +183,24 @@ def _offset(member: Member) -> int:
 
 def _spans(members: list[Member]) -> Iterator[list[Member]]:
     """Members that are asked for together, by where they lie: bytes between them that are nobody's come along."""
-    span: list[Member] = []
+    span, last = list[Member](), 0
     for member in sorted(members, key=_offset):
-        if span and (member.offset - span[-1].end >= GAP_BYTES or member.end - span[0].offset > SPAN_BYTES):
+        end = member.end
+        if span and (member.offset - last >= GAP_BYTES or end - span[0].offset > SPAN_BYTES):
             yield span
             span = []
         span.append(member)
+        last = end
     if span:
         yield span
 
 
-def _restore_files(
-    archive: Archive, threads: Executor, members: list[Member], making: "_Making"
-) -> list[tuple[Member, bytes]]:
+def _restore_files(archive: Archive, members: list[Member], making: "_Making") -> list[tuple[Member, bytes]]:
     """Make all files, and return the links, which are to be made after them."""
-    spans = [threads.submit(_restore_span, archive, span, making) for span in _spans(members)]
-    wait(spans, return_when=FIRST_EXCEPTION)
-    threads.shutdown(cancel_futures=True)
+    with ThreadPoolExecutor(THREADS, "unpack") as threads:
+        spans = [threads.submit(_restore_span, archive, span, making) for span in _spans(members)]
+        wait(spans, return_when=FIRST_EXCEPTION)
+        threads.shutdown(cancel_futures=True)
     # What failed is raised here: it was begun, so it comes before all that was cancelled.
     return [link for span in spans for link in span.result()]
 
