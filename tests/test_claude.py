@@ -279,6 +279,17 @@ def test_an_agent_that_stops_its_cli_is_killed(model: ScriptedModel, scratch: Sc
     assert run(again(turn, "hello"), scratch, model.url).stop_reason == "end_turn"
 
 
+def test_many_files_bring_the_deadline_forward(model: ScriptedModel, scratch: Scratch) -> None:
+    """At the deadline itself there is no time left to remove them. A million were tried by hand, through the whole
+    service at its default clocks: after some 400,000 the run ends as SessionTooLarge, in time, and nothing is left."""
+    many = "import os, time; open('a', 'w'), open('b', 'w')\n"
+    many += "[os.link('ab'[i % 2], str(i)) for i in range(120_000)]; time.sleep(60)"
+    (scratch.workspace / "many.py").write_text(many)
+    began = time.monotonic()
+    outcome = run(first("run python3 many.py"), scratch, model.url, seconds=15)
+    assert (outcome.stop_reason, time.monotonic() - began < 14.5) == ("deadline", True)
+
+
 def test_resuming_without_a_transcript(model: ScriptedModel, scratch: Scratch) -> None:
     """A session that promises a history and has none is damaged, and no new one is begun in its place."""
     with pytest.raises(SessionDamaged):

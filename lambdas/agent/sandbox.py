@@ -249,6 +249,21 @@ def _lock(path: Path) -> int:
     return lock
 
 
+def crowded(root: Path, most: int) -> bool:
+    """Whether a tree, which may be changing, holds more than `most` files and directories; links are not followed.
+
+    What cannot be looked into is not counted.
+    """
+    count, waiting = 0, [str(root)]
+    while waiting and count <= most:
+        with suppress(OSError), os.scandir(waiting.pop()) as entries:
+            for entry in itertools.islice(entries, most + 1 - count):
+                count += 1
+                if entry.is_dir(follow_symlinks=False):
+                    waiting.append(entry.path)
+    return count > most
+
+
 def wipe(root: Path) -> None:
     """Remove a tree, whatever is in it: modes that forbid it, links (not followed), any depth, any length of path.
 
