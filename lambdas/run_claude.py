@@ -6,6 +6,7 @@ checkpoint from which a replay goes on.
 """
 
 import asyncio
+import errno
 import json
 import logging
 import os
@@ -27,7 +28,7 @@ from lambdas.agent.credentials import Proxy, Secret, Upstream, anthropic, supaba
 from lambdas.agent.sandbox import Scratch, refuse_careless, seal, swept
 from lambdas.agent.wall import Wall
 from lambdas.contract import Grant, Json, Result, RunResult, Staged, Task
-from lambdas.errors import AgentCrashed, ModelUnauthorized, StorageUnavailable, WorkflowError
+from lambdas.errors import AgentCrashed, ModelUnauthorized, SessionTooLarge, StorageUnavailable, WorkflowError
 from lambdas.sessions.archive import Packed, pack
 from lambdas.sessions.grants import Grantee, Stored
 from lambdas.sessions.records import RATIO, Limits
@@ -88,10 +89,15 @@ class Worker:
             saver = _Saver(self, task, scratch, before)
             with Proxy(self.upstreams) as proxy:
                 outcome = asyncio.run(converse(_turn(task, body), scratch, proxy, saver, task.deadline))
+            scratch.clear()
             try:
                 return self._stage(task, scratch, outcome, before)
             except WorkflowError as error:
                 raise error.but(cost_usd=outcome.cost_usd) from error
+            except OSError as error:
+                if error.errno != errno.ENOSPC:
+                    raise
+                raise SessionTooLarge(detail=str(error), cost_usd=outcome.cost_usd) from error
 
     def _told(self, task: Task, error: WorkflowError) -> WorkflowError:
         """The error without its detail, which is staged: an error's text is in the function's log and its trace, and

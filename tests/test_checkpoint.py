@@ -3,13 +3,17 @@
 import asyncio
 import io
 import json
+import multiprocessing
 import os
 import re
 import signal
+import subprocess
+import sys
 import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -24,7 +28,7 @@ from lambdas.agent.claude import CONTINUE, Outcome, Turn, converse
 from lambdas.agent.credentials import Proxy, Secret, anthropic
 from lambdas.agent.sandbox import Scratch
 from lambdas.contract import Allowance, Grant, Grants, Task
-from lambdas.errors import AgentCrashed, ModelRejected, StorageUnavailable
+from lambdas.errors import AgentCrashed, ModelRejected, StorageUnavailable, WorkflowError
 from lambdas.run_claude import Worker
 from lambdas.sessions.grants import Grantee
 from lambdas.sessions.unpack import unpack
@@ -482,3 +486,44 @@ def test_the_handler_stages_checkpoints_and_goes_on_from_one(
     assert [re.sub(r";.*", "", command) for command in calls(thinking)] == [
         f"echo {word} >> log" for word in ("one", "two", "three", "four")
     ]
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 64 MB, which is all the place there is, as /tmp on Lambda."""
+    if sys.platform != "linux" or os.geteuid() != 0:
+        pytest.skip("Only root can mount a disk.")
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", tmp_path], capture_output=True).returncode:
+        pytest.skip("This container may not mount a disk.")
+    yield tmp_path
+    subprocess.run(["umount", tmp_path], check=True)
+
+
+def worked(settings: AgentSettings, task: Task) -> str:
+    """What comes of a run, in a process whose temporary directory is another."""
+    worker = Worker(settings, Grantee(), [anthropic(Secret(lambda: "key"), settings.model_url)])
+    try:
+        return worker.run(task).stop_reason
+    except WorkflowError as error:
+        return type(error).__name__
+
+
+@pytest.mark.parametrize(
+    ("filled", "outcome"),
+    [("$TMPDIR/full", "end_turn"), ("full", "SessionTooLarge")],
+    ids=["what is not kept", "the workspace"],
+)
+def test_a_full_disk(
+    filled: str, outcome: str, bucket: Bucket, model: ScriptedModel, small: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What no session keeps is removed first; a workspace that leaves no room for its archive fails by name."""
+    settings = AgentSettings(
+        provider="anthropic", model_url=model.url, bedrock_model=None, secret_arn="", supabase_url=None,
+        max_session_bytes=1 << 30, max_session_files=1000, scratch=str(small / "agents"),
+    )  # fmt: skip
+    prompt = f"run cat /dev/urandom > {filled}\nrun echo on > note\nsay Done."
+    bucket.objects["/request"] = json.dumps({"body": {"prompt": prompt}}).encode()
+    monkeypatch.setenv("TMPDIR", str(small))
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        assert pool.submit(worked, settings, a_task(bucket, "1", str(uuid.uuid4()))).result() == outcome
+    assert [path.name for path in small.rglob("*")] == ["agents"]

@@ -117,6 +117,11 @@ class Scratch:
         finally:
             os.close(self._lock)
 
+    def clear(self) -> None:
+        """Remove what no session keeps; a disk that the agent filled has room then."""
+        wipe(self.home)
+        wipe(self.tmp)
+
     @property
     def _its_own(self) -> tuple[Path, ...]:
         return (self.workspace, self.claude, self.home, self.tmp)
