@@ -113,7 +113,7 @@ class Place:
         other = stack.enter_context(self.scratch(str(uuid.uuid4())))
         self.secrets.append(other.workspace / "secret")
         self.secrets[-1].write_text("MARK-other-session")
-        other.hand_over()
+        hand_over(other)
         launcher = other.launcher(Path("/bin/sleep"), environment(other) | {"OTHER": "MARK-other-variable"})
         process = stack.enter_context(subprocess.Popen([launcher, "600"], cwd=other.workspace))
         stack.callback(process.kill)
@@ -162,7 +162,7 @@ def script(scratch: Scratch, told: dict[str, Any]) -> str:
     (scratch.workspace / "orders.json").write_text(json.dumps(told))
     (scratch.workspace / "settings").write_text(json.dumps(SETTINGS))
     (scratch.workspace / "servers").write_text(json.dumps(SERVERS))
-    scratch.hand_over()
+    hand_over(scratch)
     lines = [
         "run env; cat /proc/*/environ | tr '\\0' '\\n'; cat /proc/*/cmdline | tr '\\0' '\\n' | grep MARK",
         f'run (setsid nohup /bin/sh -c "{IGNORING}" >/dev/null 2>&1 &); (setsid sleep {LASTING} &); echo',
@@ -242,12 +242,14 @@ def _results(outcome: Outcome) -> list[str]:
 
 
 def _restore(archive: io.BytesIO, scratch: Scratch) -> None:
-    restored = scratch.root / "restored"
-    restored.mkdir()
-    unpack(Opened(archive), restored, ANY)
-    for root in ("workspace", "claude"):
-        (restored / root).replace(scratch.root / root)
-    scratch.hand_over()
+    unpack(Opened(archive), scratch.root, ANY, scratch.wall.uid)
+
+
+def hand_over(scratch: Scratch) -> None:
+    """What was put into the workspace is the agent's, as what is restored is."""
+    if (uid := scratch.wall.uid) is not None:
+        for path in scratch.workspace.iterdir():
+            os.chown(path, uid, uid, follow_symlinks=False)
 
 
 if __name__ == "__main__":

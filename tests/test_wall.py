@@ -16,6 +16,7 @@ from lambdas.agent.sandbox import Scratch, environment, refuse_careless, refuse_
 from lambdas.agent.wall import Wall
 from lambdas.errors import CarelessDeployment
 from local import sandbox
+from tests.hostile import hand_over
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="Only root can give the agent a user id of its own.")
 landlock = pytest.mark.skipif(landlock_abi() < ABI_TRUNCATE, reason="This kernel has no Landlock.")
@@ -71,7 +72,7 @@ def test_the_agent_has_a_user_id_of_its_own(passable: Path) -> None:
         restored.write_text("mine\n")
         restored.chmod(0o600)
         (scratch.workspace / "link").symlink_to("/etc/hostname")
-        scratch.hand_over()
+        hand_over(scratch)
         said = ran(scratch, Path("/bin/sh"), "-c", "id -u; id -G; cat restored; ls ../..; cat ../private/launch")
     assert said.split()[:3] == [str(wall.uid), str(wall.uid), "mine"]
     assert said.count("Permission denied") == 2

@@ -104,7 +104,7 @@ class Scratch:
             wipe(self.root)
             for directory in (self.root, self.private, *self._its_own):
                 directory.mkdir(mode=0o700)
-            self.hand_over()
+            self._hand_over()
         except BaseException:
             os.close(self._lock)
             raise
@@ -126,8 +126,8 @@ class Scratch:
     def _its_own(self) -> tuple[Path, ...]:
         return (self.workspace, self.claude, self.home, self.tmp)
 
-    def hand_over(self) -> None:
-        """Give all that is there to the agent's user, if it has one of its own; links are not followed."""
+    def _hand_over(self) -> None:
+        """Give the agent's user, if it has one of its own, its directories, which are empty yet."""
         uid = self.wall.uid
         if uid is None:
             return
@@ -137,9 +137,6 @@ class Scratch:
             directory.chmod(0o750)
         for own in self._its_own:
             os.chown(own, uid, uid)
-            for _, directories, files, at in os.fwalk(own):
-                for name in (*directories, *files):
-                    os.chown(name, uid, uid, dir_fd=at, follow_symlinks=False)
 
     def launcher(self, program: Path, environment: Mapping[str, str], ports: Sequence[int] = ()) -> Path:
         """Write a script that becomes `program` behind the wall, with its own arguments and exactly this environment.
