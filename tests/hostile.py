@@ -68,8 +68,9 @@ while time.monotonic() < until:
     except BlockingIOError:
         pass
 """
-FORKS = """run python3 attacks.py orders.json forks > forks
-run for i in 1 2 3 4; do (python3 forking.py >/dev/null 2>&1 &); done; echo
+FORKS = """run for i in 1 2 3 4; do (python3 forking.py >/dev/null 2>&1 &); done; echo
+say Forked."""
+BOMB = """run python3 attacks.py orders.json forks
 say Forked."""
 
 
@@ -217,9 +218,10 @@ def attacked(kind: str, folder: Path) -> dict[str, Any]:
             _restore(archive, scratch)
             second, _ = turn("read notes.txt\nsay Again.", session, scratch, model.url, resume=True)
             hooked = [str(path) for path in scratch.root.rglob("hooked")]
-            with suppress(AgentCrashed):  # a CLI that is not let start a thread gives up
-                turn(FORKS, session, scratch, model.url, resume=True)
-            lived += alive()
+            for prompt in (FORKS, BOMB):
+                with suppress(AgentCrashed):  # a CLI that is not let start a thread gives up
+                    turn(prompt, session, scratch, model.url, resume=True)
+                lived += alive()
             forked = Path(scratch.workspace, "forks").read_text()
         return {
             "results": _results(first),
