@@ -180,7 +180,7 @@ class ModelOverloaded(WorkflowError):
 
     status = 503
     retryable = True
-    sentence = "The model's provider did not answer. Nothing was changed; try again."
+    sentence = "No answer came from the model in time. Nothing was changed; try again."
 
 
 class AgentCrashed(WorkflowError):

@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -28,7 +29,14 @@ from lambdas.agent.credentials import Proxy, Secret, Upstream, anthropic, supaba
 from lambdas.agent.sandbox import Scratch, refuse_careless, seal, swept
 from lambdas.agent.wall import Wall
 from lambdas.contract import Grant, Json, Result, RunResult, Staged, Task
-from lambdas.errors import AgentCrashed, ModelUnauthorized, SessionTooLarge, StorageUnavailable, WorkflowError
+from lambdas.errors import (
+    AgentCrashed,
+    ModelOverloaded,
+    ModelUnauthorized,
+    SessionTooLarge,
+    StorageUnavailable,
+    WorkflowError,
+)
 from lambdas.sessions.archive import Packed, pack
 from lambdas.sessions.grants import Grantee, Stored
 from lambdas.sessions.records import RATIO, Limits
@@ -86,6 +94,8 @@ class Worker:
         with swept(self.settings.wiped), Scratch(self._root(task), self._wall(task)) as scratch:
             before = self._restore(task, session, scratch)
             settle(before, scratch.private)
+            if time.time() > task.deadline:
+                raise ModelOverloaded(detail="the deadline passed while the session was restored")
             saver = _Saver(self, task, scratch, before)
             with Proxy(self.upstreams) as proxy:
                 outcome = asyncio.run(converse(_turn(task, body), scratch, proxy, saver, task.deadline))

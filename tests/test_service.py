@@ -281,6 +281,8 @@ def test_a_deadline_before_the_first_turn_commits_nothing(client: Client) -> Non
     hurried = {"prompt": "Hello", "session_id": session["session_id"], "timeout_seconds": 0.1}
     status, answer, _ = client.post(hurried)
     assert (status, answer["code"], answer["retryable"]) == (503, "ModelOverloaded", True)
+    record = json.loads(HTTP.request("GET", client.link(f"runs/{answer['run_id']}/failure.json")).data)
+    assert "while the session was restored" in record["detail"]
     assert client.metadata(session) == before
 
 
