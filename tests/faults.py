@@ -60,6 +60,8 @@ class Injector:
         """Method and path, with the query, of all that changes something, in the order of arrival."""
         self.over: list[str] = []
         """The paths of requests that are over: S3 has answered, or a fault has had its way."""
+        self.under_way: list[str] = []
+        """The paths of the others."""
         self._faults: list[Fault] = []
         self._guard = threading.Lock()
 
@@ -75,8 +77,9 @@ class Injector:
         self._server.server_close()
 
     def is_over(self, there: str) -> bool:
-        """Whether a request for a path with this regular expression in it is over."""
-        return any(re.search(there, path) for path in list(self.over))
+        """Whether there was a request for a path with this regular expression in it, and all of them are over."""
+        over, under_way = list(self.over), list(self.under_way)
+        return any(re.search(there, path) for path in over) and not any(re.search(there, path) for path in under_way)
 
     @contextmanager
     def injecting(self, fault: Fault) -> Iterator[Fault]:
@@ -118,8 +121,13 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _any(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        self._meet(self.server.injector.befalls(self.command, self.path), body)
-        self.server.injector.over.append(self.path)
+        injector = self.server.injector
+        injector.under_way.append(self.path)
+        try:
+            self._meet(injector.befalls(self.command, self.path), body)
+        finally:
+            injector.over.append(self.path)
+            injector.under_way.remove(self.path)
 
     def _meet(self, fault: Fault | None, body: bytes) -> None:
         if fault is None:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,7 @@ NOBODY = {"session_id": "none", "claude_session": "none"}
 
 
 class Patient(ScriptedModel):
-    """Takes its time where a row asks for that: until S3 has answered the run's checkpoint, as it may."""
+    """Takes its time where a row asks for that: until the run has a checkpoint, and what befalls it then has."""
 
     def __init__(self, injector: Injector) -> None:
         super().__init__()
@@ -66,13 +67,17 @@ class Patient(ScriptedModel):
         await super().record(request)
         prompt = request.conversation.prompts[-1]
         if THINKS in prompt and request.conversation.results:
-            await asyncio.to_thread(eventually, lambda: self._injector.is_over(checkpoint_of(prompt)))
+            saved = partial(self._injector.is_over, run_of(prompt) + CHECKPOINT)
+            await asyncio.to_thread(eventually, lambda: saved() and self._injector.is_over(run_of(prompt)))
 
 
-def checkpoint_of(prompt: str) -> str:
-    """What is in the path of each checkpoint of a row's run."""
+CHECKPOINT = r"[^/]+/checkpoint\.zip"
+
+
+def run_of(prompt: str) -> str:
+    """Where a row's run has its record."""
     (key,) = re.findall(r"row-[-0-9a-f]{36}", prompt)
-    return rf"runs/{run_id('default', key)}/[^/]+/checkpoint\.zip"
+    return f"runs/{run_id('default', key)}/"
 
 
 class Theatre:
@@ -130,7 +135,7 @@ class Theatre:
 
         def due() -> bool:
             """Those that are staged as the run goes on are so when the model has been asked on."""
-            saved = row.at != "spent.json" or self.injector.is_over(checkpoint_of(prompt))
+            saved = row.at != "spent.json" or self.injector.is_over(run_of(prompt) + CHECKPOINT)
             return row.at not in ("checkpoint.zip", "spent.json") or (saved and self.calls(prompt) == 2)
 
         return Fault(method, there, row.fault, row.times if row.fault else 0, due)
