@@ -110,8 +110,8 @@ def _naive_checks(results: Results, done: str, promise: str, least: float) -> li
 
 def _restore(measured: list[Results]) -> Section:
     text = (
-        "Ours is from RunClaude's event until the agent has its prompt; that includes the start of the SDK's "
-        "connection to the (scripted) agent. Its peak memory is that of RunClaude's handler, persist included. The "
+        "Ours is from RunClaude's event until the process of the (scripted) agent has begun, the SDK's start of it and "
+        "its wall included. Its peak memory is that of RunClaude's handler, persist included. The "
         "naive way is one download and `zipfile.extractall`. The limits: a raw copy (`cp -a`) of the same files, the "
         "inflating of all members by zlib without writing anything, and the download at the limiter's bandwidth."
     )

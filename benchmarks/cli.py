@@ -2,7 +2,7 @@
 
 What is measured are the handlers around the agent. So the agent is replaced at the one seam that no rewrite of a
 handler moves, the CLI's own protocol on standard input and output: SDK, proxy, sandbox and all else are the real ones.
-The stand-in writes down when its prompt came, which is when the session had been restored, and when it was done.
+The stand-in writes down when it began, before which the session was restored, and when it was done.
 It runs with the standard library alone, to start in a few hundredths of a second.
 """
 
@@ -37,8 +37,8 @@ def overlay(folder: Path) -> Path:
     root = Path(__file__).resolve().parent.parent
     program = package / "_bundled" / "claude"
     program.write_text(
-        f"#!{sys.executable} -IS\nimport sys\nsys.path.insert(0, {str(root)!r})\n"
-        "from benchmarks.cli import main\n\nmain()\n"
+        f"#!{sys.executable} -IS\nimport time\n\nbegan = time.monotonic()\n\n"
+        f"import sys\n\nsys.path.insert(0, {str(root)!r})\nfrom benchmarks.cli import main\n\nmain(began)\n"
     )
     program.chmod(0o755)
     return folder
@@ -74,8 +74,8 @@ ACTS: dict[str, Callable[..., None]] = {
 }
 
 
-def main() -> None:
-    """One turn, as the SDK drives it."""
+def main(began: float) -> None:
+    """One turn, as the SDK drives it; `began` is when this process did, in monotonic seconds."""
     if "-v" in sys.argv or "--version" in sys.argv:
         print(f"{VERSION} (Claude Code)")
         return
@@ -84,7 +84,7 @@ def main() -> None:
             response = {"subtype": "success", "request_id": frame["request_id"], "response": {"commands": []}}
             _say({"type": "control_response", "response": response})
         elif frame["type"] == "user":
-            _turn(_text(frame["message"]["content"]))
+            _turn(began, _text(frame["message"]["content"]))
 
 
 def _frames() -> Iterator[dict[str, Any]]:
@@ -100,8 +100,7 @@ def _text(content: Any) -> str:
     return content if isinstance(content, str) else "".join(block["text"] for block in content)
 
 
-def _turn(text: str) -> None:
-    came = time.monotonic()
+def _turn(began: float, text: str) -> None:
     orders = json.loads(text)
     ACTS[orders["act"]](**orders["arguments"])
     words = [word for argument in sys.argv for word in argument.split("=", 1)]
@@ -110,7 +109,8 @@ def _turn(text: str) -> None:
     about = {"session_id": session, "uuid": session}
     stated = {"type": "system", "subtype": "init", "claude_code_version": VERSION}
     _say(stated | about | {"cwd": "", "tools": [], "mcp_servers": [], "model": "stand-in", "apiKeySource": "none"})
-    Path(orders["stamps"]).write_text(json.dumps({"came": came, "done": time.monotonic(), "cpu": time.process_time()}))
+    stamps = {"began": began, "done": time.monotonic(), "cpu": time.process_time()}
+    Path(orders["stamps"]).write_text(json.dumps(stamps))
     _say(_result() | about)
 
 

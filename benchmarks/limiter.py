@@ -43,7 +43,7 @@ class _Lane:
 
     async def pass_on(self, size: int) -> None:
         now = time.monotonic()
-        self._free = max(self._free, now) + size / self._rate
+        self._free = max(self._free, now - SLACK_SECONDS) + size / self._rate
         if self._free - now > SLACK_SECONDS:
             await asyncio.sleep(self._free - now)
 

@@ -47,7 +47,7 @@ class Turn(NamedTuple):
 
     session_id: str
     restore: Span
-    """From RunClaude's event until the agent has its prompt."""
+    """From RunClaude's event until the agent's process has begun."""
     persist: Span
     """From the agent's end until all is staged, and PersistSession."""
     wipe_seconds: float
@@ -91,7 +91,7 @@ def ask(functions: dict[str, Handler], prompt: str, session: str | None = None) 
 def _turn(calls: dict[str, Call], stamps: Json, exchanges: list[Exchange], sampler: Sampler) -> Turn:
     _, ran, persisted = (calls[state] for state in STATES)
     staged = max(exchange.end for exchange in exchanges if "/result.json" in exchange.target and _puts(exchange))
-    restore = _span(exchanges, [(ran.start, stamps["came"])], sampler.between(ran.start, stamps["came"]))
+    restore = _span(exchanges, [(ran.start, stamps["began"])], sampler.between(ran.start, stamps["began"]))
     # The stand-in's own time is in its parent's once it has ended, which is after it was done.
     cpu = max(0.0, sampler.between(stamps["done"], staged) - stamps["cpu"]) + persisted.cpu
     persist = _span(exchanges, [(stamps["done"], staged), (persisted.start, persisted.end)], cpu)

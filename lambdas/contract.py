@@ -348,6 +348,10 @@ class Task:
     """Whether a checkpoint of this very run is, whose turn is to be gone on with instead of being asked anew."""
     deadline: float
     """Epoch seconds at which the agent is interrupted."""
+    size: int
+    """Bytes of the session's archive; 0 for a new session."""
+    directory: int
+    """Bytes of the directory with which it ends."""
     allowance: Allowance
     grants: Grants
 

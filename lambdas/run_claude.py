@@ -79,14 +79,15 @@ class Worker:
 
     def run(self, task: Task) -> RunResult:
         """Raises one of the model's errors, `AgentCrashed`, `SessionTooLarge` or one of `Internal`."""
-        with ThreadPoolExecutor(2) as beside:
+        pinned = task.grants.session
+        session = self.grantee.open(pinned, task.size, task.directory) if pinned else None
+        with ThreadPoolExecutor(1) as beside:
             request = beside.submit(self.grantee.read, task.grants.request)
-            session = beside.submit(self.grantee.open, task.grants.session) if task.grants.session else None
             if self.grantee.put(task.grants.started, b"", 0) is None:
                 raise AgentCrashed(detail="this attempt was started before: the model is not asked again")
         try:
             body = json.loads(request.result())["body"]
-            return self._run(task, body, session.result() if session else None)
+            return self._run(task, body, session)
         except WorkflowError as error:
             raise self._told(task, error) from None
 
@@ -125,7 +126,8 @@ class Worker:
         if archive is None:
             return {}
         made = unpack(archive, scratch.root, self._limits, scratch.wall.uid)
-        found = {path: each for path, each in made.items() if _kept(task.claude_session, path)}
+        kept = partial(_kept, task.claude_session)
+        found = {path: each for path, each in made.items() if not path.startswith("claude/") or kept(path)}
         return resumed.known(found) if resumed else found
 
     def _resumed(self, session: Stored | None, checkpoint: Grant) -> Resumed:
@@ -159,13 +161,9 @@ class Worker:
         out: BinaryIO,
         go_on: Callable[[], None] = lambda: None,
     ) -> Packed:
-        """What changed in the session by now; `go_on` is asked at every path, and may raise."""
-
-        def keep(path: str) -> bool:
-            go_on()
-            return _kept(task.claude_session, path)
-
-        return pack(_roots(scratch), out, self._limits, keep, before)
+        """What changed in the session by now; `go_on` is asked for every directory, and may raise."""
+        keep = {"claude": partial(_kept, task.claude_session)}
+        return pack(_roots(scratch), out, self._limits, keep, before, go_on)
 
     def put(self, grant: Grant, body: Any, size: int) -> Staged:
         """Stage one object."""
@@ -233,9 +231,7 @@ def _of_workspace(changes: Sequence[Change]) -> list[Change]:
 
 
 def _kept(claude_session: str, path: str) -> bool:
-    """All of the workspace; of Claude's directory the transcript and what it refers to."""
-    if not path.startswith("claude/"):  # asked for every file of a session
-        return True
+    """Of Claude's directory, the transcript and what it refers to."""
     _, *below = path.split("/")
     wanted = [("projects",), None, (claude_session, f"{claude_session}.jsonl"), KEPT_OF_CLAUDE]
     return all(allowed is None or name in allowed for name, allowed in zip(below, wanted, strict=False))

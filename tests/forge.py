@@ -25,7 +25,7 @@ def lying(entry: Item, **lies: Any) -> Item:
     return entry[0]._replace(**lies), entry[1]
 
 
-ROOTS = (item("workspace", mode=DIR | 0o755), item("claude", mode=DIR | 0o755))
+ROOTS = (item("claude", mode=DIR | 0o755), item("workspace", mode=DIR | 0o755))
 
 
 def unchanged(record: bytes) -> bytes:
@@ -39,16 +39,19 @@ def forged(
     record: Callable[[bytes], bytes] = unchanged,
     directory: Callable[[Directory], Directory] = unchanged,  # type: ignore[assignment] # the same identity
     at: int | None = None,
+    ordered: bool = True,
 ) -> bytes:
-    """An archive of these members; the last one's records, its offset, or the end are spoiled as asked."""
-    out, records = bytearray(), bytearray()
+    """An archive of these members; the last one's records, its offset, the end, or the directory's order are spoiled
+    as asked."""
+    out, entries = bytearray(), list[tuple[bytes, bytes]]()
     for number, (member, data) in enumerate(items):
         last = number == len(items) - 1
         placed = member if member.is_whiteout else member._replace(offset=len(out))
         header = b"" if member.is_whiteout else local_header(placed)
         out += (local(header) if last else header) + data
         entry = central_record(placed if at is None or not last else placed._replace(offset=at))
-        records += record(entry) if last else entry
+        entries.append((order(member.path), record(entry) if last else entry))
+    records = b"".join(entry for _, entry in (sorted(entries) if ordered else entries))
     end = directory(Directory(len(items), len(out), len(records), zlib.crc32(records)))
     return bytes(out + records + end_record(end))
 

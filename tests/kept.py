@@ -8,6 +8,7 @@ from typing import BinaryIO
 from lambdas.agent.sandbox import Scratch
 from lambdas.sessions.archive import pack
 from lambdas.sessions.records import Limits
+from lambdas.sessions.tree import Keep
 from lambdas.sessions.unpack import unpack
 from tests.opened import Opened
 
@@ -27,11 +28,9 @@ class Kept:
     """In US dollars, as they were told."""
 
     def pack(self, out: BinaryIO, go_on: Callable[[], None]) -> int:
-        def keep(path: str) -> bool:
-            go_on()
-            return path == "claude" or path.startswith(("workspace", "claude/projects"))
-
-        return pack({"workspace": self.scratch.workspace, "claude": self.scratch.claude}, out, LIMITS, keep).size
+        roots = {"workspace": self.scratch.workspace, "claude": self.scratch.claude}
+        keep: dict[str, Keep] = {"claude": lambda path: path.startswith("claude/projects")}
+        return pack(roots, out, LIMITS, keep, go_on=go_on).size
 
     def upload(self, archive: BinaryIO, size: int) -> None:
         time.sleep(self.delay)

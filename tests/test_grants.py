@@ -8,11 +8,11 @@ import pytest
 
 from lambdas.contract import Grant
 from lambdas.errors import StorageUnavailable
-from lambdas.sessions.grants import CUTS, PIECE, TAIL_BYTES, Grantee
+from lambdas.sessions.grants import CUTS, HEAD_BYTES, PIECE, TAIL_BYTES, Grantee, Stored
 from tests.loopback import Answering, listening
 from tests.ranges import extent
 
-CONTENT = Random(5).randbytes(TAIL_BYTES + 3_000_000)
+CONTENT = Random(5).randbytes(TAIL_BYTES + HEAD_BYTES + 3_000_000)
 BEFORE = len(CONTENT) - TAIL_BYTES
 
 
@@ -27,7 +27,9 @@ class Bucket:
     shift: int = 0
     """By how many bytes the range that is given differs from the one asked for."""
     cuts: int = 0
-    """How many bodies are yet to be cut off, each after one and a half pieces."""
+    """How many bodies are yet to be cut off, each after one and a half pieces; not those of ends."""
+    torn: bool = False
+    """Whether its beginning, asked for of no version, is another version's."""
     refusals: int = 0
     """How many requests are yet to be answered with 503."""
     asked: list[str] = field(default_factory=list)
@@ -46,20 +48,33 @@ class Handler(Answering):
             return self._answer(412, b"")
         if not bucket.ranges:
             return self._answer(200, bucket.content)
+        if bucket.torn and self.headers["Range"].startswith("bytes=0-") and "If-Match" not in self.headers:
+            return self._answer(206, bytes(HEAD_BYTES), f"bytes 0-{HEAD_BYTES - 1}/{len(CONTENT)}", '"two"')
         start, end = extent(self.headers["Range"], len(bucket.content))
         start, end = start + bucket.shift, end + bucket.shift
         return self._answer(206, bucket.content[start:end], f"bytes {start}-{end - 1}/{len(bucket.content)}")
 
-    def _answer(self, status: int, body: bytes, given: str = "") -> None:
+    def _answer(self, status: int, body: bytes, given: str = "", etag: str = "") -> None:
         self.send_response(status)
-        for name, value in {"ETag": self.bucket.etag, "Content-Length": str(len(body)), "Content-Range": given}.items():
+        for name, value in {
+            "ETag": etag or self.bucket.etag,
+            "Content-Length": str(len(body)),
+            "Content-Range": given,
+        }.items():
             self.send_header(name, value)
         self.end_headers()
-        if status == 206 and self.bucket.cuts:
+        if status == 206 and self.bucket.cuts and not self.headers["Range"].startswith("bytes=-"):
             self.bucket.cuts -= 1
             self.close_connection = True
             body = body[: PIECE * 3 // 2]
         self.wfile.write(body)
+
+
+def opened(bucket: Bucket, size: int = 0, directory: int = 0) -> Stored:
+    """The object, its end read."""
+    stored = Grantee().open(Grant(bucket.url, {}), size, directory)
+    assert stored.size == len(bucket.content)
+    return stored
 
 
 @pytest.fixture
@@ -73,8 +88,7 @@ def bucket() -> Iterator[Bucket]:
 
 def test_any_range_can_be_read(bucket: Bucket) -> None:
     """Ranges before, across and in the end of the object are its bytes, and no byte is sent twice."""
-    stored = Grantee().open(Grant(bucket.url, {}))
-    assert stored.size == len(CONTENT)
+    stored = opened(bucket)
     for start, end in ((0, 10), (5, BEFORE), (BEFORE - 5, BEFORE + 5), (BEFORE, len(CONTENT)), (0, len(CONTENT))):
         assert b"".join(stored.read(start, end)) == CONTENT[start:end]
     assert bucket.asked == [
@@ -86,17 +100,37 @@ def test_any_range_can_be_read(bucket: Bucket) -> None:
     ]
 
 
+def test_the_beginning_comes_with_the_end(bucket: Bucket) -> None:
+    """Of an object whose size is known the beginning is asked for at once, and once; so is its directory."""
+    directory = TAIL_BYTES + 1000
+    stored = opened(bucket, len(CONTENT), directory)
+    assert b"".join(stored.read(0, HEAD_BYTES + 10)) == CONTENT[: HEAD_BYTES + 10]
+    assert b"".join(stored.read(len(CONTENT) - directory, len(CONTENT))) == CONTENT[-directory:]
+    assert sorted(bucket.asked) == [
+        f"bytes=-{directory}",
+        f"bytes=0-{HEAD_BYTES - 1}",
+        f"bytes={HEAD_BYTES}-{HEAD_BYTES + 9}",
+    ]
+
+
+def test_a_beginning_that_is_cut_off_is_asked_for_from_there(bucket: Bucket) -> None:
+    """What came of it is used, and the rest comes as any other range does."""
+    bucket.cuts = 1
+    assert b"".join(opened(bucket, len(CONTENT)).read(0, HEAD_BYTES)) == CONTENT[:HEAD_BYTES]
+    assert sorted(bucket.asked)[1:] == [f"bytes=0-{HEAD_BYTES - 1}", f"bytes={PIECE}-{HEAD_BYTES - 1}"]
+
+
 def test_a_small_object_takes_one_request(bucket: Bucket) -> None:
     """What is shorter than the end that is asked for comes whole with it."""
     bucket.content = b"short"
-    stored = Grantee().open(Grant(bucket.url, {}))
+    stored = opened(bucket)
     assert b"".join(stored.read(0, stored.size)) == b"short"
     assert len(bucket.asked) == 1
 
 
 def test_a_cut_body_is_asked_for_again_from_where_it_was_cut(bucket: Bucket) -> None:
     """A connection that breaks in the middle costs a request, not the restore, and nothing twice."""
-    stored = Grantee().open(Grant(bucket.url, {}))
+    stored = opened(bucket)
     bucket.cuts = 2
     assert b"".join(stored.read(0, 1_000_000)) == CONTENT[:1_000_000]
     assert bucket.asked[1:] == [f"bytes={start}-999999" for start in (0, PIECE, 2 * PIECE)]
@@ -104,7 +138,7 @@ def test_a_cut_body_is_asked_for_again_from_where_it_was_cut(bucket: Bucket) -> 
 
 def test_bodies_that_are_always_cut_fail(bucket: Bucket) -> None:
     """A storage that never gives a whole body is given up, with nothing of the grant's URL in the error."""
-    stored = Grantee().open(Grant(bucket.url, {}))
+    stored = opened(bucket)
     bucket.cuts = 1000
     with pytest.raises(StorageUnavailable) as caught:
         list(stored.read(0, 3_000_000))
@@ -115,17 +149,25 @@ def test_bodies_that_are_always_cut_fail(bucket: Bucket) -> None:
 def test_a_storage_that_stumbles_is_asked_again(bucket: Bucket) -> None:
     """A 503 on the way is repeated, for the end and for a range."""
     bucket.refusals = 1
-    stored = Grantee().open(Grant(bucket.url, {}))
+    stored = opened(bucket)
     bucket.refusals = 1
     assert b"".join(stored.read(0, 10)) == CONTENT[:10]
 
 
-def test_two_versions_are_never_mixed(bucket: Bucket) -> None:
+@pytest.mark.parametrize("size", [0, len(CONTENT)])
+def test_two_versions_are_never_mixed(bucket: Bucket, size: int) -> None:
     """An object that is written anew between two ranges stops the reading."""
-    stored = Grantee().open(Grant(bucket.url, {}))
+    stored = opened(bucket, size)
+    list(stored.read(0, 1))
     bucket.etag, bucket.content = '"two"', bytes(len(CONTENT))
     with pytest.raises(StorageUnavailable, match="412"):
-        list(stored.read(0, 10))
+        list(stored.read(size and HEAD_BYTES, HEAD_BYTES + 10))
+
+
+def test_the_beginning_of_another_version_is_not_used(bucket: Bucket) -> None:
+    """It was asked for before the version was known, and is asked for again."""
+    bucket.torn = True
+    assert b"".join(opened(bucket, len(CONTENT)).read(0, 10)) == CONTENT[:10]
 
 
 def test_a_storage_without_ranges_gives_the_whole_once(bucket: Bucket) -> None:
@@ -134,7 +176,7 @@ def test_a_storage_without_ranges_gives_the_whole_once(bucket: Bucket) -> None:
     for content in (CONTENT, b"short", b""):
         bucket.content = content
         bucket.asked.clear()
-        stored = Grantee().open(Grant(bucket.url, {}))
+        stored = opened(bucket)
         assert b"".join(stored.read(0, stored.size)) == content
         assert b"".join(stored.read(2, 4)) == content[2:4]
         assert len(bucket.asked) == 1
@@ -142,7 +184,7 @@ def test_a_storage_without_ranges_gives_the_whole_once(bucket: Bucket) -> None:
 
 def test_what_is_no_answer_to_the_range_is_refused(bucket: Bucket) -> None:
     """Another range than the one asked for, or suddenly the whole, is not taken for it."""
-    stored = Grantee().open(Grant(bucket.url, {}))
+    stored = opened(bucket)
     bucket.shift = 7
     with pytest.raises(StorageUnavailable, match="another range"):
         list(stored.read(0, 10))

@@ -63,7 +63,7 @@ class Saver(Protocol):
     """Where a checkpoint goes, and what else has to outlive a run that is killed."""
 
     def pack(self, out: BinaryIO, go_on: Callable[[], None]) -> int:
-        """Write the session to `out`, asking `go_on` (which may raise) at every file, and return its size in bytes."""
+        """Write the session to `out`, asking `go_on` (which may raise) all the time, and return its size in bytes."""
 
     def upload(self, archive: BinaryIO, size: int) -> None:
         """Make it the checkpoint of this attempt."""

@@ -444,8 +444,8 @@ class Processes:
                 yield found, new
             quiet = 0 if found or new else quiet + 1
             seen.update(row.process for row in new)
-            if not new:
-                time.sleep(0.002)
+            if found and not new:
+                time.sleep(0.002)  # they are dying
 
     def _below(self) -> list[_Row]:
         """All descendants of this process that are not of its earlier children, dead ones too."""

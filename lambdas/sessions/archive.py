@@ -34,7 +34,7 @@ from lambdas.sessions.records import (
     record_bytes,
     whiteout,
 )
-from lambdas.sessions.tree import Change, Fingerprint, fingerprint, naming, unreadable, walk
+from lambdas.sessions.tree import Change, Fingerprint, Keep, naming, unreadable, walk
 
 LEVEL = 6
 """Of DEFLATE."""
@@ -55,29 +55,26 @@ class Packed:
     """Bytes of the archive."""
 
 
-def snapshot(roots: Mapping[str, Path], keep: Callable[[str], bool] = lambda _: True) -> dict[str, Fingerprint]:
-    """What is in the directories of `roots`, by its path in the archive. Raises as `walk` does."""
-    return {path: fingerprint(facts) for path, facts in _entries(roots, keep)}
-
-
 def pack(
     roots: Mapping[str, Path],
     out: BinaryIO,
     limits: Limits,
-    keep: Callable[[str], bool] = lambda _: True,
+    keep: Mapping[str, Keep] | None = None,
     since: Mapping[str, Fingerprint] | None = None,
+    go_on: Callable[[], None] = lambda: None,
 ) -> Packed:
     """Write what changed in the directories of `roots` (by name in the archive) to `out`: empty, seekable.
 
-    `since` is the snapshot to compare with; without one, all is new. `keep` is asked about every path
-    (`claude/projects/…`) once, a directory before its content, and what it refuses is left out, a directory with all
-    that is in it. Nothing may change the tree meanwhile: the run's processes are dead.
+    `since` is the snapshot to compare with; without one, all is new. `keep`, for roots of which not all is kept, is
+    asked about every path (`claude/projects/…`) once, a directory before its content, and what it refuses is left out,
+    a directory with all that is in it. `go_on` is asked for every directory, and may raise. Nothing may change the tree
+    meanwhile: the run's processes are dead.
 
     Raises SessionTooLarge, naming the limit that the whole is over, before anything is written (after it for the
     ratio); SessionUnreadable, naming the file, for one that can't be read.
     """
     since = since or {}
-    planned, gone = _plan(roots, limits, keep, since)
+    planned, gone = _plan(_listed(roots, keep or {}, go_on), limits, since)
     members = [_write(out, member, roots) for member in sorted(planned, key=lambda member: order(member.path))]
     offset, size, crc = out.tell(), 0, 0
     records = sorted([*members, *_whiteouts(members, gone)], key=lambda member: order(member.path))
@@ -89,28 +86,36 @@ def pack(
     return Packed(members, _changes(members, since, gone), out.tell())
 
 
-def _entries(roots: Mapping[str, Path], keep: Callable[[str], bool]) -> Iterator[tuple[str, os.stat_result]]:
+Listed = Iterator[list[tuple[str, os.stat_result]]]
+"""What is there with its `lstat`, some of it at a time."""
+
+
+def _listed(roots: Mapping[str, Path], keep: Mapping[str, Keep], go_on: Callable[[], None]) -> Listed:
     for name, root in roots.items():
         with naming(name):
-            yield name, root.lstat()
-        yield from walk(root, f"{name}/", keep)
+            yield [(name, root.lstat())]
+        for entries in walk(root, f"{name}/", keep.get(name)):
+            go_on()
+            yield entries
 
 
-def _plan(
-    roots: Mapping[str, Path], limits: Limits, keep: Callable[[str], bool], since: Mapping[str, Fingerprint]
-) -> tuple[list[Member], set[str]]:
+def _plan(listed: Listed, limits: Limits, since: Mapping[str, Fingerprint]) -> tuple[list[Member], set[str]]:
     """What changed, as `lstat` sees it now, and the paths that are gone; SessionTooLarge if the whole is."""
-    planned, gone = list[Member](), set(since)
-    count = size = names = 0
-    for path, facts in _entries(roots, keep):
-        count, names = count + 1, names + record_bytes(path)
-        size += 0 if stat.S_ISDIR(facts.st_mode) else facts.st_size
-        if excess := limits.exceeded(count, size, names):
+    planned, there = list[Member](), list[str]()
+    size = names = 0
+    for entries in listed:
+        for path, facts in entries:
+            mode, length = facts.st_mode, facts.st_size
+            if not stat.S_ISDIR(mode):
+                size += length
+            if since.get(path) != (mode, length, facts.st_ctime_ns, facts.st_ino):  # as in a Fingerprint
+                planned.append(_described(path, facts))
+        paths = [path for path, _ in entries]
+        there += paths
+        names += sum(map(record_bytes, paths))
+        if excess := limits.exceeded(len(there), size, names):
             raise SessionTooLarge(f"The session has outgrown the deployment's limit: {excess}.")
-        gone.discard(path)
-        if since.get(path) != fingerprint(facts):
-            planned.append(_described(path, facts))
-    return planned, gone
+    return planned, since.keys() - there
 
 
 def _whiteouts(members: list[Member], gone: set[str]) -> Iterator[Member]:

@@ -8,13 +8,13 @@ conditional write decides.
 
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from lambdas.contract import Base, Claim, Staged
 from lambdas.errors import AgentCrashed, SessionDamaged, SessionMoved
-from lambdas.sessions.merge import NOTHING, Index, Merged, merge
+from lambdas.sessions.index import NOTHING, Index
+from lambdas.sessions.merge import Merged, merge
 from lambdas.sessions.plan import PART, plan, size
-from lambdas.sessions.records import Directory, Limits
+from lambdas.sessions.records import Limits
 from lambdas.sessions.store import Missing, Refusal, Store, session_key
 from lambdas.sessions.stored import Piece, Source, Writing
 
@@ -34,12 +34,12 @@ class Rules:
     """How much of an archive may be bytes of replaced members."""
 
 
-class Opened(NamedTuple):
+@dataclass(frozen=True)
+class Opened:
     """An archive in the bucket, with its directory; without a source it is that of a session which is not there yet."""
 
     source: Source | None
-    raw: bytes
-    directory: Directory
+    index: Index
 
 
 class Commit:
@@ -77,22 +77,22 @@ def compact(store: Store, base: Base, metadata: dict[str, str]) -> int:
     Raises `Refusal` where the session went on meanwhile, and SessionDamaged.
     """
     last = _last(store, base)
-    merged = Merged(Index(last.raw, last.directory), Index(b"", NOTHING), [])
-    dead = last.directory.offset - sum(map(size, merged.live()))
+    merged = Merged(last.index, NOTHING, [])
+    dead = last.index.at - sum(map(size, merged.live()))
     if dead:
         with ThreadPoolExecutor(THREADS) as pool:
             writing = Writing(store, session_key(base.session_id), {"IfMatch": base.etag})
-            _write(pool, writing, last, Opened(None, b"", NOTHING), merged, 0.0, metadata)
+            _write(pool, writing, last, Opened(None, NOTHING), merged, 0.0, metadata)
     return dead
 
 
 def _last(store: Store, base: Base | None) -> Opened:
     """The version that the run is pinned to."""
     if base is None:
-        return Opened(None, b"", NOTHING)
+        return Opened(None, NOTHING)
     tail = base.size if base.size <= PART else base.directory
     source = Source(store, session_key(base.session_id), base.version_id, base.etag, tail)
-    return Opened(source, *source.directory())
+    return Opened(source, Index.of(source))
 
 
 def _changes(store: Store, claim: Claim, staged: Staged, limits: Limits) -> Opened:
@@ -101,15 +101,14 @@ def _changes(store: Store, claim: Claim, staged: Staged, limits: Limits) -> Open
     tail = staged.size if staged.size < PART else DIRECTORY
     source = Source(store, f"{claim.staging}changes.zip", staged.version_id, staged.etag, tail, lost)
     try:
-        return Opened(source, *source.directory(limits.doubled))
+        return Opened(source, Index.of(source, limits.doubled))
     except SessionDamaged as error:
         raise _crashed(claim, error) from error
 
 
 def _merged(claim: Claim, last: Opened, changes: Opened, limits: Limits) -> Merged:
-    index = Index(last.raw, last.directory)
     try:
-        return merge(index, changes.raw, changes.directory, limits)
+        return merge(last.index, changes.index, limits)
     except SessionDamaged as error:
         raise _crashed(claim, error) from error
 
@@ -128,15 +127,15 @@ def _write(
     metadata: dict[str, str],
 ) -> None:
     """Lay the bytes out: what is copied, what goes through memory, the directory."""
-    chosen = plan(merged.live(), last.directory.offset, share)
+    chosen = plan(merged.live(), last.index.at, share)
     kept, moved = ([(last.source, run) for run in runs if last.source] for runs in (chosen.copied, chosen.moved))
-    new = [(changes.source, (0, changes.directory.offset))] if changes.source and changes.directory.offset else []
-    large = changes.directory.offset >= PART
+    new = [(changes.source, (0, changes.index.at))] if changes.source and changes.index.at else []
+    large = changes.index.at >= PART
     copied: list[Piece] = [*kept, *new] if large else kept
     carried: list[Piece] = moved if large else [*moved, *new]
     moved_at = sum(size(run) for _, run in copied)
     offset = moved_at + sum(size(run) for _, run in carried)
-    changes_at = (moved_at if large else offset) - changes.directory.offset
+    changes_at = (moved_at if large else offset) - changes.index.at
     end = merged.directory(chosen.placed(moved_at), changes_at, offset)
     told = {"file-count": str(merged.files), "directory": str(sum(map(len, end)))}
     writing.write(pool, metadata | told, copied, carried, end)

@@ -2,10 +2,11 @@
 
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from mmap import ACCESS_READ, mmap
 from tempfile import TemporaryFile
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 from urllib3 import BaseHTTPResponse, PoolManager, Retry, Timeout
 from urllib3.exceptions import HTTPError
@@ -19,8 +20,11 @@ ATTEMPTS = Retry(total=3, backoff_factor=0.2, status_forcelist=(500, 502, 503, 5
 CONNECTIONS = 4
 """At once; more wait for none, and are closed after use."""
 
-TAIL_BYTES = 4 << 20
-"""What the first request for an object reads of its end: a session of up to 30,000 files has its directory there."""
+TAIL_BYTES = 1 << 20
+"""What the first request for an object reads of its end at least: all of a small one."""
+
+HEAD_BYTES = 8 << 20
+"""What is read of its beginning at the same time: as much as comes until its directory is there, and is read."""
 
 PIECE = 256 * 1024
 """Bytes that are waited for before they are given on."""
@@ -42,19 +46,12 @@ class Grantee:
         with self.get(grant, (200,), {}) as response, _speaking("reading"):
             return response.data
 
-    def open(self, grant: Grant) -> "Stored":
-        """One object, to be read in ranges; its end is read now.
+    def open(self, grant: Grant, size: int = 0, directory: int = 0) -> "Stored":
+        """One object, to be read in ranges, of which the end is asked for now: `directory` bytes of it at the least.
 
-        Or all of it, into a file, from an S3 that answers with the whole: the local engine has no ranges of versions.
+        Where its `size` is known, its beginning is asked for, too. Nothing is waited for, and nothing raised yet.
         """
-        with self.get(grant, (200, 206), {"Range": f"bytes=-{TAIL_BYTES}"}) as response, _speaking("reading"):
-            if response.status == 200:
-                whole = _spooled(response)
-                return Stored(self, grant, response.headers["ETag"], len(whole), whole)
-            extent = EXTENT.fullmatch(response.headers.get("Content-Range", ""))
-            if extent is None:
-                raise StorageUnavailable(detail="reading: S3 does not say what range it gave")
-            return Stored(self, grant, response.headers["ETag"], int(extent[3]), response.data)
+        return Stored(self, grant, size, directory)
 
     def put(self, grant: Grant, body: bytes | BinaryIO, size: int) -> Staged | None:
         """Stage one object of `size` bytes. None where the grant's condition does not hold (412)."""
@@ -78,27 +75,48 @@ class Grantee:
             response.close()  # a connection that has given all that it was asked for is in the pool again by now
 
 
+class _End(NamedTuple):
+    """What the first answer tells of an object."""
+
+    etag: str
+    size: int
+    tail: bytes | mmap
+    """Its last bytes; all of them, in a file, from an S3 that has no ranges of versions (the local engine has none)."""
+
+
 class Stored:
     """One stored object, read in ranges that are all of one version. Threads may share it."""
 
-    def __init__(self, grantee: Grantee, grant: Grant, etag: str, size: int, tail: bytes | mmap) -> None:
-        self.size = size
-        """Bytes in all."""
+    def __init__(self, grantee: Grantee, grant: Grant, size: int, directory: int) -> None:
         self._grantee = grantee
         self._grant = grant
-        self._etag = etag
-        self._tail = tail
-        self._tail_from = size - len(tail)
+        tail = max(directory, TAIL_BYTES)
+        asking = ThreadPoolExecutor(2, "opening")
+        self._end = asking.submit(self._ask_end, tail)
+        self._head = asking.submit(self._ask_head, max(0, min(HEAD_BYTES, size - tail)))
+        asking.shutdown(wait=False)
+
+    @property
+    def size(self) -> int:
+        """Bytes in all. Raises `StorageUnavailable`."""
+        return self._end.result().size
 
     def read(self, start: int, end: int) -> Iterator[bytes]:
         """The bytes from `start` up to `end`, in pieces as they come.
 
         Where they are cut off they are asked for again, from there on. Raises `StorageUnavailable`.
         """
+        etag, size, tail = self._end.result()
+        border = size - len(tail)
+        if start < HEAD_BYTES:
+            version, head = self._head.result()
+            if version == etag and start < (held := min(end, border, len(head))):
+                yield head[start:held]
+                start = held
         cuts = 0
-        while start < min(end, self._tail_from):
+        while start < min(end, border):
             try:
-                for piece in self._ask(start, min(end, self._tail_from)):
+                for piece in self._ask(start, min(end, border)):
                     yield piece
                     start += len(piece)
             except _Cut as cut:
@@ -106,13 +124,38 @@ class Stored:
                 if cuts > CUTS:
                     raise StorageUnavailable(detail=f"reading: {cut}") from None
         if start < end:
-            yield self._tail[start - self._tail_from : end - self._tail_from]
+            yield tail[start - border : end - border]
+
+    def _ask_end(self, tail: int) -> _End:
+        with self._grantee.get(self._grant, (200, 206), {"Range": f"bytes=-{tail}"}) as response, _speaking("reading"):
+            etag = response.headers["ETag"]
+            if response.status == 200:
+                whole = _spooled(response)
+                return _End(etag, len(whole), whole)
+            extent = EXTENT.fullmatch(response.headers.get("Content-Range", ""))
+            if extent is None:
+                raise StorageUnavailable(detail="reading: S3 does not say what range it gave")
+            return _End(etag, int(extent[3]), response.data)
+
+    def _ask_head(self, head: int) -> tuple[str, bytes]:
+        """The version and the bytes that came: none from an S3 that has no ranges, fewer where they were cut off."""
+        wanted, pieces = {"Range": f"bytes=0-{head - 1}"}, list[bytes]()
+        if not head:
+            return "", b""
+        with self._grantee.get(self._grant, (200, 206), wanted) as response:
+            if not response.headers.get("Content-Range", "").startswith("bytes 0-"):
+                return "", b""
+            with suppress(HTTPError):  # what is missing will be asked for again
+                for piece in response.stream(PIECE):
+                    pieces.append(piece)
+            return response.headers["ETag"], b"".join(pieces)
 
     def _ask(self, start: int, end: int) -> Iterator[bytes]:
-        headers = {"Range": f"bytes={start}-{end - 1}", "If-Match": self._etag}
+        etag, size, _ = self._end.result()
+        headers = {"Range": f"bytes={start}-{end - 1}", "If-Match": etag}
         with self._grantee.get(self._grant, (206,), headers) as response:
             given = EXTENT.fullmatch(response.headers.get("Content-Range", ""))
-            if given is None or given.groups() != (str(start), str(end - 1), str(self.size)):
+            if given is None or given.groups() != (str(start), str(end - 1), str(size)):
                 raise StorageUnavailable(detail="reading: S3 gave another range than it was asked for")
             try:
                 yield from response.stream(PIECE)

@@ -9,14 +9,13 @@ restored, so that nothing is committed whose directory a restore would refuse.
 
 import struct
 import zlib
-from array import array
-from bisect import bisect_left, bisect_right
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from io import BytesIO
 from itertools import compress
 from typing import NamedTuple
 
 from lambdas.errors import SessionTooLarge
+from lambdas.sessions.index import Index, Run
 from lambdas.sessions.records import (
     Directory,
     Limits,
@@ -26,16 +25,8 @@ from lambdas.sessions.records import (
     end_record,
     misshapen,
     order,
-    parsed,
-    read_members,
 )
 from lambdas.sessions.tree import shown
-
-NOTHING = Directory(0, 0, 0, 0)
-"""That of a session which is not there yet."""
-
-Run = tuple[int, int]
-"""Bytes of an archive: from the first up to, and without, the second."""
 
 
 class Placed(NamedTuple):
@@ -45,73 +36,9 @@ class Placed(NamedTuple):
     at: int
 
 
-_FIELDS = struct.Struct("<20x2I2H10xI")  # compressed size, size, lengths of name and extra fields, offset
 _OFFSET = struct.Struct("<I")
-_RECORD, _OFFSET_AT = 46, 42
-_HEADER = 30 + 9
-"""A local header without its name; that of a member of over 4 GiB is longer."""
+_OFFSET_AT = 42
 _WIDE = 0xFFFF_FFFF
-
-
-class Index:
-    """A directory as its raw records, with where each begins and where its member lies: 24 bytes a member.
-
-    Each of its records was read strictly before, now or when it was committed. Raises SessionDamaged if it is not the
-    one that the end record tells of, or not sorted.
-    """
-
-    def __init__(self, raw: bytes, directory: Directory) -> None:
-        self.raw = raw
-        self.starts, self.offsets, self.ends = array("Q"), array("Q"), array("Q")
-        self.files = self.size = self.compressed = 0
-        if zlib.crc32(raw) != directory.crc:
-            raise damaged("the directory is not what the end record says")
-        self._scan()
-        if len(self) != directory.members:
-            raise damaged("the directory has another number of members than the end record says")
-
-    def _scan(self) -> None:
-        raw, position, last, fields = self.raw, 0, b"", _FIELDS.unpack_from
-        while position < len(raw):
-            compressed, size, names, extras, offset = fields(raw, position)
-            start, named = position, position + _RECORD
-            name, end = raw[named : named + names], offset + _HEADER + names + compressed
-            position = named + names + extras
-            if size == _WIDE or offset == _WIDE:
-                member = parsed(raw[start:position])
-                compressed, size, offset, end = member.compressed, member.size, member.offset, member.end
-            self.starts.append(start)
-            self.offsets.append(offset)
-            self.ends.append(end)
-            self.size += size
-            self.compressed += compressed
-            self.files += name[-1] != 47  # a directory's ends with a slash
-            key = name.removesuffix(b"/").replace(b"/", b"\0")
-            if key <= last:
-                raise damaged(f"{shown(parsed(raw[start:position]).path)}: it is there twice, or out of order")
-            last = key
-        self.starts.append(position)
-
-    def __len__(self) -> int:
-        return len(self.offsets)
-
-    def member(self, number: int) -> Member:
-        """What one record says."""
-        return parsed(self.raw[self.starts[number] : self.starts[number + 1]])
-
-    def find(self, key: bytes) -> tuple[int, bool]:
-        """Where a key of `records.order` is, or would be, and whether it is there."""
-        number = bisect_left(range(len(self)), key, key=self._key)
-        return number, number < len(self) and self._key(number) == key
-
-    def below(self, number: int) -> int:
-        """The first record after this one that is not below it."""
-        return bisect_left(range(len(self)), self._key(number) + b"\1", lo=number, key=self._key)
-
-    def _key(self, number: int) -> bytes:
-        named = self.starts[number] + _RECORD
-        names = int.from_bytes(self.raw[named - 18 : named - 16], "little")
-        return self.raw[named : named + names].removesuffix(b"/").replace(b"/", b"\0")
 
 
 class Edit(NamedTuple):
@@ -224,14 +151,14 @@ class _Records:
         return self._shifts[max(0, bisect_right(self._begins, offset) - 1)]
 
 
-def merge(base: Index, raw: bytes, directory: Directory, limits: Limits) -> Merged:
-    """The last version and what was staged on it, whose directory is `raw`, as one.
+def merge(base: Index, changes: Index, limits: Limits) -> Merged:
+    """The last version and what was staged on it as one.
 
     Raises SessionDamaged, with the reason in `detail`, for changes that no run of ours stages, and SessionTooLarge
     where the whole is over a limit.
     """
     merging, end = _Merging(base), 0
-    for number, member in enumerate(read_members(BytesIO(raw), directory._replace(offset=0), limits.doubled)):
+    for number, member in enumerate(changes.members()):
         if limits.inflated(member.size, member.compressed):
             raise damaged(f"{shown(member.path)}: it inflates more than {limits.ratio}-fold")
         if not member.is_whiteout:
@@ -239,9 +166,9 @@ def merge(base: Index, raw: bytes, directory: Directory, limits: Limits) -> Merg
                 raise damaged(f"{shown(member.path)}: it does not lie behind the member before it")
             end = member.end
         merging.take(number, member)
-    if end != directory.offset:
+    if end != changes.at:
         raise damaged("bytes lie between the last member and the directory")
-    merged = Merged(base, Index(raw, directory), merging.edits)
+    merged = Merged(base, changes, merging.edits)
     if excess := limits.exceeded(merged.members, merged.size, merged.weight):
         raise SessionTooLarge(f"The session has outgrown the deployment's limit: {excess}.")
     if limits.inflated(merged.size, merged.compressed):

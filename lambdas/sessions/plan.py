@@ -16,7 +16,8 @@ Bytes of replaced members are dead. To copy them along costs nothing now, so sma
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lambdas.sessions.merge import Placed, Run
+from lambdas.sessions.index import Run
+from lambdas.sessions.merge import Placed
 
 PART = 5 * 1024 * 1024
 """S3 copies no less into a part that is not the last. An archive up to this is written anew, in one request."""

@@ -21,11 +21,9 @@ import os
 import stat
 import struct
 import time
-import zlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from lambdas.errors import SessionDamaged
 from lambdas.sessions.tree import PATH_BYTES, shown
@@ -44,7 +42,6 @@ RATIO_FROM = 1 << 20
 
 _LOCAL = struct.Struct("<4s5H3I2H")
 _CENTRAL = struct.Struct("<4s6H3I5H2I")
-_LENGTHS = struct.Struct("<28x3H12x")  # of _CENTRAL: of name, extra fields and comment
 _NUMBERS = struct.Struct("<16x3IH8x2I")  # of _CENTRAL, without what only writing again checks
 _TOLD = struct.Struct("<4s4x2H22xH2xI4x")  # of _CENTRAL, what a refusal gives as its reason
 _END64 = struct.Struct("<4sQ2H2I4Q")
@@ -58,6 +55,7 @@ END_BYTES = _END_BYTES + _LOCATOR.size + _END64.size
 """The most that an archive's end record takes, ZIP64's included."""
 _ZIP64_SIZE = 0xFF00_0000  # not 2**32-1: deflating may make 4 GiB of noise 0.03 % longer
 _KINDS = (stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK)
+_NAMELESS = {"", ".", ".."}
 _MAX16, _MAX32 = 0xFFFF, 0xFFFF_FFFF
 _UNIX = 3 << 8 | 45
 
@@ -140,13 +138,6 @@ class Member(NamedTuple):
         return self.data + self.compressed
 
 
-class Source(Protocol):
-    """What a directory is read from: a file, or a window onto a stored object."""
-
-    def seek(self, offset: int, whence: int = ..., /) -> int: ...
-    def read(self, size: int = ..., /) -> bytes: ...
-
-
 class Directory(NamedTuple):
     """What the end of an archive says of its directory."""
 
@@ -209,21 +200,32 @@ def end_record(directory: Directory) -> bytes:
 
 def misshapen(member: Member) -> str | None:
     """What is wrong with a member's name or kind, wherever it stands; None if nothing is."""
-    parent, _, name = member.path.rpartition("/")
-    parts = member.path.split("/")
-    content = bool(member.compressed or member.crc)
-    length, last = _length(member.path), _length(name)
-    reasons = {
-        "its name is not valid": "\0" in member.path or not {"", ".", ".."}.isdisjoint(parts),
-        "it is outside of the session's two directories": parts[0] not in ROOTS,
-        "its name is too long": length > PATH_BYTES + len("workspace/") or last > 255,
-        "it is not a directory": not parent and not member.is_directory,
-        "it is a directory, yet has content": member.is_directory and (member.size or content),
-        "it is no link target": member.is_link and not 0 < member.size == member.compressed < 4096,
-        "it has no size, yet content": member.is_file and not member.size and content,
-        "it is said to be gone, yet is there": member.is_whiteout and (member.size or content or member.offset),
-    }
-    return next((reason for reason, applies in reasons.items() if applies), None)
+    return _misnamed(member) or _inconsistent(member)
+
+
+def _misnamed(member: Member) -> str | None:
+    path = member.path
+    parts = path.split("/")
+    if "\0" in path or not _NAMELESS.isdisjoint(parts):
+        return "its name is not valid"
+    if parts[0] not in ROOTS:
+        return "it is outside of the session's two directories"
+    if _length(path) > PATH_BYTES + len("workspace/") or _length(parts[-1]) > 255:
+        return "its name is too long"
+    if len(parts) == 1 and not member.is_directory:
+        return "it is not a directory"
+    return None
+
+
+def _inconsistent(member: Member) -> str | None:
+    content = member.compressed or member.crc
+    if member.is_file:
+        return "it has no size, yet content" if content and not member.size else None
+    if member.is_directory:
+        return "it is a directory, yet has content" if content or member.size else None
+    if member.is_link:
+        return None if 0 < member.size == member.compressed < 4096 else "it is no link target"
+    return "it is said to be gone, yet is there" if content or member.size or member.offset else None
 
 
 def bomb(members: list[Member], limits: Limits) -> str | None:
@@ -238,13 +240,6 @@ def bomb(members: list[Member], limits: Limits) -> str | None:
 def damaged(reason: str) -> SessionDamaged:
     """The error of an archive that is refused; the reason is for the operator."""
     return SessionDamaged(detail=f"the session's archive is refused: {reason}")
-
-
-def find_directory(source: Source) -> Directory:
-    """Read the end of an archive (its last 131 bytes); SessionDamaged if it is not whole, or not ours."""
-    length = source.seek(0, os.SEEK_END)
-    source.seek(max(0, length - END_BYTES))
-    return ending(source.read(), length)
 
 
 def ending(tail: bytes, length: int) -> Directory:
@@ -267,28 +262,6 @@ def ending(tail: bytes, length: int) -> Directory:
     if not tail.endswith(record) or offset + size + len(record) != length:
         raise damaged("the end record lies about the archive")
     return directory
-
-
-def read_members(source: Source, directory: Directory, limits: Limits) -> Iterator[Member]:
-    """Read the directory record by record, none of it checked beyond its form: see `unpack.contents`.
-
-    `source` is only read from `directory.offset` to its end: a window onto a stored object will do.
-    """
-    if excess := limits.exceeded(directory.members, 0, directory.size):
-        raise damaged(f"the archive has {excess}")
-    source.seek(directory.offset)
-    records = source.read(directory.size)
-    if len(records) != directory.size or zlib.crc32(records) != directory.crc:
-        raise damaged("the directory is not what the end record says")
-    at = 0
-    for _ in range(directory.members):
-        if at + _CENTRAL.size > len(records):
-            raise damaged("the directory is cut or garbled")
-        end = at + _CENTRAL.size + sum(_LENGTHS.unpack_from(records, at))
-        yield parsed(records[at:end])
-        at = end
-    if at != len(records):
-        raise damaged("the directory is not what the end record says")
 
 
 def parsed(raw: bytes) -> Member:

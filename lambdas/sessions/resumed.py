@@ -2,10 +2,10 @@
 
 from collections.abc import Iterator, Mapping
 
-from lambdas.sessions.merge import NOTHING, Index, Placed, merge
-from lambdas.sessions.records import END_BYTES, Directory, Limits, ending
+from lambdas.sessions.index import NOTHING, Archive, Index
+from lambdas.sessions.merge import Placed, merge
+from lambdas.sessions.records import Limits
 from lambdas.sessions.tree import Fingerprint, never
-from lambdas.sessions.unpack import Archive
 
 
 class Resumed:
@@ -17,10 +17,10 @@ class Resumed:
     def __init__(self, session: Archive | None, checkpoint: Archive, limits: Limits) -> None:
         self._checkpoint = checkpoint
         self._session = session
-        old, last = _directory(session) if session else (b"", NOTHING)
-        new, changes = _directory(checkpoint)
-        merged = merge(Index(old, last), new, changes, limits)
-        self._border, self._end = last.offset, last.offset + changes.offset
+        last = Index.of(session) if session else NOTHING
+        changes = Index.of(checkpoint, limits.doubled)
+        merged = merge(last, changes, limits)
+        self._border, self._end = last.at, last.at + changes.at
         self._directory = b"".join(merged.directory([Placed((0, self._border), 0)], self._border, self._end))
         self.size = self._end + len(self._directory)
         self._come = {member.path for member in merged.come()}
@@ -40,8 +40,3 @@ class Resumed:
         start = max(start, self._end)
         if start < end:
             yield self._directory[start - self._end : end - self._end]
-
-
-def _directory(archive: Archive) -> tuple[bytes, Directory]:
-    directory = ending(b"".join(archive.read(max(0, archive.size - END_BYTES), archive.size)), archive.size)
-    return b"".join(archive.read(directory.offset, directory.offset + directory.size)), directory

@@ -8,9 +8,9 @@ from itertools import pairwise
 from typing import Any
 
 from lambdas.errors import WorkflowError
-from lambdas.sessions.merge import Run
+from lambdas.sessions.index import Run
 from lambdas.sessions.plan import PART, size
-from lambdas.sessions.records import END_BYTES, Directory, Limits, damaged, ending
+from lambdas.sessions.records import END_BYTES
 from lambdas.sessions.store import Missing, Refusal, Store, storage
 
 COPY = 16 * 1024 * 1024
@@ -42,21 +42,14 @@ class Source:
         self._lost = lost
         self.size, self._tail = self._get(None, max(tail, END_BYTES))
 
-    def directory(self, limits: Limits | None = None) -> tuple[bytes, Directory]:
-        """Its raw directory, and what the end record says of it. SessionDamaged, also if that is over the limits."""
-        directory = ending(self._tail, self.size)
-        if limits and (excess := limits.exceeded(directory.members, 0, directory.size)):
-            raise damaged(f"the archive has {excess}")
-        return self.read((directory.offset, directory.offset + directory.size)), directory
-
-    def read(self, run: Run) -> bytes:
+    def read(self, start: int, end: int) -> Iterator[bytes]:
         """Some bytes of it."""
-        start, end = run
         held = self.size - len(self._tail)
-        if start >= held:
-            return self._tail[start - held : end - held]
-        front = self._get(start, min(end, held))[1]
-        return front + self._tail[: max(0, end - held)]
+        if start < min(end, held):
+            yield self._get(start, min(end, held))[1]
+            start = min(end, held)
+        if start < end:
+            yield self._tail[start - held : end - held]
 
     def copy(self, run: Run, part: Mapping[str, Any]) -> str:
         """Make some bytes of it a part of an upload, inside S3. Returns the part's ETag."""
@@ -106,7 +99,7 @@ def _together(near: Sequence[Piece]) -> list[bytes]:
     if not near:
         return []
     (source, (start, _)), (_, (_, end)) = near[0], near[-1]
-    data = source.read((start, end))
+    data = b"".join(source.read(start, end))
     return [data[run[0] - start : run[1] - start] for _, run in near]
 
 

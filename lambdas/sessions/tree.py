@@ -59,12 +59,16 @@ def naming(path: str) -> Iterator[None]:
         raise unreadable(path, str(error)) from error
 
 
-def walk(root: Path, prefix: str, keep: Callable[[str], bool]) -> Iterator[tuple[str, os.stat_result]]:
-    """Every file, link and directory below `root` with its `lstat`, a directory before its content.
+Keep = Callable[[str], bool]
+"""Whether a path is of interest; a directory that is not is not entered."""
+
+
+def walk(root: Path, prefix: str, keep: Keep | None = None) -> Iterator[list[tuple[str, os.stat_result]]]:
+    """Every file, link and directory below `root` with its `lstat`: all of a directory at a time, before what is below.
 
     Paths begin with `prefix`. Sockets, FIFOs and devices are left out, and not opened: a FIFO would hang. Links are
-    never followed. `keep` is asked about every path once; a directory that it refuses is not entered. Raises
-    SessionUnreadable, by name, for what can't be read, and SessionTooLarge for a path of over 3,000 bytes.
+    never followed. `keep` is asked about every path once. Raises SessionUnreadable, by name, for what can't be read,
+    and SessionTooLarge for a path of over 3,000 bytes.
     """
     with naming(root.name):
         # A run may have put a link in its place: to / for instance.
@@ -73,23 +77,37 @@ def walk(root: Path, prefix: str, keep: Callable[[str], bool]) -> Iterator[tuple
     base, pending = os.fspath(root), [""]
     while pending:
         parent = pending.pop()
-        with naming(parent or root.name), os.scandir(f"{base}/{parent}") as listing:
-            entries = list(listing)
-        for entry in entries:
-            below = f"{parent}/{entry.name}" if parent else entry.name
-            path = prefix + below
-            try:  # no context manager: this loop is what a turn costs for what it did not change
-                facts = entry.stat(follow_symlinks=False)
-            except OSError as error:
-                raise unreadable(path, str(error)) from error
-            kind = stat.S_IFMT(facts.st_mode)
-            if kind not in _CARRIED or not keep(path):
-                continue
-            if len(below) > PATH_BYTES // 4 and len(os.fsencode(below)) > PATH_BYTES:
-                raise SessionTooLarge(f"The session has a path of more than {PATH_BYTES:,} bytes: {shown(path[:100])}…")
-            yield path, facts
-            if kind == stat.S_IFDIR:
-                pending.append(below)
+        head, found = f"{parent}/" if parent else "", []
+        with naming(parent or root.name), _listing(f"{base}/{parent}") as entries:
+            for entry in entries:  # this loop is what a turn costs for what it did not change
+                below = head + entry.name
+                path = prefix + below
+                try:  # no context manager, for its time
+                    facts = entry.stat(follow_symlinks=False)
+                except OSError as error:
+                    raise unreadable(path, str(error)) from error
+                kind = facts.st_mode & _KIND
+                if kind not in _CARRIED or (keep and not keep(path)):
+                    continue
+                if len(below) > PATH_BYTES // 4 and len(os.fsencode(below)) > PATH_BYTES:
+                    raise SessionTooLarge(
+                        f"The session has a path of more than {PATH_BYTES:,} bytes: {shown(path[:100])}…"
+                    )
+                found.append((path, facts))
+                if kind == stat.S_IFDIR:
+                    pending.append(below)
+        yield found
+
+
+@contextmanager
+def _listing(path: str) -> Iterator[Iterator["os.DirEntry[str]"]]:
+    """A directory's entries. Through its handle, `lstat` finds each a sixth faster than by the whole path."""
+    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        with os.scandir(handle) as entries:
+            yield entries
+    finally:
+        os.close(handle)
 
 
 def fingerprint(facts: os.stat_result) -> Fingerprint:
@@ -117,3 +135,4 @@ def settle(known: Mapping[str, Fingerprint], where: Path) -> None:
 
 
 _CARRIED = (stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK)
+_KIND = 0o170000  # what stat.S_IFMT takes of a mode
