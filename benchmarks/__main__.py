@@ -52,9 +52,10 @@ def measure(names: list[str], *, quick: bool, say: Callable[[str], None]) -> tup
     about = (
         f"Measured by `make bench` in {elapsed(begun)} minutes on {machine(place)}. S3 is SeaweedFS on loopback, "
         f"behind a proxy that lets {MBIT} megabits a second through in each direction and holds every request for "
-        f"{LATENCY * 1000:.0f} ms; real S3 was not measured. All sides of a comparison take turns in one run; figures "
-        "are medians. The agent in the benchmarks of archives and turns is a stand-in that takes no time; elsewhere it "
-        "is Claude Code with a scripted model."
+        f"{LATENCY * 1000:.0f} ms; real S3 was not measured. Free memory was written to before, so that no side waits "
+        "for a hypervisor that had taken it back. All sides of a comparison take turns in one run; figures are "
+        "medians. The agent in the benchmarks of archives and turns is a stand-in that takes no time; elsewhere it is "
+        "Claude Code with a scripted model."
     )
     return about, sections
 

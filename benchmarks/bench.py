@@ -6,11 +6,11 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks import storage
+from benchmarks import memory, storage
 from benchmarks.limiter import Limiter
 from local import deploy
 from local.api import Template
@@ -44,8 +44,10 @@ def prepared(*, quick: bool, say: Callable[[str], None]) -> Iterator[Bench]:
     say(f"Working in {place} …")
     template = deploy.synthesized(kept, say)
     with tempfile.TemporaryDirectory(dir=place, prefix="claude-workflow-benchmark-") as folder:
-        say("Starting the S3 server …")
+        if not quick:
+            say("Touching free memory …")
         with (
+            nullcontext() if quick else memory.backed(),
             storage.running(Path(folder)) as server,
             Limiter(server.address, mbit=MBIT, latency=LATENCY) as limiter,
         ):
@@ -55,9 +57,9 @@ def prepared(*, quick: bool, say: Callable[[str], None]) -> Iterator[Bench]:
 def _place() -> Path:
     """Memory where there is enough: ext4 takes up to 30 times as long for a file that it makes soon after deleting
     many others, and every side here deletes what it made."""
-    memory = Path("/dev/shm")
-    if memory.is_dir() and os.access(memory, os.W_OK) and shutil.disk_usage(memory).free > NEEDED_BYTES:
-        return memory
+    shared = Path("/dev/shm")
+    if shared.is_dir() and os.access(shared, os.W_OK) and shutil.disk_usage(shared).free > NEEDED_BYTES:
+        return shared
     return Path(tempfile.gettempdir())
 
 

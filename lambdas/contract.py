@@ -415,6 +415,10 @@ class Result:
     files_total: int
     last_message: Json
     """The CLI's `result` message, which stays in the answer when the others do not fit."""
+    session_files: int
+    """How many files and links the session has now."""
+    session_directory: int
+    """Bytes of its archive's directory, but for what numbers over 4 GiB take there."""
     changes: Staged
     """What the run changed of the version that it is pinned to."""
     messages: Staged
@@ -453,6 +457,8 @@ _SANE: Mapping[str, Callable[[object], bool]] = {
     "duration_ms": _whole,
     "files": lambda value: isinstance(value, list) and all(isinstance(entry, dict) for entry in value),
     "files_total": _whole,
+    "session_files": _whole,
+    "session_directory": _whole,
     "last_message": lambda value: isinstance(value, dict),
     "format": lambda value: value == FORMAT,
 }

@@ -13,7 +13,7 @@ from functools import cache
 from lambdas import answer
 from lambdas.contract import ANSWER_BYTES, FORMAT, Claim, Json
 from lambdas.sessions.client import s3_client
-from lambdas.sessions.commit import THREADS, Commit, Rules
+from lambdas.sessions.commit import Commit, Rules
 from lambdas.sessions.records import RATIO, Limits
 from lambdas.sessions.store import Store
 from lambdas.settings import CommitSettings
@@ -41,13 +41,13 @@ class Keeper:
     def persist(self, claim: Claim) -> Json:
         """Raises `SessionMoved`, `AgentCrashed` (nothing usable is staged), `SessionTooLarge` or one of `Internal`."""
         # Every request takes S3 some 20 ms: what does not need another's answer does not wait for it.
-        with ThreadPoolExecutor(THREADS) as pool:
+        with ThreadPoolExecutor(3) as pool:
             commit = Commit(pool, self.store, claim, self.rules)
             result = self.store.result(claim)
             messages = pool.submit(self.store.messages, claim, result.messages, ANSWER_BYTES)
             spent = result.cost_usd + self.store.spent_before(claim)
             metadata = _metadata(claim, spent)
-            commit.make(result.changes, metadata)
+            commit.make(result, metadata)
             own = spent if claim.staging.startswith(f"runs/{claim.run_id}/") else 0.0
             built = answer.build(claim, result, messages.result(), own, float(metadata["cost-usd"]))
             standing = self.store.answer(claim.run_id, built)

@@ -141,7 +141,7 @@ class Worker:
             packed = self.pack(task, scratch, before, archive)
             archive.seek(0)
             changes = self.put(task.grants.changes, archive, packed.size)
-        result = _result(outcome, _of_workspace(packed.changes), changes, staging.result())
+        result = _result(outcome, packed, changes, staging.result())
         text = json.dumps(result.dump(), ensure_ascii=False).encode()
         self.put(task.grants.result, text, len(text))
         return RunResult(
@@ -237,7 +237,8 @@ def _kept(claude_session: str, path: str) -> bool:
     return all(allowed is None or name in allowed for name, allowed in zip(below, wanted, strict=False))
 
 
-def _result(outcome: Outcome, changed: list[Change], changes: Staged, messages: Staged) -> Result:
+def _result(outcome: Outcome, packed: Packed, changes: Staged, messages: Staged) -> Result:
+    changed = _of_workspace(packed.changes)
     last = next((m for m in reversed(outcome.messages) if m["type"] == "result"), {})
     return Result(
         result=outcome.result,
@@ -250,6 +251,8 @@ def _result(outcome: Outcome, changed: list[Change], changes: Staged, messages: 
         files=[{"path": shown(c.path), "change": c.change, "size": c.size} for c in changed[:FILES_NAMED]],
         files_total=len(changed),
         last_message=last,
+        session_files=packed.session_files,
+        session_directory=packed.session_directory,
         changes=changes,
         messages=messages,
     )

@@ -8,23 +8,29 @@ import threading
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from io import BytesIO
 from typing import Any
 from zipfile import ZipFile
 
+from botocore.exceptions import ClientError
+
 from lambdas.contract import Claim, Json, Restored, Result, Staged, Task, run_id
 from lambdas.errors import AgentCrashed, ModelOverloaded, Refused, WorkflowError
 from lambdas.persist_session import Keeper
 from lambdas.record_failure import Recorder
 from lambdas.restore_session import LEASE_MARGIN, Door
-from lambdas.sessions.commit import THREADS, Commit, Rules
+from lambdas.sessions.commit import Commit, Rules
 from lambdas.sessions.grants import Grantee
-from lambdas.sessions.records import RATIO, Limits
-from lambdas.sessions.store import Lease, Store
+from lambdas.sessions.index import NOTHING, Index
+from lambdas.sessions.merge import merge
+from lambdas.sessions.records import RATIO, Directory, Limits, end_record
+from lambdas.sessions.store import Lease, Store, session_key
 from lambdas.settings import Caps, Clocks, RecordSettings
 from tests.forge import session
+from tests.opened import Opened
 
 CALLER = "alice"
 CLOCKS = Clocks(29)
@@ -129,13 +135,14 @@ class Workflow:
             raise AgentCrashed
         if self.now > task.deadline:
             raise ModelOverloaded
-        history = runs_in(self.grantee.read(task.grants.session)) if task.grants.session else []
+        last = self.grantee.read(task.grants.session) if task.grants.session else None
+        history = runs_in(last) if last else []
         self.conversations[task.run_id] += 1
         text = "".join(f"{run}\n" for run in [*history, task.run_id]).encode()
         staged = session(**{task.run_id: b"a turn", HISTORY: text})
         changes: Staged = put(lambda: self.grantee.put(task.grants.changes, staged, len(staged)))
         messages: Staged = put(lambda: self.grantee.put(task.grants.messages, b"[]", 2))
-        result = json.dumps(_result(changes, messages).dump()).encode()
+        result = json.dumps(a_result(changes, messages, last, staged).dump()).encode()
         put(lambda: self.grantee.put(task.grants.result, result, len(result)))
 
     def persist(self, claim: Claim, fuse: Fuse | None = None) -> Json:
@@ -188,10 +195,22 @@ class Workflow:
         return {v["Key"]: v["VersionId"] for page in pages for v in page.get("Versions", []) if v["IsLatest"]}
 
 
-def commit(store: Store, claim: Claim, staged: Staged, metadata: dict[str, str], rules: Rules = RULES) -> None:
+def commit(store: Store, claim: Claim, result: Result, metadata: dict[str, str], rules: Rules = RULES) -> None:
     """What PersistSession commits by, alone."""
-    with ThreadPoolExecutor(THREADS) as pool:
-        Commit(pool, store, claim, rules).make(staged, metadata)
+    with ThreadPoolExecutor(1) as pool:
+        Commit(pool, store, claim, rules).make(result, metadata)
+
+
+def result_of(store: Store, claim: Claim, staged: Staged) -> Result:
+    """What the run says that staged this."""
+    last = _object(store, session_key(claim.base.session_id), claim.base.version_id) if claim.base else None
+    return a_result(staged, staged, last, _object(store, f"{claim.staging}changes.zip", staged.version_id) or b"")
+
+
+def _object(store: Store, key: str, version: str) -> bytes | None:
+    with suppress(ClientError):
+        return bytes(store.s3.get_object(Bucket=store.bucket, Key=key, VersionId=version)["Body"].read())
+    return None
 
 
 def runs_in(archive: bytes) -> list[str]:
@@ -199,7 +218,9 @@ def runs_in(archive: bytes) -> list[str]:
     return ZipFile(BytesIO(archive)).read(f"workspace/{HISTORY}").decode().split()
 
 
-def _result(changes: Staged, messages: Staged) -> Result:
+def a_result(changes: Staged, messages: Staged, last: bytes | None, staged: bytes) -> Result:
+    """What RunClaude says of what it staged on the session's last version."""
+    files, directory = _seen(last, staged)
     return Result(
         result="done",
         structured_output=None,
@@ -211,9 +232,21 @@ def _result(changes: Staged, messages: Staged) -> Result:
         files=[],
         files_total=0,
         last_message={},
+        session_files=files,
+        session_directory=directory,
         changes=changes,
         messages=messages,
     )
+
+
+def _seen(last: bytes | None, staged: bytes) -> tuple[int, int]:
+    """Files of the session and bytes of its directory, as a run sees them in its tree; none where it staged rubbish."""
+    try:
+        base = Index.of(Opened(last)) if last else NOTHING
+        merged = merge(base, Index.of(Opened(staged)), Limits(1 << 30, 1 << 60, 1 << 30))
+    except WorkflowError:
+        return 0, 0
+    return merged.files, merged.weight + len(end_record(Directory(merged.members, 0, 0, 0)))
 
 
 def unlinked(answer: Json) -> Json:

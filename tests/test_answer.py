@@ -19,6 +19,8 @@ RESULT = Result(
     files=[{"path": "notes.txt", "change": "added", "size": 12}],
     files_total=1,
     last_message={"type": "result", "result": "done"},
+    session_files=3,
+    session_directory=300,
     changes=Staged("v1", '"e1"', 100),
     messages=Staged("v2", '"e2"', 100),
 )

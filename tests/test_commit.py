@@ -35,7 +35,7 @@ from lambdas.sessions.store import Store
 from lambdas.sessions.tree import Change, Fingerprint, settle
 from lambdas.sessions.unpack import contents, unpack
 from local import engine
-from tests.by_hand import Killed, commit
+from tests.by_hand import Killed, commit, result_of
 from tests.forge import DIR, FILE, LINK, ROOTS, forged, item, lying, staged
 from tests.looked_at import snapshot
 from tests.opened import Opened
@@ -91,11 +91,12 @@ def metadata(claim: Claim) -> dict[str, str]:
 
 
 def commit_of(
-    store: Store, base: Base | None, archive: bytes, rules: Rules = RULES, session: str = "session-1"
+    store: Store, base: Base | None, archive: bytes, rules: Rules = RULES, session: str = "session-1", **told: Any
 ) -> Base:
     """Commit what a run staged; the version that comes of it."""
     claim = a_claim(base, session)
-    commit(store, claim, stage(store, claim, archive), metadata(claim), rules)
+    result = result_of(store, claim, stage(store, claim, archive))
+    commit(store, claim, replace(result, **told), metadata(claim), rules)
     done = store.session(session, "alice")
     assert done is not None
     return done
@@ -320,6 +321,36 @@ def test_a_turn_sends_what_it_changed(store: Store) -> None:
     assert told.calls.count("upload_part_copy") == 1
 
 
+def a_large_one(store: Store) -> tuple[Base, dict[str, bytes]]:
+    """A session of which parts are copied before it is known what a turn changed."""
+    draw = random.Random(7)
+    files = {"a": draw.randbytes(20 * MIB), "b": draw.randbytes(30 * MIB)}
+    return commit_of(store, None, staged(*ROOTS, *(item(f"workspace/{name}", files[name]) for name in files))), files
+
+
+def test_what_was_copied_ahead_may_be_gone(store: Store) -> None:
+    """A session's beginning is copied at once; where it does not stay, it is not in the next version."""
+    base, files = a_large_one(store)
+    claim, told = a_claim(base), Told(store.s3, store.bucket)
+    result = result_of(store, claim, stage(store, claim, staged(gone("workspace/b"), item("workspace/n", b"2"))))
+    commit(Store(told, store.bucket), claim, result, metadata(claim), RULES)
+    assert told.calls.count("upload_part_copy") == 2 + 1
+    archive = archive_of(store)
+    assert files_of(archive) == {"a": files["a"], "n": b"2"}
+    assert len(archive) < 21 * MIB
+    assert uploads(store) == []
+
+
+def test_what_was_copied_ahead_is_copied_once(store: Store) -> None:
+    """Where it stays, only the rest is copied when the changes are known."""
+    base, files = a_large_one(store)
+    told = Told(store.s3, store.bucket)
+    commit_of(Store(told, store.bucket), base, staged(item("workspace/n", b"2")))
+    assert files_of(archive_of(store)) == files | {"n": b"2"}
+    assert told.calls.count("upload_part_copy") == 3
+    assert told.uploaded < 2000
+
+
 class Told:
     """An S3 client that keeps which calls were made, and how many bytes were sent."""
 
@@ -394,6 +425,31 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
     "no zip": (b"hello " * 100, "it is cut"),
     "nothing": (b"", "it is cut"),
 }
+
+
+LIES: list[dict[str, Any]] = [
+    {"session_files": 3},
+    {"session_files": 5},
+    {"session_directory": 0},
+    {"session_directory": 1 << 40},
+]
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_a_run_that_lies_about_its_session_is_refused(store: Store, lie: dict[str, Any]) -> None:
+    """What it says would be in the version's metadata before anybody could count."""
+    base = commit_of(store, None, LAST)
+    with pytest.raises(AgentCrashed, match="it told of"):
+        commit_of(store, base, staged(Y), **lie)
+    assert archive_of(store) == LAST
+
+
+def test_hostile_changes_of_a_large_session_leave_nothing_behind(store: Store) -> None:
+    """What was copied before they were looked at is gone."""
+    base, _ = a_large_one(store)
+    with pytest.raises(AgentCrashed):
+        commit_of(store, base, b"hello " * 100)
+    assert (uploads(store), len(versions(store))) == ([], 1)
 
 
 @pytest.mark.parametrize("case", HOSTILE)
@@ -474,7 +530,7 @@ class Faulty:
 @pytest.mark.parametrize("large", [False, True], ids=["small", "large"])
 def test_whatever_call_of_a_commit_fails(s3: Any, large: bool, after: bool, killed: bool) -> None:
     """The session is the old version or the new one; a failure leaves no parts; the commit, repeated, is done once."""
-    old = {"n": b"old"} | ({"noise": random.Random(1).randbytes(9 * MIB)} if large else {})
+    old = {"n": b"old"} | ({"noise": random.Random(1).randbytes(22 * MIB)} if large else {})
     new = old | {"n": b"new"}
     at, calls = 0, 100
     while at < calls:
@@ -482,7 +538,7 @@ def test_whatever_call_of_a_commit_fails(s3: Any, large: bool, after: bool, kill
         store = a_store(s3)
         base = commit_of(store, None, staged(*ROOTS, *(item(f"workspace/{k}", v) for k, v in old.items())))
         claim = a_claim(base)
-        done = stage(store, claim, staged(item("workspace/n", b"new")))
+        done = result_of(store, claim, stage(store, claim, staged(item("workspace/n", b"new"))))
         faulty = Faulty(s3, at, after, killed)
         try:
             commit(Store(faulty, store.bucket), claim, done, metadata(claim), RULES)
@@ -494,7 +550,7 @@ def test_whatever_call_of_a_commit_fails(s3: Any, large: bool, after: bool, kill
         commit(store, claim, done, metadata(claim), RULES)
         assert files_of(archive_of(store)) == new
         assert len(versions(store)) == 2
-    assert calls == (6 if large else 3)
+    assert calls == (7 if large else 3)
 
 
 def test_of_two_large_turns_on_one_version_one_is_committed(store: Store) -> None:

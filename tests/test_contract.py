@@ -132,6 +132,8 @@ def staged_result(**changed: Any) -> dict[str, Any]:
         files=[],
         files_total=0,
         last_message={"type": "result"},
+        session_files=3,
+        session_directory=300,
         changes=Staged("v1", '"e1"', 100),
         messages=Staged("v2", '"e2"', 100),
     )

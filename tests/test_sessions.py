@@ -7,6 +7,7 @@ import re
 import pytest
 
 from lambdas.sessions.store import Store
+from local.engine import REGION
 from tests.commands import Serve, command
 from tests.forge import ROOTS, item, staged
 from tests.past import BUCKET, Past
@@ -56,6 +57,24 @@ def test_what_was_removed_is_gone(history: Past, store: Store) -> None:
     assert "6 staged objects are gone" in said
     assert "What stays: what its runs were asked" in said
     assert "0 dead bytes, 0 older versions and 0 staged objects" in purge(history, "session-50")
+
+
+OUTPUTS = {"BucketName": BUCKET, "StateMachineArn": "arn:aws:states:us-east-1:000000000000:stateMachine:past"}
+
+
+def test_a_deployed_stacks_session_is_purged(history: Past, store: Store) -> None:
+    """Its bucket is found by the stack's name, with the ordinary AWS credentials."""
+    resource = {"Type": "AWS::SSM::Parameter", "Properties": {"Type": "String", "Value": "any"}}
+    outputs = {name: {"Value": value} for name, value in OUTPUTS.items()}
+    body = json.dumps({"Resources": {"Any": resource}, "Outputs": outputs})
+    history.engine.client("cloudformation").create_stack(StackName="Deployed", TemplateBody=body)
+    base = commit_of(store, None, staged(*ROOTS), session="session-54")
+    commit_of(store, base, staged(item("workspace/x", b"x")), session="session-54")
+    root = dict.fromkeys(("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"), history.engine.root)
+    account = root | {"AWS_ENDPOINT_URL": history.engine.url, "AWS_DEFAULT_REGION": REGION}
+    done = command("sessions", "purge", "session-54", "--stack", "Deployed", env=account)
+    assert (done.returncode, "1 older versions" in done.stderr) == (0, True), done.stderr
+    assert versions(store, "session-54.zip") == ["session-54.zip"]
 
 
 def test_a_session_that_was_deleted_leaves_no_version(history: Past, store: Store) -> None:

@@ -17,7 +17,7 @@ from lambdas.errors import AgentCrashed, RunInProgress, SessionBusy, SessionDama
 from lambdas.sessions.grants import Grantee
 from lambdas.sessions.store import Lease, Staging, Store
 from local import engine
-from tests.by_hand import RULES, commit
+from tests.by_hand import RULES, commit, result_of
 from tests.forge import session
 
 
@@ -61,7 +61,7 @@ def metadata(claim: Claim, turns: int = 1) -> dict[str, str]:
 
 def turn(store: Store, claim: Claim, content: bytes) -> Base:
     """Commit one: the session's file is then `content`."""
-    commit(store, claim, stage(store, claim, session(n=content)), metadata(claim), RULES)
+    commit(store, claim, result_of(store, claim, stage(store, claim, session(n=content))), metadata(claim), RULES)
     base = store.session(claim.session_id, claim.owner)
     assert base is not None
     return base
@@ -115,8 +115,8 @@ def test_a_repeated_commit_recognises_its_own(store: Store) -> None:
     base = turn(store, a_claim(), b"first")
     claim = a_claim("run-2", base)
     staged = stage(store, claim, session(n=b"second"))
-    commit(store, claim, staged, metadata(claim, 2), RULES)
-    commit(store, claim, staged, metadata(claim, 2), RULES)
+    commit(store, claim, result_of(store, claim, staged), metadata(claim, 2), RULES)
+    commit(store, claim, result_of(store, claim, staged), metadata(claim, 2), RULES)
     assert content_of(store) == b"second"
     versions = store.s3.list_object_versions(Bucket=store.bucket, Prefix="session-1.zip")["Versions"]
     assert len(versions) == 2
@@ -127,10 +127,10 @@ def test_a_repeated_commit_recognises_its_own_behind_a_later_one(store: Store) -
     base = turn(store, a_claim(), b"first")
     claim = a_claim("run-2", base)
     staged = stage(store, claim, session(n=b"second"))
-    commit(store, claim, staged, metadata(claim, 2), RULES)
+    commit(store, claim, result_of(store, claim, staged), metadata(claim, 2), RULES)
     later = store.session("session-1", "alice")
     turn(store, a_claim("run-3", later), b"third")
-    commit(store, claim, staged, metadata(claim, 2), RULES)
+    commit(store, claim, result_of(store, claim, staged), metadata(claim, 2), RULES)
     assert content_of(store) == b"third"
 
 
@@ -138,10 +138,10 @@ def test_a_commit_of_nothing_staged_is_the_agents_failure(store: Store) -> None:
     """A result that names what is not there commits nothing."""
     claim = a_claim()
     with pytest.raises(AgentCrashed):
-        commit(store, claim, Staged("no-such-version", '"etag"', 5), metadata(claim), RULES)
+        commit(store, claim, result_of(store, claim, Staged("no-such-version", '"etag"', 5)), metadata(claim), RULES)
     staged = stage(store, claim, session(n=b"x"))
     with pytest.raises(AgentCrashed):
-        commit(store, claim, replace(staged, etag='"another"'), metadata(claim), RULES)
+        commit(store, claim, result_of(store, claim, replace(staged, etag='"another"')), metadata(claim), RULES)
     assert store.session("session-1", "alice") is None
     assert uploads(store) == []
 
@@ -156,7 +156,7 @@ def test_of_many_writers_at_once_one_commits(store: Store) -> None:
         staged = stage(store, claim, session(n=f"by {number}".encode()))
         start.wait()
         try:
-            commit(store, claim, staged, metadata(claim, 2), RULES)
+            commit(store, claim, result_of(store, claim, staged), metadata(claim, 2), RULES)
         except WorkflowError as error:
             return type(error).__name__
         return "committed"

@@ -17,21 +17,23 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import deflate
 
 from lambdas.errors import SessionTooLarge
 from lambdas.sessions.records import (
+    WIDE_BYTES,
     Directory,
     Limits,
     Member,
     bomb,
     central_record,
+    directory_bytes,
     end_record,
     local_header,
     order,
-    record_bytes,
+    path_bytes,
     whiteout,
 )
 from lambdas.sessions.tree import Change, Fingerprint, Keep, naming, unreadable, walk
@@ -53,6 +55,10 @@ class Packed:
     """By their paths in the archive, sorted."""
     size: int
     """Bytes of the archive."""
+    session_files: int
+    """How many files and links there are, changed or not."""
+    session_directory: int
+    """Bytes of the directory of an archive of all that is there (see `records.directory_bytes`)."""
 
 
 def pack(
@@ -74,16 +80,17 @@ def pack(
     ratio); SessionUnreadable, naming the file, for one that can't be read.
     """
     since = since or {}
-    planned, gone = _plan(_listed(roots, keep or {}, go_on), limits, since)
-    members = [_write(out, member, roots) for member in sorted(planned, key=lambda member: order(member.path))]
+    plan = _plan(_listed(roots, keep or {}, go_on), limits, since)
+    members = [_write(out, member, roots) for member in sorted(plan.changed, key=lambda member: order(member.path))]
     offset, size, crc = out.tell(), 0, 0
-    records = sorted([*members, *_whiteouts(members, gone)], key=lambda member: order(member.path))
+    records = sorted([*members, *_whiteouts(members, plan.gone)], key=lambda member: order(member.path))
     for record in map(central_record, records):
         size, crc = size + out.write(record), zlib.crc32(record, crc)
     out.write(end_record(Directory(len(records), offset, size, crc)))
     if dense := bomb(members, limits):
         raise SessionTooLarge(f"The session's {dense} deflates more than {limits.ratio}-fold, the limit.")
-    return Packed(members, _changes(members, since, gone), out.tell())
+    changes = _changes(members, since, plan.gone)
+    return Packed(members, changes, out.tell(), plan.files, plan.directory)
 
 
 Listed = Iterator[list[tuple[str, os.stat_result]]]
@@ -99,23 +106,36 @@ def _listed(roots: Mapping[str, Path], keep: Mapping[str, Keep], go_on: Callable
             yield entries
 
 
-def _plan(listed: Listed, limits: Limits, since: Mapping[str, Fingerprint]) -> tuple[list[Member], set[str]]:
-    """What changed, as `lstat` sees it now, and the paths that are gone; SessionTooLarge if the whole is."""
-    planned, there = list[Member](), list[str]()
-    size = names = 0
+class _Plan(NamedTuple):
+    """What there is."""
+
+    changed: list[Member]
+    """As `lstat` sees it now."""
+    gone: set[str]
+    files: int
+    directory: int
+
+
+def _plan(listed: Listed, limits: Limits, since: Mapping[str, Fingerprint]) -> _Plan:
+    """Raises SessionTooLarge if the whole is."""
+    changed, there = list[Member](), list[str]()
+    size = directories = paths = 0
     for entries in listed:
         for path, facts in entries:
             mode, length = facts.st_mode, facts.st_size
-            if not stat.S_ISDIR(mode):
+            if stat.S_ISDIR(mode):
+                directories += 1
+            else:
                 size += length
             if since.get(path) != (mode, length, facts.st_ctime_ns, facts.st_ino):  # as in a Fingerprint
-                planned.append(_described(path, facts))
-        paths = [path for path, _ in entries]
-        there += paths
-        names += sum(map(record_bytes, paths))
-        if excess := limits.exceeded(len(there), size, names):
+                changed.append(_described(path, facts))
+        names = [path for path, _ in entries]
+        there += names
+        paths += sum(map(path_bytes, names))
+        directory = directory_bytes(len(there), directories, paths)
+        if excess := limits.exceeded(len(there), size, directory + WIDE_BYTES * len(there)):
             raise SessionTooLarge(f"The session has outgrown the deployment's limit: {excess}.")
-    return planned, since.keys() - there
+    return _Plan(changed, since.keys() - there, len(there) - directories, directory)
 
 
 def _whiteouts(members: list[Member], gone: set[str]) -> Iterator[Member]:

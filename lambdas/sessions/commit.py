@@ -6,20 +6,17 @@ its members' records, each of them checked, and their bytes, unseen: restoring c
 conditional write decides.
 """
 
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor
 from dataclasses import dataclass
 
-from lambdas.contract import Base, Claim, Staged
+from lambdas.contract import Base, Claim, Result, Staged
 from lambdas.errors import AgentCrashed, SessionDamaged, SessionMoved
 from lambdas.sessions.index import NOTHING, Index
 from lambdas.sessions.merge import Merged, merge
 from lambdas.sessions.plan import PART, plan, size
-from lambdas.sessions.records import Limits
+from lambdas.sessions.records import WIDE_BYTES, Limits
 from lambdas.sessions.store import Missing, Refusal, Store, session_key
-from lambdas.sessions.stored import Piece, Source, Writing
-
-THREADS = 6
-"""Requests under way at a time."""
+from lambdas.sessions.stored import Layout, Piece, Source, Writing
 
 DIRECTORY = 1024 * 1024
 """What is read at once of the end of staged changes that are too large to be read whole."""
@@ -46,26 +43,31 @@ class Commit:
     """A session's next version. The version before is read from the beginning on, whatever else is asked meanwhile."""
 
     def __init__(self, pool: Executor, store: Store, claim: Claim, rules: Rules) -> None:
-        self._pool = pool
         self._store = store
         self._claim = claim
         self._rules = rules
-        self._last = pool.submit(_last, store, claim.base)
+        self._source = _source(store, claim.base) if claim.base else None
+        self._last = pool.submit(_opened, self._source)
 
-    def make(self, staged: Staged, metadata: dict[str, str]) -> None:
+    def make(self, result: Result, metadata: dict[str, str]) -> None:
         """Make what was staged the session's next version, if it still is where the run began.
 
-        Raises `SessionMoved`, unless the version in the way is this run's own commit; `AgentCrashed` where what was
-        staged is not there, or nothing that a run of ours stages; `SessionTooLarge`; `SessionDamaged` for the version
-        before.
+        What is copied first does not wait for what the changes are. Raises `SessionMoved`, unless the version in the
+        way is this run's own commit; `AgentCrashed` where what was staged is not there, or nothing that a run of ours
+        stages; `SessionTooLarge`; `SessionDamaged` for the version before.
         """
         claim, limits = self._claim, self._rules.limits
+        told = metadata | _told(result.session_files, result.session_directory)
         try:
-            changes = _changes(self._store, claim, staged, limits)
-            last = self._last.result()
-            merged = _merged(claim, last, changes, limits)
-            writing = Writing(self._store, session_key(claim.session_id), _condition(claim))
-            _write(self._pool, writing, last, changes, merged, self._rules.dead_share, metadata)
+            with Writing(self._store, session_key(claim.session_id), _condition(claim), told) as writing:
+                if claim.base and self._source:
+                    writing.begin(self._source, claim.base.size - claim.base.directory)
+                changes = _changes(self._store, claim, result.changes, limits)
+                last = self._last.result()
+                merged = _merged(claim, last, changes, limits)
+                layout = _layout(last, changes, merged, self._rules.dead_share)
+                _check(claim, result, merged, layout)
+                writing.write(layout)
         except (Refusal, Missing):
             if not self._store.committed(claim):
                 raise SessionMoved(session_id=claim.session_id, run_id=claim.run_id) from None
@@ -76,23 +78,38 @@ def compact(store: Store, base: Base, metadata: dict[str, str]) -> int:
 
     Raises `Refusal` where the session went on meanwhile, and SessionDamaged.
     """
-    last = _last(store, base)
+    last = _opened(_source(store, base))
     merged = Merged(last.index, NOTHING, [])
     dead = last.index.at - sum(map(size, merged.live()))
     if dead:
-        with ThreadPoolExecutor(THREADS) as pool:
-            writing = Writing(store, session_key(base.session_id), {"IfMatch": base.etag})
-            _write(pool, writing, last, Opened(None, NOTHING), merged, 0.0, metadata)
+        layout = _layout(last, Opened(None, NOTHING), merged, 0.0)
+        told = metadata | _told(merged.files, layout.directory)
+        with Writing(store, session_key(base.session_id), {"IfMatch": base.etag}, told) as writing:
+            writing.write(layout)
     return dead
 
 
-def _last(store: Store, base: Base | None) -> Opened:
+def _told(files: int, directory: int) -> dict[str, str]:
+    """What the metadata say of the archive."""
+    return {"file-count": str(files), "directory": str(directory)}
+
+
+def _check(claim: Claim, result: Result, merged: Merged, layout: Layout) -> None:
+    """What the metadata say was the run's word; it must be true."""
+    more = layout.directory - result.session_directory
+    if result.session_files != merged.files or not 0 <= more <= WIDE_BYTES * merged.members:
+        detail = f"it told of {result.session_files} files and a directory of {result.session_directory} bytes, and "
+        raise _crashed(claim, detail + f"staged {merged.files} and {layout.directory}")
+
+
+def _source(store: Store, base: Base) -> Source:
     """The version that the run is pinned to."""
-    if base is None:
-        return Opened(None, NOTHING)
     tail = base.size if base.size <= PART else base.directory
-    source = Source(store, session_key(base.session_id), base.version_id, base.etag, tail)
-    return Opened(source, Index.of(source))
+    return Source(store, session_key(base.session_id), base.version_id, base.etag, tail)
+
+
+def _opened(source: Source | None) -> Opened:
+    return Opened(source, Index.of(source) if source else NOTHING)
 
 
 def _changes(store: Store, claim: Claim, staged: Staged, limits: Limits) -> Opened:
@@ -103,30 +120,22 @@ def _changes(store: Store, claim: Claim, staged: Staged, limits: Limits) -> Open
     try:
         return Opened(source, Index.of(source, limits.doubled))
     except SessionDamaged as error:
-        raise _crashed(claim, error) from error
+        raise _crashed(claim, error.detail) from error
 
 
 def _merged(claim: Claim, last: Opened, changes: Opened, limits: Limits) -> Merged:
     try:
         return merge(last.index, changes.index, limits)
     except SessionDamaged as error:
-        raise _crashed(claim, error) from error
+        raise _crashed(claim, error.detail) from error
 
 
-def _crashed(claim: Claim, error: SessionDamaged) -> AgentCrashed:
-    return AgentCrashed(run_id=claim.run_id, session_id=claim.session_id, detail=f"what it staged: {error.detail}")
+def _crashed(claim: Claim, reason: str) -> AgentCrashed:
+    return AgentCrashed(run_id=claim.run_id, session_id=claim.session_id, detail=f"what it staged: {reason}")
 
 
-def _write(
-    pool: Executor,
-    writing: Writing,
-    last: Opened,
-    changes: Opened,
-    merged: Merged,
-    share: float,
-    metadata: dict[str, str],
-) -> None:
-    """Lay the bytes out: what is copied, what goes through memory, the directory."""
+def _layout(last: Opened, changes: Opened, merged: Merged, share: float) -> Layout:
+    """Where the bytes of the next version come from: what is copied, what goes through memory, the directory."""
     chosen = plan(merged.live(), last.index.at, share)
     kept, moved = ([(last.source, run) for run in runs if last.source] for runs in (chosen.copied, chosen.moved))
     new = [(changes.source, (0, changes.index.at))] if changes.source and changes.index.at else []
@@ -136,9 +145,7 @@ def _write(
     moved_at = sum(size(run) for _, run in copied)
     offset = moved_at + sum(size(run) for _, run in carried)
     changes_at = (moved_at if large else offset) - changes.index.at
-    end = merged.directory(chosen.placed(moved_at), changes_at, offset)
-    told = {"file-count": str(merged.files), "directory": str(sum(map(len, end)))}
-    writing.write(pool, metadata | told, copied, carried, end)
+    return Layout(copied, carried, merged.directory(chosen.placed(moved_at), changes_at, offset))
 
 
 def _condition(claim: Claim) -> dict[str, str]:

@@ -48,6 +48,8 @@ _END64 = struct.Struct("<4sQ2H2I4Q")
 _LOCATOR = struct.Struct("<4sIQI")
 _END = struct.Struct("<4s4H2IH")
 _UT = struct.Struct("<5si")  # the extra field of the modification time
+WIDE_BYTES = 28
+"""The most that a ZIP64 field takes in the directory."""
 _ZIP64_BYTES = 20  # its field in a local header, which has both sizes
 _COMMENT = b"CRC-32 of the directory: %08x"
 _END_BYTES = _END.size + len(_COMMENT % 0)
@@ -129,7 +131,7 @@ class Member(NamedTuple):
     @property
     def data(self) -> int:
         """Where its content begins."""
-        name = _length(self.path) + self.is_directory
+        name = path_bytes(self.path) + self.is_directory
         return self.offset + _LOCAL.size + name + _UT.size + (_ZIP64_BYTES if _is_wide(self) else 0)
 
     @property
@@ -157,9 +159,17 @@ def order(path: str) -> bytes:
     return os.fsencode(path).replace(b"/", b"\0")
 
 
-def record_bytes(path: str) -> int:
-    """The most that a member of this path takes in the directory."""
-    return _CENTRAL.size + _length(path) + 1 + 28 + 9
+def path_bytes(path: str) -> int:
+    """Bytes of a path in the directory, without the slash that a directory's has."""
+    return len(path) if path.isascii() else len(os.fsencode(path))
+
+
+def directory_bytes(members: int, directories: int, paths: int) -> int:
+    """What an archive of so many members ends with; `paths` are the bytes of all their paths.
+
+    Each member whose size or offset needs more than 32 bits takes up to `WIDE_BYTES` more.
+    """
+    return members * (_CENTRAL.size + _UT.size) + paths + directories + len(end_record(Directory(members, 0, 0, 0)))
 
 
 def local_header(member: Member) -> bytes:
@@ -210,7 +220,7 @@ def _misnamed(member: Member) -> str | None:
         return "its name is not valid"
     if parts[0] not in ROOTS:
         return "it is outside of the session's two directories"
-    if _length(path) > PATH_BYTES + len("workspace/") or _length(parts[-1]) > 255:
+    if path_bytes(path) > PATH_BYTES + len("workspace/") or path_bytes(parts[-1]) > 255:
         return "its name is too long"
     if len(parts) == 1 and not member.is_directory:
         return "it is not a directory"
@@ -302,11 +312,6 @@ def _wide(extra: bytes, count: int) -> tuple[int, ...]:
     if len(extra) < 4 + 8 * count:
         raise damaged("a ZIP64 field is cut")
     return struct.unpack_from(f"<{count}Q", extra, 4)
-
-
-def _length(path: str) -> int:
-    """Bytes of a path."""
-    return len(path) if path.isascii() else len(os.fsencode(path))
 
 
 def _name(member: Member) -> bytes:

@@ -1,11 +1,11 @@
 """Archives as a commit reads and writes them: ranges of one version, and a new version out of such ranges."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
-from functools import partial
-from itertools import pairwise
-from typing import Any
+from functools import cached_property, partial
+from itertools import islice, takewhile
+from typing import Any, NamedTuple, Self
 
 from lambdas.errors import WorkflowError
 from lambdas.sessions.index import Run
@@ -19,6 +19,12 @@ COPY = 16 * 1024 * 1024
 CARRY = PART
 """What one request carries at least of bytes that go through memory; several are under way at a time."""
 
+THREADS = 6
+"""Parts under way at a time."""
+
+AHEAD = 4
+"""How many of them may be copied before it is known what else the version is made of."""
+
 WHOLE = 16 * 1024 * 1024
 """The most that is written without parts."""
 
@@ -27,7 +33,7 @@ NEAR = 64 * 1024
 
 
 class Source:
-    """One version of an archive in the bucket, read by ranges; its end is read at once, and kept.
+    """One version of an archive in the bucket, read by ranges; its end is read first, and kept.
 
     `tail` is how many bytes of it: enough for the directory is one request in all. Where the version is not there, or
     is another than `etag` says, `lost` is raised; without one, `Missing` or `Refusal`.
@@ -40,16 +46,25 @@ class Source:
         self._object = {"Bucket": store.bucket, "Key": key, "VersionId": version_id}
         self._etag = etag
         self._lost = lost
-        self.size, self._tail = self._get(None, max(tail, END_BYTES))
+        self._first = max(tail, END_BYTES)
+
+    @property
+    def size(self) -> int:
+        """Bytes in all."""
+        return self._end[0]
+
+    @cached_property
+    def _end(self) -> tuple[int, bytes]:
+        return self._get(None, self._first)
 
     def read(self, start: int, end: int) -> Iterator[bytes]:
         """Some bytes of it."""
-        held = self.size - len(self._tail)
+        held = self.size - len(self._end[1])
         if start < min(end, held):
             yield self._get(start, min(end, held))[1]
             start = min(end, held)
         if start < end:
-            yield self._tail[start - held : end - held]
+            yield self._end[1][start - held : end - held]
 
     def copy(self, run: Run, part: Mapping[str, Any]) -> str:
         """Make some bytes of it a part of an upload, inside S3. Returns the part's ETag."""
@@ -103,78 +118,126 @@ def _together(near: Sequence[Piece]) -> list[bytes]:
     return [data[run[0] - start : run[1] - start] for _, run in near]
 
 
+class Layout(NamedTuple):
+    """What a version is made of, in this order."""
+
+    copied: Sequence[Piece]
+    """Of 5 MiB at least, each."""
+    carried: Sequence[Piece]
+    """What goes through memory."""
+    end: Sequence[bytes | memoryview]
+
+    @property
+    def directory(self) -> int:
+        """Bytes of the end."""
+        return sum(map(len, self.end))
+
+
 class Writing:
     """One new version of an object: whole where it is small, else in parts, several at a time.
 
-    Raises `Refusal` where the condition does not hold, and `Missing` where S3 does not know the upload any more: then
-    it was completed before, and the answer was lost. Whatever goes wrong, no parts are left behind; where aborting
-    fails too, the bucket's lifecycle rule sweeps them.
+    A context manager: what goes wrong in it leaves no parts behind; where aborting fails too, the bucket's lifecycle
+    rule sweeps them. Raises `Refusal` where the condition does not hold, and `Missing` where S3 does not know the
+    upload any more: then it was completed before, and the answer was lost.
     """
 
-    def __init__(self, store: Store, key: str, condition: dict[str, str]) -> None:
+    def __init__(self, store: Store, key: str, condition: dict[str, str], metadata: dict[str, str]) -> None:
         self._s3 = store.s3
         self._target = {"Bucket": store.bucket, "Key": key}
+        self._about = {**self._target, "Metadata": metadata, "ContentType": "application/zip"}
         self._condition = condition
+        self._pool = ThreadPoolExecutor(THREADS, "part")
+        self._upload: Future[str] | None = None
+        """Its id; None where there is nothing that would have to be aborted."""
+        self._begun: list[tuple[Piece, Future[str]]] = []
 
-    def write(
-        self,
-        pool: Executor,
-        metadata: dict[str, str],
-        copied: Sequence[Piece],
-        carried: Sequence[Piece],
-        end: Sequence[bytes | memoryview],
-    ) -> None:
-        """The copied pieces (of 5 MiB at least, each), those that go through memory, and the end."""
-        about = {**self._target, "Metadata": metadata, "ContentType": "application/zip"}
-        if not copied and sum(size(run) for _, run in carried) + sum(map(len, end)) <= WHOLE:
-            body = b"".join([*read(carried), *end])
-            with storage("committing"):
-                self._s3.put_object(**about, **self._condition, Body=body)
-            return
-        with storage("starting the commit"):
-            upload = self._s3.create_multipart_upload(**about)
-        part = {**self._target, "UploadId": upload["UploadId"]}
-        try:
-            self._complete(pool, part, [*map(_copying, _even(copied)), *self._carrying(carried, end)])
-        except Exception:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown(cancel_futures=True)  # a part that comes after the upload was aborted would stay
+        if self._upload and not self._upload.cancelled() and not self._upload.exception():
             with suppress(Missing), storage("aborting an upload"):
-                self._s3.abort_multipart_upload(**part)
-            raise
+                self._s3.abort_multipart_upload(**self._part())
 
-    def _complete(self, pool: Executor, part: dict[str, Any], jobs: Sequence[Callable[[dict[str, Any]], str]]) -> None:
-        # The last first: what goes through memory takes longest.
-        numbered = reversed(list(enumerate(jobs, 1)))
-        made = {number: pool.submit(job, part | {"PartNumber": number}) for number, job in numbered}
-        wait(made.values())  # all of them: a part that comes after the upload was aborted would stay
-        parts = [{"PartNumber": number, "ETag": each.result()} for number, each in sorted(made.items())]
+    def begin(self, source: Source, end: int) -> None:
+        """Copy the beginning of what ends there, before it is known what the version is made of: it is likely to stay.
+
+        Nothing is waited for. What does not stay is left out when the parts are put together.
+        """
+        for piece in islice(_cut((source, (0, end))), AHEAD):
+            if piece[1][1] < end:
+                number = len(self._begun) + 1
+                self._begun.append((piece, self._submit(_copying(piece), number)))
+
+    def write(self, layout: Layout) -> None:
+        """Make the version."""
+        carried = sum(size(run) for _, run in layout.carried)
+        if layout.copied or carried + layout.directory > WHOLE:
+            return self._write_parts(layout)
+        body = b"".join([*read(layout.carried), *layout.end])
         with storage("committing"):
-            self._s3.complete_multipart_upload(**part, **self._condition, MultipartUpload={"Parts": parts})
+            self._s3.put_object(**self._about, **self._condition, Body=body)
+        return None
 
-    def _carrying(
-        self, carried: Sequence[Piece], end: Sequence[bytes | memoryview]
-    ) -> Iterator[Callable[[dict[str, Any]], str]]:
-        """Parts of some MiB; the last one has the end, and may be small."""
-        batch: list[Piece] = []
-        for piece in carried:
-            batch.append(piece)
-            if sum(size(run) for _, run in batch) >= CARRY:
-                yield partial(self._upload, batch, ())
-                batch = []
-        yield partial(self._upload, batch, end)
+    def _write_parts(self, layout: Layout) -> None:
+        copies = [piece for each in layout.copied for piece in _cut(each)]
+        stays = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1][0], zip(copies, self._begun, strict=False)))
+        jobs = [*map(_copying, copies[stays:]), *_carrying(self._s3, layout)]
+        # The last first: what goes through memory takes longest.
+        numbered = list(enumerate(jobs, len(self._begun) + 1))
+        made = {number: self._submit(job, number) for number, job in reversed(numbered)}
+        made |= {number: part for number, (_, part) in enumerate(self._begun[:stays], 1)}
+        parts = [{"PartNumber": number, "ETag": part.result()} for number, part in sorted(made.items())]
+        wait([part for _, part in self._begun])  # S3 forgets what is not named, but only once it is there
+        upload = self._part()
+        with storage("committing"):
+            self._s3.complete_multipart_upload(**upload, **self._condition, MultipartUpload={"Parts": parts})
+        self._upload = None
 
-    def _upload(self, pieces: Sequence[Piece], end: Sequence[bytes | memoryview], part: dict[str, Any]) -> str:
-        body = b"".join([*read(pieces), *end])
-        with storage("writing a part"):
-            return str(self._s3.upload_part(**part, Body=body)["ETag"])
+    def _submit(self, job: "Job", number: int) -> "Future[str]":
+        self._upload = self._upload or self._pool.submit(self._create)
+        return self._pool.submit(lambda: job(self._part() | {"PartNumber": number}))
+
+    def _create(self) -> str:
+        with storage("starting the commit"):
+            return str(self._s3.create_multipart_upload(**self._about)["UploadId"])
+
+    def _part(self) -> dict[str, Any]:
+        """What each part is a part of."""
+        assert self._upload
+        return {**self._target, "UploadId": self._upload.result()}
 
 
-def _copying(piece: Piece) -> Callable[[Mapping[str, Any]], str]:
+Job = Callable[[dict[str, Any]], str]
+"""Makes a part, and returns its ETag."""
+
+
+def _copying(piece: Piece) -> Job:
     return partial(piece[0].copy, piece[1])
 
 
-def _even(pieces: Sequence[Piece]) -> Iterator[Piece]:
-    """Each in equal parts, so that none is too small."""
-    for source, (start, end) in pieces:
-        count = -(-(end - start) // COPY)
-        cuts = [start + (end - start) * number // count for number in range(count + 1)]
-        yield from ((source, run) for run in pairwise(cuts))
+def _carrying(s3: Any, layout: Layout) -> Iterator[Job]:
+    """Parts of some MiB; the last one has the end, and may be small."""
+    batch: list[Piece] = []
+    for piece in layout.carried:
+        batch.append(piece)
+        if sum(size(run) for _, run in batch) >= CARRY:
+            yield partial(_upload, s3, batch, ())
+            batch = []
+    yield partial(_upload, s3, batch, layout.end)
+
+
+def _upload(s3: Any, pieces: Sequence[Piece], end: Sequence[bytes | memoryview], part: dict[str, Any]) -> str:
+    body = b"".join([*read(pieces), *end])
+    with storage("writing a part"):
+        return str(s3.upload_part(**part, Body=body)["ETag"])
+
+
+def _cut(piece: Piece) -> Iterator[Piece]:
+    """The same from the beginning on, however long it is; the last one is neither too small nor much larger."""
+    source, (start, end) = piece
+    while end - start >= COPY + PART:
+        yield source, (start, start + COPY)
+        start += COPY
+    yield source, (start, end)
