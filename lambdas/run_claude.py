@@ -7,6 +7,7 @@ checkpoint from which a replay goes on.
 
 import asyncio
 import errno
+import gc
 import json
 import logging
 import os
@@ -48,6 +49,9 @@ from lambdas.settings import AgentSettings
 FILES_NAMED = 1000
 """How many changed files result.json names; `files_total` counts them all."""
 
+OBJECTS = 250_000
+"""How many are made before garbage is looked for among them: a large session's files are not looked through."""
+
 KEPT_OF_CLAUDE = ("tool-results", "subagents")
 """What a transcript refers to, beside it; the rest of Claude's configuration directory is remade at every start."""
 
@@ -66,6 +70,8 @@ def worker() -> "Worker":
     logging.getLogger("claude_agent_sdk").setLevel(logging.CRITICAL)
     settings = AgentSettings.read(os.environ)
     secrets = botocore.session.get_session().create_client("secretsmanager")
+    gc.freeze()  # what was imported stays: to look for garbage in it takes 75 ms, in the middle of a restore
+    gc.set_threshold(OBJECTS)
     return Worker(settings, Grantee(), _upstreams(settings, secrets))
 
 

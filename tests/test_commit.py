@@ -33,7 +33,7 @@ from lambdas.sessions.records import RATIO, Directory, Limits, Member, central_r
 from lambdas.sessions.resumed import Resumed
 from lambdas.sessions.store import Store
 from lambdas.sessions.tree import Change, Fingerprint, settle
-from lambdas.sessions.unpack import contents, unpack
+from lambdas.sessions.unpack import Contents, unpack
 from local import engine
 from tests.by_hand import Killed, commit, result_of
 from tests.forge import DIR, FILE, LINK, ROOTS, forged, item, lying, staged
@@ -108,7 +108,7 @@ def archive_of(store: Store, session: str = "session-1") -> bytes:
 
 def files_of(archive: bytes) -> dict[str, bytes]:
     """What the workspace's files say, once the archive was checked as restoring checks it."""
-    contents(Index.of(Opened(archive)), LIMITS)
+    list(Contents(Index.of(Opened(archive)), LIMITS))
     with zipfile.ZipFile(io.BytesIO(archive)) as opened:
         assert opened.testzip() is None
         return {name[10:]: opened.read(name) for name in opened.namelist() if name[:10] == "workspace/" and name[10:]}

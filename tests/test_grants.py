@@ -2,18 +2,24 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from random import Random
+from threading import Event
 
 import pytest
 
 from lambdas.contract import Grant
 from lambdas.errors import StorageUnavailable
-from lambdas.sessions.grants import CUTS, HEAD_BYTES, PIECE, TAIL_BYTES, Grantee, Stored
+from lambdas.sessions.content import blocks
+from lambdas.sessions.grants import CUTS, EARLY, PIECE, TAIL_BYTES, Grantee, Stored
 from tests.loopback import Answering, listening
 from tests.ranges import extent
 
-CONTENT = Random(5).randbytes(TAIL_BYTES + HEAD_BYTES + 3_000_000)
+CONTENT = Random(5).randbytes(TAIL_BYTES + 40_000_000)
 BEFORE = len(CONTENT) - TAIL_BYTES
+FIRST = list(islice(blocks(0, BEFORE), EARLY))
+"""The ranges that are asked for unasked."""
+HEAD = FIRST[-1][1]
 
 
 @dataclass
@@ -28,8 +34,8 @@ class Bucket:
     """By how many bytes the range that is given differs from the one asked for."""
     cuts: int = 0
     """How many bodies are yet to be cut off, each after one and a half pieces; not those of ends."""
-    torn: bool = False
-    """Whether its beginning, asked for of no version, is another version's."""
+    held: Event = field(default_factory=Event)
+    """Not set while only ends are given."""
     refusals: int = 0
     """How many requests are yet to be answered with 503."""
     asked: list[str] = field(default_factory=list)
@@ -41,6 +47,8 @@ class Handler(Answering):
     def do_GET(self) -> None:
         bucket = self.bucket
         bucket.asked.append(self.headers["Range"])
+        if not self.headers["Range"].startswith("bytes=-"):
+            bucket.held.wait(10)
         if bucket.refusals:
             bucket.refusals -= 1
             return self._answer(503, b"")
@@ -48,16 +56,14 @@ class Handler(Answering):
             return self._answer(412, b"")
         if not bucket.ranges:
             return self._answer(200, bucket.content)
-        if bucket.torn and self.headers["Range"].startswith("bytes=0-") and "If-Match" not in self.headers:
-            return self._answer(206, bytes(HEAD_BYTES), f"bytes 0-{HEAD_BYTES - 1}/{len(CONTENT)}", '"two"')
         start, end = extent(self.headers["Range"], len(bucket.content))
         start, end = start + bucket.shift, end + bucket.shift
         return self._answer(206, bucket.content[start:end], f"bytes {start}-{end - 1}/{len(bucket.content)}")
 
-    def _answer(self, status: int, body: bytes, given: str = "", etag: str = "") -> None:
+    def _answer(self, status: int, body: bytes, given: str = "") -> None:
         self.send_response(status)
         for name, value in {
-            "ETag": etag or self.bucket.etag,
+            "ETag": self.bucket.etag,
             "Content-Length": str(len(body)),
             "Content-Range": given,
         }.items():
@@ -83,6 +89,7 @@ def bucket() -> Iterator[Bucket]:
     state = Bucket()
     with listening(Handler, bucket=state) as base:
         state.url = f"{base}/session.zip"
+        state.held.set()
         yield state
 
 
@@ -100,24 +107,32 @@ def test_any_range_can_be_read(bucket: Bucket) -> None:
     ]
 
 
-def test_the_beginning_comes_with_the_end(bucket: Bucket) -> None:
+def test_the_beginning_comes_after_the_end(bucket: Bucket) -> None:
     """Of an object whose size is known the beginning is asked for at once, and once; so is its directory."""
     directory = TAIL_BYTES + 1000
     stored = opened(bucket, len(CONTENT), directory)
-    assert b"".join(stored.read(0, HEAD_BYTES + 10)) == CONTENT[: HEAD_BYTES + 10]
+    assert b"".join(stored.read(0, HEAD + 10)) == CONTENT[: HEAD + 10]
     assert b"".join(stored.read(len(CONTENT) - directory, len(CONTENT))) == CONTENT[-directory:]
-    assert sorted(bucket.asked) == [
-        f"bytes=-{directory}",
-        f"bytes=0-{HEAD_BYTES - 1}",
-        f"bytes={HEAD_BYTES}-{HEAD_BYTES + 9}",
-    ]
+    assert b"".join(stored.read(HEAD - 10, HEAD)) == CONTENT[HEAD - 10 : HEAD]
+    assert bucket.asked[0] == f"bytes=-{directory}"
+    assert sorted(bucket.asked[1:]) == sorted(f"bytes={start}-{end - 1}" for start, end in [*FIRST, (HEAD, HEAD + 10)])
+
+
+def test_what_waits_for_the_beginning_does_not_hold_up_the_end(bucket: Bucket) -> None:
+    """The directory is read while the beginning is still on its way."""
+    bucket.held.clear()
+    stored = opened(bucket, len(CONTENT))
+    assert b"".join(stored.read(BEFORE, len(CONTENT))) == CONTENT[BEFORE:]
+    bucket.held.set()
+    assert b"".join(stored.read(0, 10)) == CONTENT[:10]
 
 
 def test_a_beginning_that_is_cut_off_is_asked_for_from_there(bucket: Bucket) -> None:
     """What came of it is used, and the rest comes as any other range does."""
     bucket.cuts = 1
-    assert b"".join(opened(bucket, len(CONTENT)).read(0, HEAD_BYTES)) == CONTENT[:HEAD_BYTES]
-    assert sorted(bucket.asked)[1:] == [f"bytes=0-{HEAD_BYTES - 1}", f"bytes={PIECE}-{HEAD_BYTES - 1}"]
+    assert b"".join(opened(bucket, len(CONTENT)).read(0, HEAD)) == CONTENT[:HEAD]
+    assert len(bucket.asked) == 1 + len(FIRST) + 1
+    assert bucket.asked[0] == f"bytes=-{TAIL_BYTES}"
 
 
 def test_a_small_object_takes_one_request(bucket: Bucket) -> None:
@@ -158,16 +173,10 @@ def test_a_storage_that_stumbles_is_asked_again(bucket: Bucket) -> None:
 def test_two_versions_are_never_mixed(bucket: Bucket, size: int) -> None:
     """An object that is written anew between two ranges stops the reading."""
     stored = opened(bucket, size)
-    list(stored.read(0, 1))
+    list(stored.read(0, HEAD if size else 1))
     bucket.etag, bucket.content = '"two"', bytes(len(CONTENT))
     with pytest.raises(StorageUnavailable, match="412"):
-        list(stored.read(size and HEAD_BYTES, HEAD_BYTES + 10))
-
-
-def test_the_beginning_of_another_version_is_not_used(bucket: Bucket) -> None:
-    """It was asked for before the version was known, and is asked for again."""
-    bucket.torn = True
-    assert b"".join(opened(bucket, len(CONTENT)).read(0, 10)) == CONTENT[:10]
+        list(stored.read(size and HEAD, HEAD + 10))
 
 
 def test_a_storage_without_ranges_gives_the_whole_once(bucket: Bucket) -> None:

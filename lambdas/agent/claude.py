@@ -217,10 +217,13 @@ class _Agent:
 
     async def _crowd(self, deadline: float) -> None:
         """Ends when the time that is left is needed to remove the run's files."""
-        began = time.time()
-        while not crowded(self._root, TAIL_FILES + int((deadline - began) / FILE_SECONDS)):
-            await asyncio.sleep(max(COUNT_SECONDS, 3 * (time.time() - began)))
+        took = 0.0
+        while True:
+            await asyncio.sleep(max(COUNT_SECONDS, 3 * took))
             began = time.time()
+            if crowded(self._root, TAIL_FILES + int((deadline - began) / FILE_SECONDS)):
+                return
+            took = time.time() - began
 
     async def _interrupt(self, talk: asyncio.Task[None]) -> None:
         """Ask the CLI to stop, which it answers with a result. If it is not there yet or does not, it is killed."""

@@ -27,7 +27,6 @@ from lambdas.sessions.records import (
     Directory,
     Limits,
     Member,
-    bomb,
     central_record,
     directory_bytes,
     end_record,
@@ -36,7 +35,7 @@ from lambdas.sessions.records import (
     path_bytes,
     whiteout,
 )
-from lambdas.sessions.tree import Change, Fingerprint, Keep, naming, unreadable, walk
+from lambdas.sessions.tree import Change, Fingerprint, Keep, naming, shown, unreadable, walk
 
 LEVEL = 6
 """Of DEFLATE."""
@@ -87,7 +86,7 @@ def pack(
     for record in map(central_record, records):
         size, crc = size + out.write(record), zlib.crc32(record, crc)
     out.write(end_record(Directory(len(records), offset, size, crc)))
-    if dense := bomb(members, limits):
+    if dense := _bomb(members, limits):
         raise SessionTooLarge(f"The session's {dense} deflates more than {limits.ratio}-fold, the limit.")
     changes = _changes(members, since, plan.gone)
     return Packed(members, changes, out.tell(), plan.files, plan.directory)
@@ -136,6 +135,15 @@ def _plan(listed: Listed, limits: Limits, since: Mapping[str, Fingerprint]) -> _
         if excess := limits.exceeded(len(there), size, directory + WIDE_BYTES * len(there)):
             raise SessionTooLarge(f"The session has outgrown the deployment's limit: {excess}.")
     return _Plan(changed, since.keys() - there, len(there) - directories, directory)
+
+
+def _bomb(members: list[Member], limits: Limits) -> str | None:
+    """The member that deflates better than the limits allow, or the whole; None if it is all right."""
+    for member in members:
+        if limits.inflated(member.size, member.compressed):
+            return shown(member.path)
+    size, compressed = sum(member.size for member in members), sum(member.compressed for member in members)
+    return "archive" if limits.inflated(size, compressed) else None
 
 
 def _whiteouts(members: list[Member], gone: set[str]) -> Iterator[Member]:

@@ -1,8 +1,8 @@
 """A session's content on its way: asked for before it is needed, in the order in which it lies.
 
 What is asked for at a time is a block. A few are under way at once, so that the network is used while one of them waits
-for its first byte; more may have come that are not needed yet, since the first are asked for before the directory has
-been checked. What is held in memory depends on no file's size, and the archive never lies on a disk.
+for its first byte; some may have come that are not needed yet. What is held in memory depends on no file's size, and
+the archive never lies on a disk.
 """
 
 from collections import deque
@@ -22,8 +22,8 @@ GAP_BYTES = 1 << 20
 THREADS = 4
 """Requests under way at a time."""
 
-AHEAD = 12
-"""Blocks that are under way, or came and are not needed yet: as many as come while a large directory is checked."""
+AHEAD = 8
+"""Blocks that are under way, or came and are not needed yet."""
 
 
 class Content:
@@ -32,7 +32,7 @@ class Content:
     def __init__(self, archive: Archive, index: Index) -> None:
         self._archive = archive
         self._threads = ThreadPoolExecutor(THREADS, "content")
-        self._blocks = _blocks(index)
+        self._blocks = _needed(index)
         self._coming = deque[tuple[int, Future[bytes]]]()
         self._held = memoryview(b"")
         self._at = 0
@@ -82,20 +82,20 @@ class Content:
         return b"".join(self._archive.read(start, end))
 
 
-def _blocks(index: Index) -> Iterator[Run]:
+def _needed(index: Index) -> Iterator[Run]:
     """What is asked for: all members' bytes, and those of nobody that lie between near ones."""
     begin = end = 0
     for number in sorted(range(len(index)), key=index.offsets.__getitem__):
         start = index.offsets[number]
         if start - end >= GAP_BYTES:
-            yield from _cut(begin, end)
+            yield from blocks(begin, end)
             begin = start
         end = index.ends[number]
-    yield from _cut(begin, end)
+    yield from blocks(begin, end)
 
 
-def _cut(begin: int, end: int) -> Iterator[Run]:
-    """Blocks that grow, so that those under way do not all end at once, and shrink again: the last are soon used up."""
+def blocks(begin: int, end: int) -> Iterator[Run]:
+    """That grow, so that those under way do not all end at once, and shrink again: the last are soon used up."""
     step = size = BLOCK_BYTES // THREADS
     while begin < end:
         yield begin, min(end, begin + size)

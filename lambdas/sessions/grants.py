@@ -2,8 +2,9 @@
 
 import re
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from itertools import islice
 from mmap import ACCESS_READ, mmap
 from tempfile import TemporaryFile
 from typing import BinaryIO, NamedTuple
@@ -13,6 +14,7 @@ from urllib3.exceptions import HTTPError
 
 from lambdas.contract import Grant, Staged
 from lambdas.errors import StorageUnavailable
+from lambdas.sessions.content import blocks
 
 ATTEMPTS = Retry(total=3, backoff_factor=0.2, status_forcelist=(500, 502, 503, 504), allowed_methods=("GET", "PUT"))
 """A GET or PUT of one object can be repeated; urllib3 rewinds the body."""
@@ -23,8 +25,12 @@ CONNECTIONS = 4
 TAIL_BYTES = 1 << 20
 """What the first request for an object reads of its end at least: all of a small one."""
 
-HEAD_BYTES = 8 << 20
-"""What is read of its beginning at the same time: as much as comes until its directory is there, and is read."""
+NEAR = 1 << 20
+"""When so much of the end is still to come, its beginning is asked for: then the network is never without work, and the
+directory, for which all else waits, is not held up."""
+
+EARLY = 5
+"""How many blocks of its beginning: as much as comes until the directory has been read, and tells what else to ask."""
 
 PIECE = 256 * 1024
 """Bytes that are waited for before they are given on."""
@@ -49,7 +55,7 @@ class Grantee:
     def open(self, grant: Grant, size: int = 0, directory: int = 0) -> "Stored":
         """One object, to be read in ranges, of which the end is asked for now: `directory` bytes of it at the least.
 
-        Where its `size` is known, its beginning is asked for, too. Nothing is waited for, and nothing raised yet.
+        Where its `size` is known, its beginning is asked for next. Nothing is waited for, and nothing raised yet.
         """
         return Stored(self, grant, size, directory)
 
@@ -75,13 +81,13 @@ class Grantee:
             response.close()  # a connection that has given all that it was asked for is in the pool again by now
 
 
-class _End(NamedTuple):
-    """What the first answer tells of an object."""
+class _Told(NamedTuple):
+    """What the answer to the first request tells of an object."""
 
     etag: str
     size: int
-    tail: bytes | mmap
-    """Its last bytes; all of them, in a file, from an S3 that has no ranges of versions (the local engine has none)."""
+    border: int
+    """Where the bytes begin that come with it."""
 
 
 class Stored:
@@ -90,68 +96,80 @@ class Stored:
     def __init__(self, grantee: Grantee, grant: Grant, size: int, directory: int) -> None:
         self._grantee = grantee
         self._grant = grant
+        self._told = Future[_Told]()
         tail = max(directory, TAIL_BYTES)
-        asking = ThreadPoolExecutor(2, "opening")
-        self._end = asking.submit(self._ask_end, tail)
-        self._head = asking.submit(self._ask_head, max(0, min(HEAD_BYTES, size - tail)))
+        asking = ThreadPoolExecutor(CONNECTIONS, "opening")
+        self._tail = asking.submit(self._ask_tail, tail)
+        """Its last bytes; all of them, in a file, from an S3 that has no ranges of versions (the local engine's)."""
+        first = islice(blocks(0, size - tail), EARLY)
+        self._early = [(run, asking.submit(self._ask_early, *run)) for run in first]
         asking.shutdown(wait=False)
 
     @property
     def size(self) -> int:
         """Bytes in all. Raises `StorageUnavailable`."""
-        return self._end.result().size
+        return self._told.result().size
 
     def read(self, start: int, end: int) -> Iterator[bytes]:
-        """The bytes from `start` up to `end`, in pieces as they come.
+        """The bytes from `start` up to `end`, in pieces as they come. Raises `StorageUnavailable`."""
+        border = self._told.result().border
+        for (begins, ends), block in self._early:
+            if begins <= start < min(end, ends) and (data := block.result()[start - begins : end - begins]):
+                yield data
+                start += len(data)
+        if start < min(end, border):
+            yield from self._asked(start, min(end, border))
+            start = min(end, border)
+        if start < end:
+            yield self._tail.result()[start - border : end - border]
 
-        Where they are cut off they are asked for again, from there on. Raises `StorageUnavailable`.
-        """
-        etag, size, tail = self._end.result()
-        border = size - len(tail)
-        if start < HEAD_BYTES:
-            version, head = self._head.result()
-            if version == etag and start < (held := min(end, border, len(head))):
-                yield head[start:held]
-                start = held
+    def _ask_tail(self, tail: int) -> bytes | mmap:
+        try:
+            with self._grantee.get(self._grant, (200, 206), {"Range": f"bytes=-{tail}"}) as answer:
+                return self._tail_of(answer)
+        except BaseException as error:
+            if not self._told.done():
+                self._told.set_exception(error)
+            raise
+
+    def _tail_of(self, response: BaseHTTPResponse) -> bytes | mmap:
+        with _speaking("reading"):
+            etag = response.headers["ETag"]
+            if response.status == 200:
+                whole = _spooled(response)
+                self._told.set_result(_Told(etag, len(whole), 0))
+                return whole
+            extent = EXTENT.fullmatch(response.headers.get("Content-Range", ""))
+            if extent is None:
+                raise StorageUnavailable(detail="reading: S3 does not say what range it gave")
+            first, last, size = map(int, extent.groups())
+            left, pieces = last + 1 - first, list[bytes]()
+            for piece in response.stream(PIECE):
+                pieces.append(piece)
+                left -= len(piece)
+                if left < NEAR and not self._told.done():
+                    self._told.set_result(_Told(etag, size, first))
+            return b"".join(pieces)
+
+    def _ask_early(self, start: int, end: int) -> bytes:
+        """Nothing, where there is nothing left to be asked for."""
+        return b"".join(self._asked(start, end)) if self._told.result().border else b""
+
+    def _asked(self, start: int, end: int) -> Iterator[bytes]:
+        """Where they are cut off they are asked for again, from there on."""
         cuts = 0
-        while start < min(end, border):
+        while start < end:
             try:
-                for piece in self._ask(start, min(end, border)):
+                for piece in self._ask(start, end):
                     yield piece
                     start += len(piece)
             except _Cut as cut:
                 cuts += 1
                 if cuts > CUTS:
                     raise StorageUnavailable(detail=f"reading: {cut}") from None
-        if start < end:
-            yield tail[start - border : end - border]
-
-    def _ask_end(self, tail: int) -> _End:
-        with self._grantee.get(self._grant, (200, 206), {"Range": f"bytes=-{tail}"}) as response, _speaking("reading"):
-            etag = response.headers["ETag"]
-            if response.status == 200:
-                whole = _spooled(response)
-                return _End(etag, len(whole), whole)
-            extent = EXTENT.fullmatch(response.headers.get("Content-Range", ""))
-            if extent is None:
-                raise StorageUnavailable(detail="reading: S3 does not say what range it gave")
-            return _End(etag, int(extent[3]), response.data)
-
-    def _ask_head(self, head: int) -> tuple[str, bytes]:
-        """The version and the bytes that came: none from an S3 that has no ranges, fewer where they were cut off."""
-        wanted, pieces = {"Range": f"bytes=0-{head - 1}"}, list[bytes]()
-        if not head:
-            return "", b""
-        with self._grantee.get(self._grant, (200, 206), wanted) as response:
-            if not response.headers.get("Content-Range", "").startswith("bytes 0-"):
-                return "", b""
-            with suppress(HTTPError):  # what is missing will be asked for again
-                for piece in response.stream(PIECE):
-                    pieces.append(piece)
-            return response.headers["ETag"], b"".join(pieces)
 
     def _ask(self, start: int, end: int) -> Iterator[bytes]:
-        etag, size, _ = self._end.result()
+        etag, size, _ = self._told.result()
         headers = {"Range": f"bytes={start}-{end - 1}", "If-Match": etag}
         with self._grantee.get(self._grant, (206,), headers) as response:
             given = EXTENT.fullmatch(response.headers.get("Content-Range", ""))

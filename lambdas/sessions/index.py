@@ -20,6 +20,7 @@ _RECORD = 46
 _HEADER = 30 + 9
 """A local header without its name; that of a member of over 4 GiB is longer."""
 _WIDE = 0xFFFF_FFFF
+_SLASH = ord("/")
 
 
 Run = tuple[int, int]
@@ -49,7 +50,9 @@ class Index:
         self.at = directory.offset
         """Where it lies in the archive, and the members' bytes end."""
         self.starts, self.offsets, self.ends = array("Q"), array("Q"), array("Q")
-        self.files = self.size = self.compressed = 0
+        self.directories = array("Q")
+        """The numbers of those whose names end with a slash."""
+        self.size = self.compressed = 0
         if len(raw) != directory.size or zlib.crc32(raw) != directory.crc:
             raise damaged("the directory is not what the end record says")
         try:
@@ -83,7 +86,8 @@ class Index:
             self.ends.append(end)
             self.size += size
             self.compressed += compressed
-            self.files += name[-1] != 47  # a directory's ends with a slash
+            if name[-1] == _SLASH:
+                self.directories.append(len(self.offsets) - 1)
             key = name.removesuffix(b"/").replace(b"/", b"\0")
             if key <= last:
                 raise damaged(f"{shown(parsed(raw[start:position]).path)}: it is there twice, or out of order")
@@ -92,6 +96,11 @@ class Index:
 
     def __len__(self) -> int:
         return len(self.offsets)
+
+    @property
+    def files(self) -> int:
+        """How many are no directories."""
+        return len(self) - len(self.directories)
 
     def member(self, number: int) -> Member:
         """What one record says. Raises SessionDamaged unless it is exactly as we write them."""

@@ -238,15 +238,6 @@ def _inconsistent(member: Member) -> str | None:
     return "it is said to be gone, yet is there" if content or member.size or member.offset else None
 
 
-def bomb(members: list[Member], limits: Limits) -> str | None:
-    """The member that deflates better than the limits allow, or the whole; None if it is all right."""
-    for member in members:
-        if limits.inflated(member.size, member.compressed):
-            return shown(member.path)
-    size, compressed = sum(member.size for member in members), sum(member.compressed for member in members)
-    return "archive" if limits.inflated(size, compressed) else None
-
-
 def damaged(reason: str) -> SessionDamaged:
     """The error of an archive that is refused; the reason is for the operator."""
     return SessionDamaged(detail=f"the session's archive is refused: {reason}")

@@ -1,10 +1,10 @@
 """A session's zip unpacked into the two directories of a run.
 
 **The archive is an attacker's.** What a run leaves was written by a model and its commands, so `unpack`
-trusts nothing: every rule is checked on the whole directory before the first byte is written, every member's
-size and checksum while it is. Restoring refuses, as `SessionDamaged` with the reason in `detail`: names
-outside the two roots, absolute, with `.`, `..`, NUL or empty parts, too long or twice; parents that are not
-directories of the archive itself; members that overlap or reach into the directory; special files, set-id
+trusts nothing: the whole is checked before the first byte is written, each member's record before the member
+is made, its size and checksum while it is. Restoring refuses, as `SessionDamaged` with the reason in `detail`:
+names outside the two roots, absolute, with `.`, `..`, NUL or empty parts, too long or twice; parents that are
+not directories of the archive itself; members that overlap or reach into the directory; special files, set-id
 bits, encryption, foreign compression; headers that differ from the directory; more members, bytes or ratio
 than the limits; anything cut, and anything that does not check.
 
@@ -16,7 +16,7 @@ empty: while it writes, there is no link to go through, on file systems that fol
 the tree later with more rights than the agent opens with O_NOFOLLOW.
 
 **Fast.** One thread makes files of the bytes as they come (see content.py): it keeps up with the network, and two would
-wait for each other.
+wait for each other. Were all records read before, the network would have nothing to do meanwhile.
 """
 
 import errno
@@ -33,7 +33,6 @@ from lambdas.sessions.records import (
     ROOTS,
     Limits,
     Member,
-    bomb,
     damaged,
     local_header,
     misshapen,
@@ -59,9 +58,8 @@ def unpack(archive: Archive, into: Path, limits: Limits, owner: int | None = Non
             raise ValueError(f"{into / root} is not empty")
     index, making = Index.of(archive, limits), _Making(into, owner)
     with Content(archive, index) as content:
-        members = contents(index, limits)
         try:
-            _make(members, content, making)
+            _make(Contents(index, limits), content, making)
         except OSError as error:
             if error.errno in _UNFIT:
                 raise damaged(f"this file system can't hold it: {error}") from error
@@ -69,31 +67,55 @@ def unpack(archive: Archive, into: Path, limits: Limits, owner: int | None = Non
     return making.made
 
 
-def contents(index: Index, limits: Limits) -> list[Member]:
-    """The members of an archive, checked in all that can be without their content. Raises SessionDamaged."""
-    members = list(index.members())
-    directories = {""} | {member.path for member in members if member.is_directory}
-    for member in members:
-        if reason := misshapen(member) or _misplaced(member, directories):
+class Contents:
+    """The members of an archive, as they lie; each is checked, in all that can be without its content, when it comes.
+
+    Raises SessionDamaged; at once where the whole is over a limit, or a directory is not as it should be.
+    """
+
+    def __init__(self, index: Index, limits: Limits) -> None:
+        self._index = index
+        self._limits = limits
+        self._places = {""}
+        self.directories = list[Member]()
+        """A directory before what is in it."""
+        if excess := limits.exceeded(len(index), index.size):
+            raise damaged(f"the archive has {excess}")
+        if limits.inflated(index.size, index.compressed):
+            raise damaged(f"archive: it inflates more than {limits.ratio}-fold")
+        for number in index.directories:
+            self.directories.append(self._checked(number))
+            self._places.add(self.directories[-1].path)
+
+    def __iter__(self) -> Iterator[Member]:
+        index, end = self._index, 0
+        for number in sorted(range(len(index)), key=index.offsets.__getitem__):
+            member = self._checked(number)
+            if member.offset < end or (end := member.end) > index.at:
+                raise damaged(f"{shown(member.path)}: its bytes are another member's too, or the directory's")
+            yield member
+
+    def _checked(self, number: int) -> Member:
+        member = self._index.member(number)
+        if reason := misshapen(member) or self._misplaced(member):
             raise damaged(f"{shown(member.path)}: {reason}")
-    if excess := limits.exceeded(len(members), sum(member.size for member in members)):
-        raise damaged(f"the archive has {excess}")
-    if dense := bomb(members, limits):
-        raise damaged(f"{dense}: it inflates more than {limits.ratio}-fold")
-    end = 0
-    for member in sorted(members, key=_offset):
-        if member.offset < end or (end := member.end) > index.at:
-            raise damaged(f"{shown(member.path)}: its bytes are another member's too, or the directory's")
-    return members
+        return member
+
+    def _misplaced(self, member: Member) -> str | None:
+        """What is wrong with a member in this place; None if nothing is."""
+        if member.path.rpartition("/")[0] not in self._places:
+            return "what it is in is not a directory of the archive"
+        if self._limits.inflated(member.size, member.compressed):
+            return f"it inflates more than {self._limits.ratio}-fold"
+        return "it is a special file" if member.is_whiteout else None
 
 
-def _make(members: list[Member], content: Content, making: "_Making") -> None:
+def _make(contents: Contents, content: Content, making: "_Making") -> None:
     """Directories, then files in the order in which they lie, then links."""
-    directories = [member for member in members if member.is_directory]
-    for member in directories:
+    for member in contents.directories:
         making.directory(member)
     links = list[tuple[Member, bytes]]()
-    for member in sorted(members, key=_offset):
+    for member in contents:
         content.seek(member.offset)
         if member.is_file:
             making.file(member, _inflated(content, member))
@@ -101,19 +123,8 @@ def _make(members: list[Member], content: Content, making: "_Making") -> None:
             links.append((member, target))
     for member, target in links:
         making.link(member, target)
-    for member in reversed(directories):
+    for member in reversed(contents.directories):
         making.finished(member)
-
-
-def _misplaced(member: Member, directories: set[str]) -> str | None:
-    """What is wrong with a member's place in a session; None if nothing is."""
-    if member.path.rpartition("/")[0] not in directories:
-        return "what it is in is not a directory of the archive"
-    return "it is a special file" if member.is_whiteout else None
-
-
-def _offset(member: Member) -> int:
-    return member.offset
 
 
 def _inflated(content: Content, member: Member) -> Iterator[bytes]:
