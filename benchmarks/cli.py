@@ -2,7 +2,7 @@
 
 What is measured are the handlers around the agent. So the agent is replaced at the one seam that no rewrite of a
 handler moves, the CLI's own protocol on standard input and output: SDK, proxy, sandbox and all else are the real ones.
-The stand-in writes down when it began, before which the session was restored, and when it was done.
+The stand-in writes down when it began, when what was restored before that was in place, and when it was done.
 It runs with the standard library alone, to start in a few hundredths of a second.
 """
 
@@ -85,6 +85,7 @@ def main(began: float) -> None:
             _say({"type": "control_response", "response": response})
         elif frame["type"] == "user":
             _turn(began, _text(frame["message"]["content"]))
+    os._exit(0)  # Python takes some milliseconds to put itself away
 
 
 def _frames() -> Iterator[dict[str, Any]]:
@@ -101,6 +102,7 @@ def _text(content: Any) -> str:
 
 
 def _turn(began: float, text: str) -> None:
+    in_place = _in_place()
     orders = json.loads(text)
     ACTS[orders["act"]](**orders["arguments"])
     words = [word for argument in sys.argv for word in argument.split("=", 1)]
@@ -109,9 +111,18 @@ def _turn(began: float, text: str) -> None:
     about = {"session_id": session, "uuid": session}
     stated = {"type": "system", "subtype": "init", "claude_code_version": VERSION}
     _say(stated | about | {"cwd": "", "tools": [], "mcp_servers": [], "model": "stand-in", "apiKeySource": "none"})
-    stamps = {"began": began, "done": time.monotonic(), "cpu": time.process_time()}
+    stamps = {"began": began, "in_place": in_place, "done": time.monotonic(), "cpu": time.process_time()}
     Path(orders["stamps"]).write_text(json.dumps(stamps))
     _say(_result() | about)
+
+
+def _in_place() -> float:
+    """Monotonic seconds of the last that restoring does: it tells the mode and times of Claude's own directory.
+
+    File times tick every few milliseconds at the most.
+    """
+    changed = Path(os.environ["CLAUDE_CONFIG_DIR"]).stat().st_ctime
+    return changed - time.time() + time.monotonic()
 
 
 def _remember(session: str, text: str) -> None:

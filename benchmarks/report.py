@@ -18,7 +18,8 @@ class Check(NamedTuple):
 
     promise: str
     measured: str
-    met: bool
+    met: bool | None
+    """None where it was not promised, and is there to compare."""
 
     @classmethod
     def at_least(cls, promise: str, measured: float, least: float, unit: str = "×") -> "Check":
@@ -65,7 +66,7 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 def checks(sections: Iterable[Section]) -> str:
     """All checks of a run, in one table; nothing where there are none."""
     rows = [
-        (check.promise, check.measured, "met" if check.met else "**not met**")
+        (check.promise, check.measured, {True: "met", False: "**not met**", None: ""}[check.met])
         for one in sections
         for check in one.checks
     ]

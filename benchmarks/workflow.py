@@ -34,7 +34,7 @@ class Span(NamedTuple):
 
     seconds: float
     archive_seconds: float
-    """Without those in which nothing but requests for the run's record were under way."""
+    """Of these, what the naive way has a counterpart of: see `Turn`."""
     cpu: float
     up: int
     """Bytes of bodies sent to S3, what S3 copies inside itself not included."""
@@ -47,9 +47,10 @@ class Turn(NamedTuple):
 
     session_id: str
     restore: Span
-    """From RunClaude's event until the agent's process has begun."""
+    """From RunClaude's event until the agent's process has begun; for the archive, until all of it was in place."""
     persist: Span
-    """From the agent's end until all is staged, and PersistSession."""
+    """From the agent's end until all is staged, and PersistSession; for the archive, without the seconds in which
+    nothing but requests for the run's record were under way."""
     wipe_seconds: float
     """From then until RunClaude is free again: its scratch directory is removed."""
     calls: dict[str, Call]
@@ -84,7 +85,7 @@ def ask(functions: dict[str, Handler], prompt: str, session: str | None = None) 
         {"envelope": envelope, "execution": f"execution-{uuid.uuid4()}", "started_at": now}
     )
     ran = functions["RunClaude"](restored.output["task"])
-    persisted = functions["PersistSession"](restored.output["claim"])
+    persisted = functions["PersistSession"]({"claim": restored.output["claim"], "told": ran.output})
     return dict(zip(STATES, (restored, ran, persisted), strict=True))
 
 
@@ -92,6 +93,7 @@ def _turn(calls: dict[str, Call], stamps: Json, exchanges: list[Exchange], sampl
     _, ran, persisted = (calls[state] for state in STATES)
     staged = max(exchange.end for exchange in exchanges if "/result.json" in exchange.target and _puts(exchange))
     restore = _span(exchanges, [(ran.start, stamps["began"])], sampler.between(ran.start, stamps["began"]))
+    restore = restore._replace(archive_seconds=stamps["in_place"] - ran.start)
     # The stand-in's own time is in its parent's once it has ended, which is after it was done.
     cpu = max(0.0, sampler.between(stamps["done"], staged) - stamps["cpu"]) + persisted.cpu
     persist = _span(exchanges, [(stamps["done"], staged), (persisted.start, persisted.end)], cpu)

@@ -377,7 +377,10 @@ class Restored:
 
 @dataclass(frozen=True)
 class RunResult:
-    """RunClaude's result, for the reader of the console. Nothing after it believes it."""
+    """RunClaude's result, for the reader of the console and for PersistSession to begin with.
+
+    Nothing that it says holds before result.json has said the same.
+    """
 
     run_id: str
     stop_reason: str
@@ -385,9 +388,21 @@ class RunResult:
     cost_usd: float
     duration_ms: int
     files_total: int
+    session_files: int
+    session_directory: int
+
+    @classmethod
+    def of(cls, run_id: str, result: "Result") -> "RunResult":
+        """That of a staged result."""
+        return cls(run_id, *(getattr(result, field.name) for field in fields(cls)[1:]))
 
     def dump(self) -> Json:
         return asdict(self)
+
+    @classmethod
+    def load(cls, data: object) -> "RunResult":
+        """Raises `ValueError` for anything that is not exactly this shape: strangers' code may have returned it."""
+        return cls(**_checked(cls, data, "RunClaude's result"))
 
 
 @dataclass(frozen=True)
@@ -430,17 +445,22 @@ class Result:
     @classmethod
     def load(cls, data: object) -> "Result":
         """Raises `ValueError` for anything that is not exactly this shape: strangers' code may have written it."""
-        if not isinstance(data, dict) or set(data) != {field.name for field in fields(cls)}:
-            raise ValueError("result.json has other fields than a result")
-        staged = {name: _staged(data[name]) for name in ("changes", "messages")}
-        wrong = [name for name, sane in _SANE.items() if not sane(data[name])]
-        if wrong:
-            raise ValueError(f"result.json: {', '.join(wrong)} are not what they should be")
-        return cls(**{**data, **staged})
+        data = _checked(cls, data, "result.json")
+        return cls(**{**data, **{name: _staged(data[name]) for name in ("changes", "messages")}})
+
+
+def _checked(kind: type[Result | RunResult], data: object, what: str) -> Json:
+    """What a stranger says in a shape of ours, if it has these fields, and they are what they should be."""
+    if not isinstance(data, dict) or set(data) != {field.name for field in fields(kind)}:
+        raise ValueError(f"{what} has other fields than a result")
+    if wrong := [name for name, sane in _SANE.items() if name in data and not sane(data[name])]:
+        raise ValueError(f"{what}: {', '.join(wrong)} are not what they should be")
+    return data
 
 
 def _whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    """Whether it is a count, as JSON carries one exactly."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 53
 
 
 def dollars(value: object) -> bool:
@@ -449,6 +469,7 @@ def dollars(value: object) -> bool:
 
 
 _SANE: Mapping[str, Callable[[object], bool]] = {
+    "run_id": lambda value: isinstance(value, str),
     "result": lambda value: value is None or isinstance(value, str),
     "stop_reason": lambda value: isinstance(value, str) and re.fullmatch(r"[a-z_]{1,40}", value) is not None,
     "num_turns": _whole,

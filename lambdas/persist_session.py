@@ -1,7 +1,9 @@
 """PersistSession: commits what a run staged as the session's next version, writes the answer, frees the session.
 
 What it commits to comes from RestoreSession's claim alone. What RunClaude staged is a stranger's: it is checked for
-its shape, and can name nothing outside its own attempt; see commit.py for what becomes of its files.
+its shape, and can name nothing outside its own attempt; see commit.py for what becomes of its files. What RunClaude
+returned is three numbers to begin with: how much it spent, and how large the session is. What was staged must say the
+same before anything is committed.
 """
 
 import os
@@ -11,17 +13,18 @@ from datetime import UTC, datetime
 from functools import cache
 
 from lambdas import answer
-from lambdas.contract import ANSWER_BYTES, FORMAT, Claim, Json
+from lambdas.contract import ANSWER_BYTES, FORMAT, Claim, Json, RunResult
+from lambdas.errors import AgentCrashed
 from lambdas.sessions.client import s3_client
-from lambdas.sessions.commit import Commit, Rules
+from lambdas.sessions.commit import Commit, Rules, of_archive
 from lambdas.sessions.records import RATIO, Limits
 from lambdas.sessions.store import Store
 from lambdas.settings import CommitSettings
 
 
 def handler(event: Json, context: object) -> Json:
-    """The Lambda entry point: `Claim` → the answer of the POST."""
-    return keeper().persist(Claim.load(event))
+    """The Lambda entry point: `{claim, told}`, what RunClaude returned if it ran just now → the answer of the POST."""
+    return keeper().persist(Claim.load(event["claim"]), event["told"])
 
 
 @cache
@@ -38,17 +41,18 @@ class Keeper:
     store: Store
     rules: Rules
 
-    def persist(self, claim: Claim) -> Json:
+    def persist(self, claim: Claim, told: object) -> Json:
         """Raises `SessionMoved`, `AgentCrashed` (nothing usable is staged), `SessionTooLarge` or one of `Internal`."""
         # Every request takes S3 some 20 ms: what does not need another's answer does not wait for it.
-        with ThreadPoolExecutor(3) as pool:
-            commit = Commit(pool, self.store, claim, self.rules)
+        with ThreadPoolExecutor(3) as pool, Commit(pool, self.store, claim, self.rules) as commit:
+            before, now = self.store.spent_before(claim), datetime.now(UTC)
+            if told is not None:
+                commit.begin(_metadata(claim, _returned(claim, told), before, now))
             result = self.store.result(claim)
             messages = pool.submit(self.store.messages, claim, result.messages, ANSWER_BYTES)
-            spent = result.cost_usd + self.store.spent_before(claim)
-            metadata = _metadata(claim, spent)
+            metadata = _metadata(claim, RunResult.of(claim.run_id, result), before, now)
             commit.make(result, metadata)
-            own = spent if claim.staging.startswith(f"runs/{claim.run_id}/") else 0.0
+            own = result.cost_usd + before if claim.staging.startswith(f"runs/{claim.run_id}/") else 0.0
             built = answer.build(claim, result, messages.result(), own, float(metadata["cost-usd"]))
             standing = self.store.answer(claim.run_id, built)
             marked = pool.submit(self.store.mark, claim, "done")
@@ -57,16 +61,22 @@ class Keeper:
         return answer.with_links(standing, self.store)
 
 
-def _metadata(claim: Claim, spent: float) -> dict[str, str]:
-    """S3 user metadata, but for what the commit knows: ASCII strings, at most 2 KB together."""
+def _returned(claim: Claim, told: object) -> RunResult:
+    try:
+        return RunResult.load(told)
+    except ValueError as error:
+        raise AgentCrashed(run_id=claim.run_id, session_id=claim.session_id, detail=str(error)) from error
+
+
+def _metadata(claim: Claim, run: RunResult, spent_before: float, now: datetime) -> dict[str, str]:
+    """S3 user metadata: ASCII strings, at most 2 KB together."""
     base = claim.base
     goes_on = base is not None and base.session_id == claim.session_id
-    now = datetime.now(UTC).isoformat(timespec="seconds")
-    return {
-        "created": base.created if base and goes_on else now,
+    return of_archive(run.session_files, run.session_directory) | {
+        "created": base.created if base and goes_on else now.isoformat(timespec="seconds"),
         "owner": claim.owner,
         "turns": str((base.turns if base else 0) + 1),
-        "cost-usd": f"{(base.cost_usd if base else 0.0) + spent:.6f}",
+        "cost-usd": f"{(base.cost_usd if base else 0.0) + spent_before + run.cost_usd:.6f}",
         "run": claim.run_id,
         "claude-session": claim.claude_session,
         "format": str(FORMAT),

@@ -150,14 +150,7 @@ class Worker:
         result = _result(outcome, packed, changes, staging.result())
         text = json.dumps(result.dump(), ensure_ascii=False).encode()
         self.put(task.grants.result, text, len(text))
-        return RunResult(
-            run_id=task.run_id,
-            stop_reason=result.stop_reason,
-            num_turns=result.num_turns,
-            cost_usd=result.cost_usd,
-            duration_ms=result.duration_ms,
-            files_total=result.files_total,
-        )
+        return RunResult.of(task.run_id, result)
 
     def pack(
         self,

@@ -17,12 +17,12 @@ from zipfile import ZipFile
 
 from botocore.exceptions import ClientError
 
-from lambdas.contract import Claim, Json, Restored, Result, Staged, Task, run_id
+from lambdas.contract import Claim, Json, Restored, Result, RunResult, Staged, Task, run_id
 from lambdas.errors import AgentCrashed, ModelOverloaded, Refused, WorkflowError
 from lambdas.persist_session import Keeper
 from lambdas.record_failure import Recorder
 from lambdas.restore_session import LEASE_MARGIN, Door
-from lambdas.sessions.commit import Commit, Rules
+from lambdas.sessions.commit import Commit, Rules, of_archive
 from lambdas.sessions.grants import Grantee
 from lambdas.sessions.index import NOTHING, Index
 from lambdas.sessions.merge import merge
@@ -100,6 +100,8 @@ class Execution:
     restored: Restored | None = None
     started: float | None = None
     """Epoch seconds; the same for every try of its states."""
+    told: RunResult | None = None
+    """What RunClaude returned."""
 
     @property
     def run(self) -> str:
@@ -128,7 +130,7 @@ class Workflow:
         execution.restored = door.restore(request, execution.name, execution.started)
         return execution.restored
 
-    def run(self, task: Task, fuse: Fuse | None = None) -> None:
+    def run(self, task: Task, fuse: Fuse | None = None) -> RunResult:
         """RunClaude: a conversation adds one line to the session."""
         put = fuse or Fuse()
         if put(lambda: self.grantee.put(task.grants.started, b"", 0)) is None:
@@ -142,12 +144,18 @@ class Workflow:
         staged = session(**{task.run_id: b"a turn", HISTORY: text})
         changes: Staged = put(lambda: self.grantee.put(task.grants.changes, staged, len(staged)))
         messages: Staged = put(lambda: self.grantee.put(task.grants.messages, b"[]", 2))
-        result = json.dumps(a_result(changes, messages, last, staged).dump()).encode()
-        put(lambda: self.grantee.put(task.grants.result, result, len(result)))
+        result = a_result(changes, messages, last, staged)
+        text = json.dumps(result.dump()).encode()
+        put(lambda: self.grantee.put(task.grants.result, text, len(text)))
+        return RunResult.of(task.run_id, result)
 
-    def persist(self, claim: Claim, fuse: Fuse | None = None) -> Json:
+    def persist(self, claim: Claim, told: RunResult | None = None, fuse: Fuse | None = None) -> Json:
         """PersistSession."""
-        return Keeper(Store(FusedS3(self.s3, fuse or Fuse()), self.bucket), RULES).persist(claim)
+        return self.keeper(fuse).persist(claim, told.dump() if told else None)
+
+    def keeper(self, fuse: Fuse | None = None) -> Keeper:
+        """PersistSession's."""
+        return Keeper(Store(FusedS3(self.s3, fuse or Fuse()), self.bucket), RULES)
 
     def record(self, execution: Execution, error: WorkflowError, fuse: Fuse | None = None) -> Json:
         """RecordFailure."""
@@ -164,9 +172,8 @@ class Workflow:
             restored = self.restore(execution, fuse)
             if restored.response is not None:
                 return restored.response
-            if restored.task is not None:
-                self.run(restored.task, fuse)
-            return self.persist(restored.claim, fuse)
+            told = self.run(restored.task, fuse) if restored.task else None
+            return self.persist(restored.claim, told, fuse)
         except Refused:
             raise
         except WorkflowError as error:
@@ -197,8 +204,10 @@ class Workflow:
 
 def commit(store: Store, claim: Claim, result: Result, metadata: dict[str, str], rules: Rules = RULES) -> None:
     """What PersistSession commits by, alone."""
-    with ThreadPoolExecutor(1) as pool:
-        Commit(pool, store, claim, rules).make(result, metadata)
+    with ThreadPoolExecutor(1) as pool, Commit(pool, store, claim, rules) as begun:
+        metadata = metadata | of_archive(result.session_files, result.session_directory)
+        begun.begin(metadata)
+        begun.make(result, metadata)
 
 
 def result_of(store: Store, claim: Claim, staged: Staged) -> Result:

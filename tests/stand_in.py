@@ -34,7 +34,7 @@ def run_claude(event: Json, _context: object) -> Json:
 
 
 def persist_session(event: Json, _context: object) -> Json:
-    return _act("PersistSession", event["script"], event)
+    return _act("PersistSession", event["claim"]["script"], event)
 
 
 def record_failure(event: Json, _context: object) -> Json:

@@ -10,6 +10,7 @@ import uuid
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from itertools import pairwise
@@ -24,7 +25,7 @@ from hypothesis import strategies as st
 from lambdas.contract import Base, Claim, Staged
 from lambdas.errors import AgentCrashed, SessionDamaged, SessionMoved, SessionTooLarge, WorkflowError
 from lambdas.sessions.archive import pack
-from lambdas.sessions.commit import Rules, compact
+from lambdas.sessions.commit import Commit, Rules, compact
 from lambdas.sessions.grants import Grantee
 from lambdas.sessions.index import NOTHING, Index
 from lambdas.sessions.merge import Merged, Placed
@@ -449,6 +450,19 @@ def test_hostile_changes_of_a_large_session_leave_nothing_behind(store: Store) -
     base, _ = a_large_one(store)
     with pytest.raises(AgentCrashed):
         commit_of(store, base, b"hello " * 100)
+    assert (uploads(store), len(versions(store))) == ([], 1)
+
+
+def test_what_was_begun_as_another_is_not_committed(store: Store) -> None:
+    """S3 has its metadata since the first byte, and cannot be told others."""
+    base, _ = a_large_one(store)
+    claim = a_claim(base)
+    result = result_of(store, claim, stage(store, claim, staged(Y)))
+    with ThreadPoolExecutor(1) as pool, Commit(pool, store, claim, RULES) as begun:
+        begun.begin({"turns": "7"})
+        with pytest.raises(AgentCrashed) as caught:
+            begun.make(result, metadata(claim))
+    assert "not what RunClaude returned" in caught.value.detail
     assert (uploads(store), len(versions(store))) == ([], 1)
 
 

@@ -193,7 +193,7 @@ def test_an_answer_given_again_frees_what_its_writer_held(workflow: Workflow) ->
     workflow.run(restored.task)
     for number in range(1, 20):  # until it dies with its answer written and the lease in its hands
         with suppress(Killed):
-            workflow.persist(restored.claim, Fuse(number))
+            workflow.persist(restored.claim, fuse=Fuse(number))
         if workflow.store.response(execution.run):
             break
     assert workflow.lease(session) is not None

@@ -132,8 +132,8 @@ def test_run_claude_is_repeated_on_throttles_only() -> None:
 
 
 def test_persist_session_does_not_believe_run_claude() -> None:
-    """PersistSession gets RestoreSession's claim, and nothing that the function with strangers' code returned."""
-    assert STATES["PersistSession"]["Arguments"]["Payload"] == "{% $claim %}"
+    """PersistSession gets RestoreSession's claim; apart from it, what the function with strangers' code returned."""
+    assert STATES["PersistSession"]["Arguments"]["Payload"] == {"claim": "{% $claim %}", "told": "{% $states.input %}"}
     assert "claim" not in STATES["RunClaude"].get("Assign", {})
 
 

@@ -84,13 +84,15 @@ def failure(answer: Json) -> Json:
 
 
 def test_a_run_goes_through_three_states(workflow: Workflow) -> None:
-    """RunClaude gets its task alone; PersistSession gets the claim, and nothing of what RunClaude said."""
+    """RunClaude gets its task alone; PersistSession the claim, and apart from it what RunClaude told."""
     answer = workflow.run()
     assert answer["status"] == "SUCCEEDED"
     assert json.loads(answer["output"])["of"] == "PersistSession"
     assert workflow.visited() == {"RestoreSession", "RunClaude", "PersistSession"}
     assert set(workflow.calls("RunClaude")[0]) == {"script", "task"}
-    assert set(workflow.calls("PersistSession")[0]) == {"script", "session_id", "run_id"}
+    persisted = workflow.calls("PersistSession")[0]
+    assert set(persisted["claim"]) == {"script", "session_id", "run_id"}
+    assert (set(persisted), persisted["told"]["of"]) == ({"claim", "told"}, "RunClaude")
 
 
 def test_restore_session_learns_its_execution(workflow: Workflow) -> None:
@@ -106,6 +108,7 @@ def test_a_staged_result_is_only_persisted(workflow: Workflow) -> None:
     """`persist` goes past the model."""
     assert workflow.run(next="persist")["status"] == "SUCCEEDED"
     assert workflow.visited() == {"RestoreSession", "PersistSession"}
+    assert workflow.calls("PersistSession")[0]["told"] is None
 
 
 def test_a_committed_answer_is_only_given(workflow: Workflow) -> None:

@@ -78,7 +78,7 @@ class Interleavings(RuleBasedStateMachine):
         assert execution.restored
         assert execution.restored.task
         with self._acting(execution):
-            self.workflow.run(execution.restored.task, fuse)
+            execution.told = self.workflow.run(execution.restored.task, fuse)
         if self.workflow.store.staging(execution.run).result is None:
             self.lost[execution.run] += self.workflow.conversations[execution.run] - asked
 
@@ -88,7 +88,7 @@ class Interleavings(RuleBasedStateMachine):
         execution = self._one(data)
         assert execution.restored
         with self._acting(execution):
-            self._answered(execution, self.workflow.persist(execution.restored.claim, fuse))
+            self._answered(execution, self.workflow.persist(execution.restored.claim, execution.told, fuse))
             self.live.remove(execution)
 
     @precondition(lambda self: any(e.restored and e.restored.task for e in self.live))
@@ -99,7 +99,7 @@ class Interleavings(RuleBasedStateMachine):
         assert execution.restored
         assert execution.restored.task
         with self._acting(execution):
-            self.workflow.run(execution.restored.task)
+            execution.told = self.workflow.run(execution.restored.task)
         for key in KEYS:
             if self._session(key) == execution.restored.claim.session_id and key != execution.key:
                 self.a_whole_execution_goes_by(key)
@@ -107,7 +107,7 @@ class Interleavings(RuleBasedStateMachine):
             self._restore(Execution(str(uuid.uuid4()), execution.key, execution.body), Fuse())
         if execution in self.live:
             with self._acting(execution):
-                self._answered(execution, self.workflow.persist(execution.restored.claim, fuse))
+                self._answered(execution, self.workflow.persist(execution.restored.claim, execution.told, fuse))
                 self.live.remove(execution)
 
     @precondition(lambda self: self.live)

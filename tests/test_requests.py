@@ -77,8 +77,8 @@ def test_a_commit_asks_for_what_is_documented_and_no_more(noted: Noted) -> None:
     session = workflow.new_session("four")
     restored = workflow.restore(Execution("fourth", "five", {"prompt": "x", "session_id": session}))
     assert restored.task
-    workflow.run(restored.task)
+    told = workflow.run(restored.task)
     noted.asked.clear()
-    workflow.persist(restored.claim)
+    workflow.persist(restored.claim, told)
     listed = DOCUMENT.read_text().split("## PersistSession")[1]
     assert sorted(noted.asked) == sorted(re.findall(r"^\| `([A-Z]+ [^`]+)`", listed, re.MULTILINE))

@@ -7,7 +7,9 @@ conditional write decides.
 """
 
 from concurrent.futures import Executor
+from contextlib import closing
 from dataclasses import dataclass
+from typing import Self, cast
 
 from lambdas.contract import Base, Claim, Result, Staged
 from lambdas.errors import AgentCrashed, SessionDamaged, SessionMoved
@@ -40,7 +42,10 @@ class Opened:
 
 
 class Commit:
-    """A session's next version. The version before is read from the beginning on, whatever else is asked meanwhile."""
+    """A session's next version; a context manager, which leaves nothing behind of one that was not made.
+
+    The version before is read from the beginning on, whatever else is asked meanwhile.
+    """
 
     def __init__(self, pool: Executor, store: Store, claim: Claim, rules: Rules) -> None:
         self._store = store
@@ -48,26 +53,45 @@ class Commit:
         self._rules = rules
         self._source = _source(store, claim.base) if claim.base else None
         self._last = pool.submit(_opened, self._source)
+        self._writing: Writing | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._writing:
+            self._writing.close()
+
+    def begin(self, metadata: dict[str, str]) -> None:
+        """Copy what is likely to stay, under what the metadata are likely to be: S3 wants them before the first byte.
+
+        Nothing is waited for, and nothing raised.
+        """
+        claim = self._claim
+        self._writing = Writing(self._store, session_key(claim.session_id), _condition(claim), metadata)
+        if claim.base and self._source:
+            self._writing.begin(self._source, claim.base.size - claim.base.directory)
 
     def make(self, result: Result, metadata: dict[str, str]) -> None:
         """Make what was staged the session's next version, if it still is where the run began.
 
         What is copied first does not wait for what the changes are. Raises `SessionMoved`, unless the version in the
         way is this run's own commit; `AgentCrashed` where what was staged is not there, or nothing that a run of ours
-        stages; `SessionTooLarge`; `SessionDamaged` for the version before.
+        stages, or other metadata were begun with; `SessionTooLarge`; `SessionDamaged` for the version before.
         """
         claim, limits = self._claim, self._rules.limits
-        told = metadata | _told(result.session_files, result.session_directory)
+        if self._writing is None:
+            self.begin(metadata)
+        writing = cast(Writing, self._writing)
+        if writing.metadata != metadata:
+            raise _crashed(claim, "it is not what RunClaude returned")
         try:
-            with Writing(self._store, session_key(claim.session_id), _condition(claim), told) as writing:
-                if claim.base and self._source:
-                    writing.begin(self._source, claim.base.size - claim.base.directory)
-                changes = _changes(self._store, claim, result.changes, limits)
-                last = self._last.result()
-                merged = _merged(claim, last, changes, limits)
-                layout = _layout(last, changes, merged, self._rules.dead_share)
-                _check(claim, result, merged, layout)
-                writing.write(layout)
+            changes = _changes(self._store, claim, result.changes, limits)
+            last = self._last.result()
+            merged = _merged(claim, last, changes, limits)
+            layout = _layout(last, changes, merged, self._rules.dead_share)
+            _check(claim, result, merged, layout)
+            writing.write(layout)
         except (Refusal, Missing):
             if not self._store.committed(claim):
                 raise SessionMoved(session_id=claim.session_id, run_id=claim.run_id) from None
@@ -83,14 +107,14 @@ def compact(store: Store, base: Base, metadata: dict[str, str]) -> int:
     dead = last.index.at - sum(map(size, merged.live()))
     if dead:
         layout = _layout(last, Opened(None, NOTHING), merged, 0.0)
-        told = metadata | _told(merged.files, layout.directory)
-        with Writing(store, session_key(base.session_id), {"IfMatch": base.etag}, told) as writing:
+        told = metadata | of_archive(merged.files, layout.directory)
+        with closing(Writing(store, session_key(base.session_id), {"IfMatch": base.etag}, told)) as writing:
             writing.write(layout)
     return dead
 
 
-def _told(files: int, directory: int) -> dict[str, str]:
-    """What the metadata say of the archive."""
+def of_archive(files: int, directory: int) -> dict[str, str]:
+    """What the metadata say of a session's archive: how many files it has, and bytes of its directory."""
     return {"file-count": str(files), "directory": str(directory)}
 
 

@@ -5,7 +5,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from functools import cached_property, partial
 from itertools import islice, takewhile
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 from lambdas.errors import WorkflowError
 from lambdas.sessions.index import Run
@@ -136,14 +136,15 @@ class Layout(NamedTuple):
 class Writing:
     """One new version of an object: whole where it is small, else in parts, several at a time.
 
-    A context manager: what goes wrong in it leaves no parts behind; where aborting fails too, the bucket's lifecycle
-    rule sweeps them. Raises `Refusal` where the condition does not hold, and `Missing` where S3 does not know the
-    upload any more: then it was completed before, and the answer was lost.
+    It is to be closed: what was begun and not made leaves no parts behind; where aborting fails too, the bucket's
+    lifecycle rule sweeps them. Raises `Refusal` where the condition does not hold, and `Missing` where S3 does not know
+    the upload any more: then it was completed before, and the answer was lost.
     """
 
     def __init__(self, store: Store, key: str, condition: dict[str, str], metadata: dict[str, str]) -> None:
         self._s3 = store.s3
         self._target = {"Bucket": store.bucket, "Key": key}
+        self.metadata = metadata
         self._about = {**self._target, "Metadata": metadata, "ContentType": "application/zip"}
         self._condition = condition
         self._pool = ThreadPoolExecutor(THREADS, "part")
@@ -151,10 +152,8 @@ class Writing:
         """Its id; None where there is nothing that would have to be aborted."""
         self._begun: list[tuple[Piece, Future[str]]] = []
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
+        """Abort the upload, unless it is complete."""
         self._pool.shutdown(cancel_futures=True)  # a part that comes after the upload was aborted would stay
         if self._upload and not self._upload.cancelled() and not self._upload.exception():
             with suppress(Missing), storage("aborting an upload"):

@@ -1,0 +1,56 @@
+"""PersistSession begins with what RunClaude returned, and believes what it staged."""
+
+import uuid
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from lambdas.errors import AgentCrashed
+from local import engine
+from tests.by_hand import Execution, Workflow
+
+
+@pytest.fixture(scope="module")
+def workflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workflow]:
+    with engine.running(tmp_path_factory.mktemp("persist")) as running:
+        s3 = running.client("s3")
+        s3.create_bucket(Bucket="sessions")
+        s3.put_bucket_versioning(Bucket="sessions", VersioningConfiguration={"Status": "Enabled"})
+        yield Workflow(s3, "sessions")
+
+
+def test_it_needs_nothing_of_what_run_claude_returned(workflow: Workflow) -> None:
+    """An attempt that died after its last write is persisted by the next, which has only what was staged."""
+    session = workflow.new_session(str(uuid.uuid4()))
+    restored = workflow.restore(Execution("two", str(uuid.uuid4()), {"prompt": "x", "session_id": session}))
+    assert restored.task
+    workflow.run(restored.task)
+    assert workflow.persist(restored.claim, None)["cost_usd"] == 0.25
+
+
+@pytest.mark.parametrize("lie", [{"cost_usd": 0.0}, {"session_files": 7}, {"session_directory": 0}])
+def test_what_run_claude_returned_has_to_be_what_it_staged(workflow: Workflow, lie: dict[str, Any]) -> None:
+    """Its function runs strangers' code: a session's metadata are not what it says, but what it says twice."""
+    session = workflow.new_session(str(uuid.uuid4()))
+    restored = workflow.restore(Execution("two", str(uuid.uuid4()), {"prompt": "x", "session_id": session}))
+    assert restored.task
+    told = workflow.run(restored.task)
+    history = workflow.history(session)
+    with pytest.raises(AgentCrashed):
+        workflow.persist(restored.claim, replace(told, **lie))
+    assert workflow.history(session) == history
+    workflow.persist(restored.claim, told)
+    assert workflow.history(session) == [*history, restored.claim.run_id]
+
+
+@pytest.mark.parametrize("told", [[], "x", {}, {"cost_usd": 1}, {"run_id": "run-1", "next": "done"}])
+def test_what_is_no_result_of_run_claudes_is_refused(workflow: Workflow, told: object) -> None:
+    """A stranger may have returned anything."""
+    restored = workflow.restore(Execution("one", str(uuid.uuid4()), {"prompt": "x"}))
+    assert restored.task
+    workflow.run(restored.task)
+    with pytest.raises(AgentCrashed):
+        workflow.keeper().persist(restored.claim, told)
+    assert restored.claim.session_id + ".zip" not in workflow.objects()
