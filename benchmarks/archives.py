@@ -61,9 +61,10 @@ def _persist(measured: list[Results]) -> Section:
         "Ours is from the end of the agent until PersistSession has answered: RunClaude notices what changed and "
         "stages it, PersistSession commits it. The archive alone is without the time in which only requests for the "
         "run's record were under way, of which the other ways keep none. Its peak memory is PersistSession's. The "
-        "naive way is `zipfile` at level 6 over everything and one upload. The backup tools take a second snapshot of the same tree with the same change; `borg` and `casync` write to a local directory, "
-        "which is in their favour, `tar.zst` is all of it, archived and uploaded. A walk is `lstat` of every "
-        "file, the least that noticing changes takes."
+        "naive way is `zipfile` at level 6 over everything and one upload. The backup tools take a second snapshot of "
+        "the same tree with the same change; `borg` and `casync` write to a local directory, which is in their favour, "
+        "`tar.zst` is all of it, archived and uploaded. A walk is `lstat` of every file, the least that noticing "
+        "changes takes."
     )
     absent = backups.missing()
     if absent:
