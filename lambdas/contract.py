@@ -376,6 +376,15 @@ class Restored:
 
 
 @dataclass(frozen=True)
+class Staged:
+    """An object that RunClaude put under its attempt: which version of it, and how large it is."""
+
+    version_id: str
+    etag: str
+    size: int
+
+
+@dataclass(frozen=True)
 class RunResult:
     """RunClaude's result, for the reader of the console and for PersistSession to begin with.
 
@@ -390,6 +399,7 @@ class RunResult:
     files_total: int
     session_files: int
     session_directory: int
+    changes: Staged
 
     @classmethod
     def of(cls, run_id: str, result: "Result") -> "RunResult":
@@ -403,15 +413,6 @@ class RunResult:
     def load(cls, data: object) -> "RunResult":
         """Raises `ValueError` for anything that is not exactly this shape: strangers' code may have returned it."""
         return cls(**_checked(cls, data, "RunClaude's result"))
-
-
-@dataclass(frozen=True)
-class Staged:
-    """An object that RunClaude put under its attempt: which version of it, and how large it is."""
-
-    version_id: str
-    etag: str
-    size: int
 
 
 @dataclass(frozen=True)
@@ -445,17 +446,16 @@ class Result:
     @classmethod
     def load(cls, data: object) -> "Result":
         """Raises `ValueError` for anything that is not exactly this shape: strangers' code may have written it."""
-        data = _checked(cls, data, "result.json")
-        return cls(**{**data, **{name: _staged(data[name]) for name in ("changes", "messages")}})
+        return cls(**_checked(cls, data, "result.json"))
 
 
 def _checked(kind: type[Result | RunResult], data: object, what: str) -> Json:
-    """What a stranger says in a shape of ours, if it has these fields, and they are what they should be."""
+    """The fields of a shape of ours, as a stranger says them, if they are these, and each is what it should be."""
     if not isinstance(data, dict) or set(data) != {field.name for field in fields(kind)}:
         raise ValueError(f"{what} has other fields than a result")
     if wrong := [name for name, sane in _SANE.items() if name in data and not sane(data[name])]:
         raise ValueError(f"{what}: {', '.join(wrong)} are not what they should be")
-    return data
+    return data | {name: _staged(data[name], what) for name in ("changes", "messages") if name in data}
 
 
 def _whole(value: object) -> bool:
@@ -485,7 +485,7 @@ _SANE: Mapping[str, Callable[[object], bool]] = {
 }
 
 
-def _staged(data: object) -> Staged:
+def _staged(data: object, what: str) -> Staged:
     if not isinstance(data, dict) or set(data) != {"version_id", "etag", "size"} or not _whole(data["size"]):
-        raise ValueError("result.json names no staged object")
+        raise ValueError(f"{what} names no staged object")
     return Staged(str(data["version_id"]), str(data["etag"]), data["size"])

@@ -2,8 +2,8 @@
 
 What it commits to comes from RestoreSession's claim alone. What RunClaude staged is a stranger's: it is checked for
 its shape, and can name nothing outside its own attempt; see commit.py for what becomes of its files. What RunClaude
-returned is three numbers to begin with: how much it spent, and how large the session is. What was staged must say the
-same before anything is committed.
+returned is to begin with: what it spent, how large the session is, and where the changes are. What was staged must say
+the same before anything is committed.
 """
 
 import os
@@ -44,10 +44,11 @@ class Keeper:
     def persist(self, claim: Claim, told: object) -> Json:
         """Raises `SessionMoved`, `AgentCrashed` (nothing usable is staged), `SessionTooLarge` or one of `Internal`."""
         # Every request takes S3 some 20 ms: what does not need another's answer does not wait for it.
-        with ThreadPoolExecutor(3) as pool, Commit(pool, self.store, claim, self.rules) as commit:
+        with ThreadPoolExecutor(4) as pool, Commit(pool, self.store, claim, self.rules) as commit:
             before, now = self.store.spent_before(claim), datetime.now(UTC)
             if told is not None:
-                commit.begin(_metadata(claim, _returned(claim, told), before, now))
+                likely = _returned(claim, told)
+                commit.begin(likely.changes, _metadata(claim, likely, before, now))
             result = self.store.result(claim)
             messages = pool.submit(self.store.messages, claim, result.messages, ANSWER_BYTES)
             metadata = _metadata(claim, RunResult.of(claim.run_id, result), before, now)

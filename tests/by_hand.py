@@ -206,7 +206,7 @@ def commit(store: Store, claim: Claim, result: Result, metadata: dict[str, str],
     """What PersistSession commits by, alone."""
     with ThreadPoolExecutor(1) as pool, Commit(pool, store, claim, rules) as begun:
         metadata = metadata | of_archive(result.session_files, result.session_directory)
-        begun.begin(metadata)
+        begun.begin(result.changes, metadata)
         begun.make(result, metadata)
 
 

@@ -453,13 +453,18 @@ def test_hostile_changes_of_a_large_session_leave_nothing_behind(store: Store) -
     assert (uploads(store), len(versions(store))) == ([], 1)
 
 
-def test_what_was_begun_as_another_is_not_committed(store: Store) -> None:
-    """S3 has its metadata since the first byte, and cannot be told others."""
+@pytest.mark.parametrize(
+    ("word", "numbers"), [({"version_id": "another"}, {}), ({"size": 7}, {}), ({}, {"turns": "7"})]
+)
+def test_what_was_begun_as_another_is_not_committed(
+    store: Store, word: dict[str, Any], numbers: dict[str, str]
+) -> None:
+    """S3 has its metadata since the first byte, and cannot be told others; nor are other changes taken."""
     base, _ = a_large_one(store)
     claim = a_claim(base)
     result = result_of(store, claim, stage(store, claim, staged(Y)))
-    with ThreadPoolExecutor(1) as pool, Commit(pool, store, claim, RULES) as begun:
-        begun.begin({"turns": "7"})
+    with ThreadPoolExecutor(2) as pool, Commit(pool, store, claim, RULES) as begun:
+        begun.begin(replace(result.changes, **word), metadata(claim) | numbers)
         with pytest.raises(AgentCrashed) as caught:
             begun.make(result, metadata(claim))
     assert "not what RunClaude returned" in caught.value.detail

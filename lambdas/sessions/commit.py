@@ -6,10 +6,10 @@ its members' records, each of them checked, and their bytes, unseen: restoring c
 conditional write decides.
 """
 
-from concurrent.futures import Executor
+from concurrent.futures import Executor, Future
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Self, cast
+from typing import NamedTuple, Self
 
 from lambdas.contract import Base, Claim, Result, Staged
 from lambdas.errors import AgentCrashed, SessionDamaged, SessionMoved
@@ -48,53 +48,64 @@ class Commit:
     """
 
     def __init__(self, pool: Executor, store: Store, claim: Claim, rules: Rules) -> None:
+        self._pool = pool
         self._store = store
         self._claim = claim
         self._rules = rules
         self._source = _source(store, claim.base) if claim.base else None
         self._last = pool.submit(_opened, self._source)
-        self._writing: Writing | None = None
+        self._begun: _Begun | None = None
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._writing:
-            self._writing.close()
+        if self._begun:
+            self._begun.writing.close()
 
-    def begin(self, metadata: dict[str, str]) -> None:
-        """Copy what is likely to stay, under what the metadata are likely to be: S3 wants them before the first byte.
+    def begin(self, staged: Staged, metadata: dict[str, str]) -> "_Begun":
+        """Read what is likely to be staged, and copy what is likely to stay, under what the metadata are likely to be:
+        S3 wants them before the first byte.
 
         Nothing is waited for, and nothing raised.
         """
         claim = self._claim
-        self._writing = Writing(self._store, session_key(claim.session_id), _condition(claim), metadata)
+        writing = Writing(self._store, session_key(claim.session_id), _condition(claim), metadata)
         if claim.base and self._source:
-            self._writing.begin(self._source, claim.base.size - claim.base.directory)
+            writing.begin(self._source, claim.base.size - claim.base.directory)
+        changes = self._pool.submit(_changes, self._store, claim, staged, self._rules.limits)
+        self._begun = _Begun(staged, metadata, changes, writing)
+        return self._begun
 
     def make(self, result: Result, metadata: dict[str, str]) -> None:
         """Make what was staged the session's next version, if it still is where the run began.
 
         What is copied first does not wait for what the changes are. Raises `SessionMoved`, unless the version in the
         way is this run's own commit; `AgentCrashed` where what was staged is not there, or nothing that a run of ours
-        stages, or other metadata were begun with; `SessionTooLarge`; `SessionDamaged` for the version before.
+        stages, or not what was begun with; `SessionTooLarge`; `SessionDamaged` for the version before.
         """
-        claim, limits = self._claim, self._rules.limits
-        if self._writing is None:
-            self.begin(metadata)
-        writing = cast(Writing, self._writing)
-        if writing.metadata != metadata:
+        claim = self._claim
+        begun = self._begun or self.begin(result.changes, metadata)
+        if (begun.staged, begun.metadata) != (result.changes, metadata):
             raise _crashed(claim, "it is not what RunClaude returned")
         try:
-            changes = _changes(self._store, claim, result.changes, limits)
-            last = self._last.result()
-            merged = _merged(claim, last, changes, limits)
+            last, changes = self._last.result(), begun.changes.result()
+            merged = _merged(claim, last, changes, self._rules.limits)
             layout = _layout(last, changes, merged, self._rules.dead_share)
             _check(claim, result, merged, layout)
-            writing.write(layout)
+            begun.writing.write(layout)
         except (Refusal, Missing):
             if not self._store.committed(claim):
                 raise SessionMoved(session_id=claim.session_id, run_id=claim.run_id) from None
+
+
+class _Begun(NamedTuple):
+    """What is under way, and by which word."""
+
+    staged: Staged
+    metadata: dict[str, str]
+    changes: Future[Opened]
+    writing: Writing
 
 
 def compact(store: Store, base: Base, metadata: dict[str, str]) -> int:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
-from functools import cached_property, partial
+from functools import partial
 from itertools import islice, takewhile
 from typing import Any, NamedTuple
 
@@ -47,15 +47,19 @@ class Source:
         self._etag = etag
         self._lost = lost
         self._first = max(tail, END_BYTES)
+        self._read_end: tuple[int, bytes] | None = None
 
     @property
     def size(self) -> int:
         """Bytes in all."""
         return self._end[0]
 
-    @cached_property
+    @property
     def _end(self) -> tuple[int, bytes]:
-        return self._get(None, self._first)
+        # No cached_property: before Python 3.12 all of them wait for one lock, and so sources for each other.
+        if self._read_end is None:
+            self._read_end = self._get(None, self._first)
+        return self._read_end
 
     def read(self, start: int, end: int) -> Iterator[bytes]:
         """Some bytes of it."""
@@ -144,7 +148,6 @@ class Writing:
     def __init__(self, store: Store, key: str, condition: dict[str, str], metadata: dict[str, str]) -> None:
         self._s3 = store.s3
         self._target = {"Bucket": store.bucket, "Key": key}
-        self.metadata = metadata
         self._about = {**self._target, "Metadata": metadata, "ContentType": "application/zip"}
         self._condition = condition
         self._pool = ThreadPoolExecutor(THREADS, "part")
