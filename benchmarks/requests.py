@@ -23,7 +23,7 @@ REASONS = (
     (r"PUT .*/started.*", "no attempt asks the model twice"),
     (r"PUT .*/changes\.zip.*", "what the run changed is staged"),
     (r"PUT .*/messages\.json.*", "the agent's messages are staged"),
-    (r"PUT .*/result\.json.*", "what was staged is whole: written last"),
+    (r"PUT .*/result\.json.*", "what the run came to is staged"),
     (r"GET .*/result\.json.*", "PersistSession reads what was staged"),
     (r"GET .*/messages\.json.*", "the messages, for the answer"),
     (r"(GET|HEAD) .*/changes\.zip.*", "PersistSession reads what was staged of the session's content"),

@@ -91,7 +91,7 @@ def ask(functions: dict[str, Handler], prompt: str, session: str | None = None) 
 
 def _turn(calls: dict[str, Call], stamps: Json, exchanges: list[Exchange], sampler: Sampler) -> Turn:
     _, ran, persisted = (calls[state] for state in STATES)
-    staged = max(exchange.end for exchange in exchanges if "/result.json" in exchange.target and _puts(exchange))
+    staged = max(exchange.end for exchange in exchanges if _stages(exchange))
     restore = _span(exchanges, [(ran.start, stamps["began"])], sampler.between(ran.start, stamps["began"]))
     restore = restore._replace(archive_seconds=stamps["in_place"] - ran.start)
     # The stand-in's own time is in its parent's once it has ended, which is after it was done.
@@ -100,8 +100,9 @@ def _turn(calls: dict[str, Call], stamps: Json, exchanges: list[Exchange], sampl
     return Turn(persisted.output["session_id"], restore, persist, ran.end - staged, calls, exchanges)
 
 
-def _puts(exchange: Exchange) -> bool:
-    return exchange.method == "PUT" and exchange.status == 200
+def _stages(exchange: Exchange) -> bool:
+    named = ("/changes.zip?", "/messages.json?", "/result.json?")
+    return exchange.method == "PUT" and any(name in exchange.target for name in named)
 
 
 def _span(exchanges: list[Exchange], windows: list[tuple[float, float]], cpu: float) -> Span:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from cli.records import Records, Run
+from lambdas.sessions.store import WHOLE
 
 SENTENCES = {
     "answer": "give its answer again: the run is done",
@@ -44,5 +45,7 @@ def plan(records: Records, run: Run, verb: str = "again") -> Plan:
         return Plan("wait", staged)
     if verb == "again" and records.moved(run.request):
         return Plan("moved", staged)
-    names = {name for objects in staged.values() for name in objects}
-    return Plan("commit" if "result.json" in names else "resume" if "checkpoint.zip" in names else "restart", staged)
+    if any(objects.keys() >= set(WHOLE) for objects in staged.values()):
+        return Plan("commit", staged)
+    saved = any("checkpoint.zip" in objects for objects in staged.values())
+    return Plan("resume" if saved else "restart", staged)

@@ -43,8 +43,8 @@ def build(claim: Claim, result: Result, messages: list[Json] | None, cost_usd: f
     }
     if messages is not None and _room(answer) >= 0:
         return answer
-    staged = {"key": f"{claim.staging}messages.json", "version_id": result.messages.version_id}
-    return _shortened(answer | {"messages": [result.last_message], "messages_truncated": True, "messages_at": staged})
+    at = f"{claim.staging}messages.json"
+    return _shortened(answer | {"messages": [result.last_message], "messages_truncated": True, "messages_at": at})
 
 
 def with_links(answer: Json, store: Store) -> Json:
@@ -53,7 +53,7 @@ def with_links(answer: Json, store: Store) -> Json:
     key = session_key(answer["session_id"])
     given |= {"s3_url": f"s3://{store.bucket}/{key}", "session_url": store.link(key, LINK_SECONDS)}
     if at := answer.get("messages_at"):
-        given["messages_url"] = store.link(at["key"], LINK_SECONDS, VersionId=at["version_id"])
+        given["messages_url"] = store.link(at, LINK_SECONDS)
     return given
 
 

@@ -376,15 +376,6 @@ class Restored:
 
 
 @dataclass(frozen=True)
-class Staged:
-    """An object that RunClaude put under its attempt: which version of it, and how large it is."""
-
-    version_id: str
-    etag: str
-    size: int
-
-
-@dataclass(frozen=True)
 class RunResult:
     """RunClaude's result, for the reader of the console and for PersistSession to begin with.
 
@@ -399,7 +390,7 @@ class RunResult:
     files_total: int
     session_files: int
     session_directory: int
-    changes: Staged
+    staged_bytes: int
 
     @classmethod
     def of(cls, run_id: str, result: "Result") -> "RunResult":
@@ -417,7 +408,7 @@ class RunResult:
 
 @dataclass(frozen=True)
 class Result:
-    """`result.json`: what a run came to, and the objects that belong to it. Written last, by RunClaude: untrusted."""
+    """`result.json`: what a run came to. Written by RunClaude: untrusted."""
 
     result: str | None
     structured_output: Any
@@ -435,9 +426,8 @@ class Result:
     """How many files and links the session has now."""
     session_directory: int
     """Bytes of its archive's directory, but for what numbers over 4 GiB take there."""
-    changes: Staged
-    """What the run changed of the version that it is pinned to."""
-    messages: Staged
+    staged_bytes: int
+    """Bytes of `changes.zip`: what the run changed of the version that it is pinned to."""
     format: int = FORMAT
 
     def dump(self) -> Json:
@@ -455,7 +445,7 @@ def _checked(kind: type[Result | RunResult], data: object, what: str) -> Json:
         raise ValueError(f"{what} has other fields than a result")
     if wrong := [name for name, sane in _SANE.items() if name in data and not sane(data[name])]:
         raise ValueError(f"{what}: {', '.join(wrong)} are not what they should be")
-    return data | {name: _staged(data[name], what) for name in ("changes", "messages") if name in data}
+    return data
 
 
 def _whole(value: object) -> bool:
@@ -480,12 +470,7 @@ _SANE: Mapping[str, Callable[[object], bool]] = {
     "files_total": _whole,
     "session_files": _whole,
     "session_directory": _whole,
+    "staged_bytes": _whole,
     "last_message": lambda value: isinstance(value, dict),
     "format": lambda value: value == FORMAT,
 }
-
-
-def _staged(data: object, what: str) -> Staged:
-    if not isinstance(data, dict) or set(data) != {"version_id", "etag", "size"} or not _whole(data["size"]):
-        raise ValueError(f"{what} names no staged object")
-    return Staged(str(data["version_id"]), str(data["etag"]), data["size"])

@@ -2,8 +2,8 @@
 
 What it commits to comes from RestoreSession's claim alone. What RunClaude staged is a stranger's: it is checked for
 its shape, and can name nothing outside its own attempt; see commit.py for what becomes of its files. What RunClaude
-returned is to begin with: what it spent, how large the session is, and where the changes are. What was staged must say
-the same before anything is committed.
+returned is to begin with: what it spent, and how large the session is. What it staged must say the same before
+anything is committed.
 """
 
 import os
@@ -48,9 +48,9 @@ class Keeper:
             before, now = self.store.spent_before(claim), datetime.now(UTC)
             if told is not None:
                 likely = _returned(claim, told)
-                commit.begin(likely.changes, _metadata(claim, likely, before, now))
+                commit.begin(likely.staged_bytes, _metadata(claim, likely, before, now))
             result = self.store.result(claim)
-            messages = pool.submit(self.store.messages, claim, result.messages, ANSWER_BYTES)
+            messages = pool.submit(self.store.messages, claim, ANSWER_BYTES)
             metadata = _metadata(claim, RunResult.of(claim.run_id, result), before, now)
             commit.make(result, metadata)
             own = result.cost_usd + before if claim.staging.startswith(f"runs/{claim.run_id}/") else 0.0

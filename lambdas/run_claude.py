@@ -1,8 +1,8 @@
 """RunClaude: unpack the session, let Claude Code work on it, stage what came of it.
 
 This function runs strangers' code, so it has no right on the bucket: it reads and writes through the task's grants.
-What it stages last, result.json, makes the rest whole; what dies before leaves the session as it was, and a
-checkpoint from which a replay goes on.
+What it stages is a result only when all of it is there; what dies before leaves the session as it was, and a checkpoint
+from which a replay goes on.
 """
 
 import asyncio
@@ -29,7 +29,7 @@ from lambdas.agent.claude import CONTINUE, Outcome, Turn, converse
 from lambdas.agent.credentials import Proxy, Secret, Upstream, anthropic, supabase
 from lambdas.agent.sandbox import Scratch, refuse_careless, seal, swept
 from lambdas.agent.wall import Wall
-from lambdas.contract import Grant, Json, Result, RunResult, Staged, Task
+from lambdas.contract import Grant, Json, Result, RunResult, Task
 from lambdas.errors import (
     AgentCrashed,
     ModelOverloaded,
@@ -89,7 +89,7 @@ class Worker:
         session = self.grantee.open(pinned, task.size, task.directory) if pinned else None
         with ThreadPoolExecutor(1) as beside:
             request = beside.submit(self.grantee.read, task.grants.request)
-            if self.grantee.put(task.grants.started, b"", 0) is None:
+            if not self.grantee.put(task.grants.started, b"", 0):
                 raise AgentCrashed(detail="this attempt was started before: the model is not asked again")
         try:
             body = json.loads(request.result())["body"]
@@ -140,16 +140,16 @@ class Worker:
         return Resumed(session, self.grantee.open(checkpoint), self._limits)
 
     def _stage(self, task: Task, scratch: Scratch, outcome: Outcome, before: Mapping[str, Fingerprint]) -> RunResult:
-        """Everything under the attempt; result.json last, since it says that the rest is whole."""
-        messages = json.dumps(outcome.messages, ensure_ascii=False).encode()
-        with ThreadPoolExecutor(1) as beside, tempfile.TemporaryFile() as archive:
-            staging = beside.submit(self.put, task.grants.messages, messages, len(messages))
+        """What came of it, under the attempt: three objects, which only together are a result."""
+        with ThreadPoolExecutor(2) as beside, tempfile.TemporaryFile() as archive:
+            staging = [beside.submit(self.put_json, task.grants.messages, outcome.messages)]
             packed = self.pack(task, scratch, before, archive)
+            result = _result(outcome, packed)
+            staging.append(beside.submit(self.put_json, task.grants.result, result.dump()))
             archive.seek(0)
-            changes = self.put(task.grants.changes, archive, packed.size)
-        result = _result(outcome, packed, changes, staging.result())
-        text = json.dumps(result.dump(), ensure_ascii=False).encode()
-        self.put(task.grants.result, text, len(text))
+            self.put(task.grants.changes, archive, packed.size)
+            for each in staging:
+                each.result()
         return RunResult.of(task.run_id, result)
 
     def pack(
@@ -164,12 +164,15 @@ class Worker:
         keep = {"claude": partial(_kept, task.claude_session)}
         return pack(_roots(scratch), out, self._limits, keep, before, go_on)
 
-    def put(self, grant: Grant, body: Any, size: int) -> Staged:
+    def put(self, grant: Grant, body: Any, size: int) -> None:
         """Stage one object."""
-        staged = self.grantee.put(grant, body, size)
-        if staged is None:
+        if not self.grantee.put(grant, body, size):
             raise StorageUnavailable(detail="staging: S3 answered 412 to an unconditional PUT")
-        return staged
+
+    def put_json(self, grant: Grant, data: Any) -> None:
+        """Stage one object, as JSON."""
+        text = json.dumps(data, ensure_ascii=False).encode()
+        self.put(grant, text, len(text))
 
     def _root(self, task: Task) -> Path:
         return Path(self.settings.scratch) / task.claude_session
@@ -199,8 +202,7 @@ class _Saver:
         self.worker.put(self.task.grants.checkpoint, archive, size)
 
     def spent(self, usd: float) -> None:
-        text = json.dumps(usd).encode()
-        self.worker.put(self.task.grants.spent, text, len(text))
+        self.worker.put_json(self.task.grants.spent, usd)
 
 
 def _turn(task: Task, body: Json) -> Turn:
@@ -236,7 +238,7 @@ def _kept(claude_session: str, path: str) -> bool:
     return all(allowed is None or name in allowed for name, allowed in zip(below, wanted, strict=False))
 
 
-def _result(outcome: Outcome, packed: Packed, changes: Staged, messages: Staged) -> Result:
+def _result(outcome: Outcome, packed: Packed) -> Result:
     changed = _of_workspace(packed.changes)
     last = next((m for m in reversed(outcome.messages) if m["type"] == "result"), {})
     return Result(
@@ -252,8 +254,7 @@ def _result(outcome: Outcome, packed: Packed, changes: Staged, messages: Staged)
         last_message=last,
         session_files=packed.session_files,
         session_directory=packed.session_directory,
-        changes=changes,
-        messages=messages,
+        staged_bytes=packed.size,
     )
 
 

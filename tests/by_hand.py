@@ -17,7 +17,7 @@ from zipfile import ZipFile
 
 from botocore.exceptions import ClientError
 
-from lambdas.contract import Claim, Json, Restored, Result, RunResult, Staged, Task, run_id
+from lambdas.contract import Claim, Json, Restored, Result, RunResult, Task, run_id
 from lambdas.errors import AgentCrashed, ModelOverloaded, Refused, WorkflowError
 from lambdas.persist_session import Keeper
 from lambdas.record_failure import Recorder
@@ -133,7 +133,7 @@ class Workflow:
     def run(self, task: Task, fuse: Fuse | None = None) -> RunResult:
         """RunClaude: a conversation adds one line to the session."""
         put = fuse or Fuse()
-        if put(lambda: self.grantee.put(task.grants.started, b"", 0)) is None:
+        if not put(lambda: self.grantee.put(task.grants.started, b"", 0)):
             raise AgentCrashed
         if self.now > task.deadline:
             raise ModelOverloaded
@@ -142,10 +142,10 @@ class Workflow:
         self.conversations[task.run_id] += 1
         text = "".join(f"{run}\n" for run in [*history, task.run_id]).encode()
         staged = session(**{task.run_id: b"a turn", HISTORY: text})
-        changes: Staged = put(lambda: self.grantee.put(task.grants.changes, staged, len(staged)))
-        messages: Staged = put(lambda: self.grantee.put(task.grants.messages, b"[]", 2))
-        result = a_result(changes, messages, last, staged)
+        result = a_result(last, staged)
         text = json.dumps(result.dump()).encode()
+        put(lambda: self.grantee.put(task.grants.changes, staged, len(staged)))
+        put(lambda: self.grantee.put(task.grants.messages, b"[]", 2))
         put(lambda: self.grantee.put(task.grants.result, text, len(text)))
         return RunResult.of(task.run_id, result)
 
@@ -206,19 +206,20 @@ def commit(store: Store, claim: Claim, result: Result, metadata: dict[str, str],
     """What PersistSession commits by, alone."""
     with ThreadPoolExecutor(1) as pool, Commit(pool, store, claim, rules) as begun:
         metadata = metadata | of_archive(result.session_files, result.session_directory)
-        begun.begin(result.changes, metadata)
+        begun.begin(result.staged_bytes, metadata)
         begun.make(result, metadata)
 
 
-def result_of(store: Store, claim: Claim, staged: Staged) -> Result:
-    """What the run says that staged this."""
-    last = _object(store, session_key(claim.base.session_id), claim.base.version_id) if claim.base else None
-    return a_result(staged, staged, last, _object(store, f"{claim.staging}changes.zip", staged.version_id) or b"")
+def result_of(store: Store, claim: Claim) -> Result:
+    """What the run says of what it staged."""
+    base = claim.base
+    last = _object(store, session_key(base.session_id), VersionId=base.version_id) if base else None
+    return a_result(last, _object(store, f"{claim.staging}changes.zip") or b"")
 
 
-def _object(store: Store, key: str, version: str) -> bytes | None:
+def _object(store: Store, key: str, **version: str) -> bytes | None:
     with suppress(ClientError):
-        return bytes(store.s3.get_object(Bucket=store.bucket, Key=key, VersionId=version)["Body"].read())
+        return bytes(store.s3.get_object(Bucket=store.bucket, Key=key, **version)["Body"].read())
     return None
 
 
@@ -227,7 +228,7 @@ def runs_in(archive: bytes) -> list[str]:
     return ZipFile(BytesIO(archive)).read(f"workspace/{HISTORY}").decode().split()
 
 
-def a_result(changes: Staged, messages: Staged, last: bytes | None, staged: bytes) -> Result:
+def a_result(last: bytes | None, staged: bytes) -> Result:
     """What RunClaude says of what it staged on the session's last version."""
     files, directory = _seen(last, staged)
     return Result(
@@ -243,8 +244,7 @@ def a_result(changes: Staged, messages: Staged, last: bytes | None, staged: byte
         last_message={},
         session_files=files,
         session_directory=directory,
-        changes=changes,
-        messages=messages,
+        staged_bytes=len(staged),
     )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from lambdas.sessions.store import WHOLE
 from tests.faults import KILLED_AFTER, KILLED_BEFORE, LOST, SILENT
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "faults.md"
@@ -132,10 +133,9 @@ def _run() -> Iterator[Row]:
     for fault in (KILLED_BEFORE, KILLED_AFTER):
         yield Row(state, "spent.json", fault, 1, INTERNAL, "old", SCRATCH, 2, 1, THINKS)
     yield Row(state, "spent.json", "503", ALWAYS, OK, "new", "", 2, 0)
-    for at in ("changes.zip", "messages.json", "result.json"):
+    for at in WHOLE:
         for fault in (KILLED_BEFORE, KILLED_AFTER):
-            staged = (at, fault) == ("result.json", KILLED_AFTER)
-            yield Row(state, at, fault, 1, INTERNAL, "old", SCRATCH, 2, 0 if staged else 1, THINKS)
+            yield Row(state, at, fault, 1, INTERNAL, "old", SCRATCH, 2, 0 if fault == KILLED_AFTER else 1, THINKS)
     for fault in (KILLED_BEFORE, KILLED_AFTER):
         yield Row(state, "detail.txt", fault, 1, INTERNAL, "old", "", 1, 2, FAILS)
     yield Row(state, "detail.txt", "503", ALWAYS, UNAUTHORIZED, "old", "", 1, 2, FAILS)

@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from lambdas import answer
-from lambdas.contract import ANSWER_BYTES, Claim, Json, Result, Staged
+from lambdas.contract import ANSWER_BYTES, Claim, Json, Result
 
 CLAIM = Claim("run-1", "session-1", "alice", "execution", "runs/run-1/0001-aa/", 1.0, False, "uuid", None)
 RESULT = Result(
@@ -21,8 +21,7 @@ RESULT = Result(
     last_message={"type": "result", "result": "done"},
     session_files=3,
     session_directory=300,
-    changes=Staged("v1", '"e1"', 100),
-    messages=Staged("v2", '"e2"', 100),
+    staged_bytes=100,
 )
 
 
@@ -49,7 +48,7 @@ def test_messages_give_way_first() -> None:
     short = built(many)
     assert short["messages"] == [RESULT.last_message]
     assert short["messages_truncated"] is True
-    assert short["messages_at"] == {"key": "runs/run-1/0001-aa/messages.json", "version_id": "v2"}
+    assert short["messages_at"] == "runs/run-1/0001-aa/messages.json"
     assert short["files"] == RESULT.files
     assert built(None)["messages"] == [RESULT.last_message]
 

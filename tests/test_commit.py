@@ -22,7 +22,7 @@ from botocore.exceptions import ClientError
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lambdas.contract import Base, Claim, Staged
+from lambdas.contract import Base, Claim, Result
 from lambdas.errors import AgentCrashed, SessionDamaged, SessionMoved, SessionTooLarge, WorkflowError
 from lambdas.sessions.archive import pack
 from lambdas.sessions.commit import Commit, Rules, compact
@@ -33,6 +33,7 @@ from lambdas.sessions.plan import GAP, PART, plan, size
 from lambdas.sessions.records import RATIO, Directory, Limits, Member, central_record, whiteout
 from lambdas.sessions.resumed import Resumed
 from lambdas.sessions.store import Store
+from lambdas.sessions.stored import Source
 from lambdas.sessions.tree import Change, Fingerprint, settle
 from lambdas.sessions.unpack import Contents, unpack
 from local import engine
@@ -79,11 +80,10 @@ def a_claim(base: Base | None, session: str = "session-1") -> Claim:
     return Claim(run, session, "alice", "execution", f"runs/{run}/0001-aa/", 0.0, False, str(uuid.uuid4()), base)
 
 
-def stage(store: Store, claim: Claim, archive: bytes) -> Staged:
-    """What RunClaude does: through a grant, without a credential."""
-    done = Grantee().put(store.grants(claim, None, 60).changes, archive, len(archive))
-    assert done is not None
-    return done
+def stage(store: Store, claim: Claim, archive: bytes) -> Result:
+    """What RunClaude does: through a grant, without a credential; and what it says of it."""
+    assert Grantee().put(store.grants(claim, None, 60).changes, archive, len(archive))
+    return result_of(store, claim)
 
 
 def metadata(claim: Claim) -> dict[str, str]:
@@ -96,7 +96,7 @@ def commit_of(
 ) -> Base:
     """Commit what a run staged; the version that comes of it."""
     claim = a_claim(base, session)
-    result = result_of(store, claim, stage(store, claim, archive))
+    result = stage(store, claim, archive)
     commit(store, claim, replace(result, **told), metadata(claim), rules)
     done = store.session(session, "alice")
     assert done is not None
@@ -333,7 +333,7 @@ def test_what_was_copied_ahead_may_be_gone(store: Store) -> None:
     """A session's beginning is copied at once; where it does not stay, it is not in the next version."""
     base, files = a_large_one(store)
     claim, told = a_claim(base), Told(store.s3, store.bucket)
-    result = result_of(store, claim, stage(store, claim, staged(gone("workspace/b"), item("workspace/n", b"2"))))
+    result = stage(store, claim, staged(gone("workspace/b"), item("workspace/n", b"2")))
     commit(Store(told, store.bucket), claim, result, metadata(claim), RULES)
     assert told.calls.count("upload_part_copy") == 2 + 1
     archive = archive_of(store)
@@ -453,22 +453,27 @@ def test_hostile_changes_of_a_large_session_leave_nothing_behind(store: Store) -
     assert (uploads(store), len(versions(store))) == ([], 1)
 
 
-@pytest.mark.parametrize(
-    ("word", "numbers"), [({"version_id": "another"}, {}), ({"size": 7}, {}), ({}, {"turns": "7"})]
-)
-def test_what_was_begun_as_another_is_not_committed(
-    store: Store, word: dict[str, Any], numbers: dict[str, str]
-) -> None:
-    """S3 has its metadata since the first byte, and cannot be told others; nor are other changes taken."""
+def test_what_was_begun_as_another_is_not_committed(store: Store) -> None:
+    """S3 has its metadata since the first byte, and cannot be told others."""
     base, _ = a_large_one(store)
     claim = a_claim(base)
-    result = result_of(store, claim, stage(store, claim, staged(Y)))
+    result = stage(store, claim, staged(Y))
     with ThreadPoolExecutor(2) as pool, Commit(pool, store, claim, RULES) as begun:
-        begun.begin(replace(result.changes, **word), metadata(claim) | numbers)
+        begun.begin(result.staged_bytes, metadata(claim) | {"turns": "7"})
         with pytest.raises(AgentCrashed) as caught:
             begun.make(result, metadata(claim))
     assert "not what RunClaude returned" in caught.value.detail
     assert (uploads(store), len(versions(store))) == ([], 1)
+
+
+def test_changes_stay_what_they_were_when_they_were_looked_at(store: Store) -> None:
+    """A run that puts others in their place while they are committed has no say in them any more."""
+    first, other = random.Random(1).randbytes(MIB), random.Random(2).randbytes(MIB)
+    store.s3.put_object(Bucket=store.bucket, Key="changes.zip", Body=first)
+    source = Source(store, "changes.zip", 100)
+    assert source.size == MIB
+    store.s3.put_object(Bucket=store.bucket, Key="changes.zip", Body=other)
+    assert b"".join(source.read(0, MIB)) == first
 
 
 @pytest.mark.parametrize("case", HOSTILE)
@@ -557,7 +562,7 @@ def test_whatever_call_of_a_commit_fails(s3: Any, large: bool, after: bool, kill
         store = a_store(s3)
         base = commit_of(store, None, staged(*ROOTS, *(item(f"workspace/{k}", v) for k, v in old.items())))
         claim = a_claim(base)
-        done = result_of(store, claim, stage(store, claim, staged(item("workspace/n", b"new"))))
+        done = stage(store, claim, staged(item("workspace/n", b"new")))
         faulty = Faulty(s3, at, after, killed)
         try:
             commit(Store(faulty, store.bucket), claim, done, metadata(claim), RULES)

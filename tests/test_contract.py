@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from lambdas.contract import BODY_BYTES, Allowance, Request, Result, Staged, run_id
+from lambdas.contract import BODY_BYTES, Allowance, Request, Result, run_id
 from lambdas.errors import InvalidRequest, RequestTooLarge
 from lambdas.settings import Caps, Clocks
 
@@ -134,8 +134,7 @@ def staged_result(**changed: Any) -> dict[str, Any]:
         last_message={"type": "result"},
         session_files=3,
         session_directory=300,
-        changes=Staged("v1", '"e1"', 100),
-        messages=Staged("v2", '"e2"', 100),
+        staged_bytes=100,
     )
     return asdict(result) | changed
 
@@ -155,8 +154,9 @@ HOSTILE: list[dict[str, Any]] = [
     {"files": [1]},
     {"usage": []},
     {"last_message": "text"},
-    {"changes": {"version_id": "v"}},
-    {"changes": None},
+    {"session_files": -1},
+    {"session_directory": 1 << 60},
+    {"staged_bytes": 1.5},
     {"format": 2},
     {"owner": "somebody else"},
 ]

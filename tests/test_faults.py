@@ -24,6 +24,7 @@ from lambdas.contract import run_id
 from lambdas.restore_session import LEASE_MARGIN
 from lambdas.sessions.archive import pack
 from lambdas.sessions.records import ROOTS
+from lambdas.sessions.store import WHOLE
 from lambdas.sessions.unpack import unpack
 from local.model import RecordedRequest, ScriptedModel
 from local.service import Model, Service
@@ -134,7 +135,10 @@ class Theatre:
             return re.search(pattern.format(run=run, session=session), path) is not None
 
         def due() -> bool:
-            """Those that are staged as the run goes on are so when the model has been asked on."""
+            """What is staged as the run goes on is staged when the model has been asked on; what is staged at its end,
+            when the rest of that is."""
+            if row.at in WHOLE:
+                return all(self.injector.is_over(f"{run_of(prompt)}[^/]+/{name}") for name in WHOLE if name != row.at)
             saved = row.at != "spent.json" or self.injector.is_over(run_of(prompt) + CHECKPOINT)
             return row.at not in ("checkpoint.zip", "spent.json") or (saved and self.calls(prompt) == 2)
 

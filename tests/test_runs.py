@@ -10,6 +10,7 @@ import pytest
 
 from cli.history import Event, console_link, logged, visits
 from cli.records import UNFINISHED, Entry, Records, each
+from lambdas.sessions.store import WHOLE
 from local.engine import ACCOUNT, REGION
 from tests.commands import Serve, command
 from tests.past import BUCKET, Past, failure, hour, response, run_id
@@ -127,11 +128,11 @@ def test_no_more_work_is_taken_than_can_be_kept() -> None:
 def test_show_tells_what_is_staged_and_what_a_replay_would_do(history: Past) -> None:
     """Commit what is whole, resume from a checkpoint, else start over; a moved session wants a choice."""
     fresh, cut, whole = (history.run(number, "failed") for number in (40, 41, 42))
-    for name, objects in ((cut, ["started", "checkpoint.zip"]), (whole, ["started", "changes.zip", "result.json"])):
+    for name, objects in ((cut, ["started", "checkpoint.zip"]), (whole, ["started", *WHOLE])):
         for one in objects:
             history.put(f"runs/{name}/0001-aa/{one}", b"12345")
     assert [shown(history, name)["replay"] for name in (fresh, cut, whole)] == ["restart", "resume", "commit"]
-    assert shown(history, whole)["staged"] == {"0001-aa": {"started": 5, "changes.zip": 5, "result.json": 5}}
+    assert shown(history, whole)["staged"] == {"0001-aa": {"started": 5} | dict.fromkeys(WHOLE, 5)}
     text = command("show", whole, "--state", history.state)
     assert "changes.zip (5 bytes)" in text.stdout
     assert "finish without a model call" in text.stdout

@@ -12,10 +12,10 @@ from zipfile import ZipFile
 
 import pytest
 
-from lambdas.contract import Base, Claim, Staged
+from lambdas.contract import Base, Claim, Result
 from lambdas.errors import AgentCrashed, RunInProgress, SessionBusy, SessionDamaged, SessionMoved, WorkflowError
 from lambdas.sessions.grants import Grantee
-from lambdas.sessions.store import Lease, Staging, Store
+from lambdas.sessions.store import WHOLE, Lease, Staging, Store
 from local import engine
 from tests.by_hand import RULES, commit, result_of
 from tests.forge import session
@@ -40,11 +40,10 @@ def a_claim(run: str = "run-1", base: Base | None = None, session: str = "sessio
     return Claim(run, session, "alice", f"execution-of-{run}", staging, 0.0, False, str(uuid.uuid4()), base)
 
 
-def stage(store: Store, claim: Claim, content: bytes) -> Staged:
-    """What RunClaude does: through a grant, without a credential."""
-    staged = Grantee().put(store.grants(claim, None, 60).changes, content, len(content))
-    assert staged is not None
-    return staged
+def stage(store: Store, claim: Claim, content: bytes) -> Result:
+    """What RunClaude does: through a grant, without a credential; and what it says of it."""
+    assert Grantee().put(store.grants(claim, None, 60).changes, content, len(content))
+    return result_of(store, claim)
 
 
 def metadata(claim: Claim, turns: int = 1) -> dict[str, str]:
@@ -61,7 +60,7 @@ def metadata(claim: Claim, turns: int = 1) -> dict[str, str]:
 
 def turn(store: Store, claim: Claim, content: bytes) -> Base:
     """Commit one: the session's file is then `content`."""
-    commit(store, claim, result_of(store, claim, stage(store, claim, session(n=content))), metadata(claim), RULES)
+    commit(store, claim, stage(store, claim, session(n=content)), metadata(claim), RULES)
     base = store.session(claim.session_id, claim.owner)
     assert base is not None
     return base
@@ -115,8 +114,8 @@ def test_a_repeated_commit_recognises_its_own(store: Store) -> None:
     base = turn(store, a_claim(), b"first")
     claim = a_claim("run-2", base)
     staged = stage(store, claim, session(n=b"second"))
-    commit(store, claim, result_of(store, claim, staged), metadata(claim, 2), RULES)
-    commit(store, claim, result_of(store, claim, staged), metadata(claim, 2), RULES)
+    commit(store, claim, staged, metadata(claim, 2), RULES)
+    commit(store, claim, staged, metadata(claim, 2), RULES)
     assert content_of(store) == b"second"
     versions = store.s3.list_object_versions(Bucket=store.bucket, Prefix="session-1.zip")["Versions"]
     assert len(versions) == 2
@@ -127,21 +126,18 @@ def test_a_repeated_commit_recognises_its_own_behind_a_later_one(store: Store) -
     base = turn(store, a_claim(), b"first")
     claim = a_claim("run-2", base)
     staged = stage(store, claim, session(n=b"second"))
-    commit(store, claim, result_of(store, claim, staged), metadata(claim, 2), RULES)
+    commit(store, claim, staged, metadata(claim, 2), RULES)
     later = store.session("session-1", "alice")
     turn(store, a_claim("run-3", later), b"third")
-    commit(store, claim, result_of(store, claim, staged), metadata(claim, 2), RULES)
+    commit(store, claim, staged, metadata(claim, 2), RULES)
     assert content_of(store) == b"third"
 
 
 def test_a_commit_of_nothing_staged_is_the_agents_failure(store: Store) -> None:
-    """A result that names what is not there commits nothing."""
+    """A result of what is not there commits nothing."""
     claim = a_claim()
     with pytest.raises(AgentCrashed):
-        commit(store, claim, result_of(store, claim, Staged("no-such-version", '"etag"', 5)), metadata(claim), RULES)
-    staged = stage(store, claim, session(n=b"x"))
-    with pytest.raises(AgentCrashed):
-        commit(store, claim, result_of(store, claim, replace(staged, etag='"another"')), metadata(claim), RULES)
+        commit(store, claim, result_of(store, claim), metadata(claim), RULES)
     assert store.session("session-1", "alice") is None
     assert uploads(store) == []
 
@@ -156,7 +152,7 @@ def test_of_many_writers_at_once_one_commits(store: Store) -> None:
         staged = stage(store, claim, session(n=f"by {number}".encode()))
         start.wait()
         try:
-            commit(store, claim, result_of(store, claim, staged), metadata(claim, 2), RULES)
+            commit(store, claim, staged, metadata(claim, 2), RULES)
         except WorkflowError as error:
             return type(error).__name__
         return "committed"
@@ -232,8 +228,8 @@ def test_a_lease_is_freed_by_its_holder_alone(store: Store) -> None:
 def test_an_attempt_starts_once(store: Store) -> None:
     """The grant to start is conditional: a second invocation of the same attempt learns that it ran."""
     granted = store.grants(a_claim(), None, 60)
-    assert Grantee().put(granted.started, b"", 0) is not None
-    assert Grantee().put(granted.started, b"", 0) is None
+    assert Grantee().put(granted.started, b"", 0)
+    assert not Grantee().put(granted.started, b"", 0)
 
 
 def test_a_grant_reads_the_pinned_version(store: Store) -> None:
@@ -256,11 +252,13 @@ def test_a_staged_result_of_any_other_shape_is_the_agents_failure(store: Store) 
 
 
 def test_the_newest_attempts_are_the_ones_to_go_on_with(store: Store) -> None:
-    """An attempt without its result.json staged nothing whole, but may have left a checkpoint."""
+    """An attempt that staged some of a result staged none, but may have left a checkpoint."""
     assert store.staging("run-1") == Staging(None, None)
-    left = ["0001-aa/result.json", "0002-bb/result.json", "0002-bb/checkpoint.zip", "0003-cc/checkpoint.zip"]
-    for name in [*left, "0004-dd/changes.zip"]:
-        store.s3.put_object(Bucket=store.bucket, Key=f"runs/run-1/{name}", Body=b"{}")
+    left = {"0001-aa": WHOLE, "0002-bb": [*WHOLE, "checkpoint.zip"], "0003-cc": ["checkpoint.zip", "result.json"]}
+    left |= {f"0004-{missing}": [name for name in WHOLE if name != missing] for missing in WHOLE}
+    for attempt, names in left.items():
+        for name in names:
+            store.s3.put_object(Bucket=store.bucket, Key=f"runs/run-1/{attempt}/{name}", Body=b"{}")
     assert store.staging("run-1") == Staging("runs/run-1/0002-bb/", "runs/run-1/0003-cc/")
 
 
@@ -296,6 +294,5 @@ def test_a_claim_survives_the_state_machine(store: Store) -> None:
 def test_messages_of_any_other_shape_are_left_out(store: Store, body: bytes) -> None:
     """The turn is committed by then, and what a stranger staged as its messages cannot undo that."""
     claim = a_claim()
-    staged = Grantee().put(store.grants(claim, None, 60).messages, body, len(body))
-    assert staged is not None
-    assert store.messages(claim, staged, 200_000) is None
+    assert Grantee().put(store.grants(claim, None, 60).messages, body, len(body))
+    assert store.messages(claim, 200_000) is None

@@ -11,7 +11,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import NamedTuple, Self
 
-from lambdas.contract import Base, Claim, Result, Staged
+from lambdas.contract import Base, Claim, Result
 from lambdas.errors import AgentCrashed, SessionDamaged, SessionMoved
 from lambdas.sessions.index import NOTHING, Index
 from lambdas.sessions.merge import Merged, merge
@@ -63,18 +63,18 @@ class Commit:
         if self._begun:
             self._begun.writing.close()
 
-    def begin(self, staged: Staged, metadata: dict[str, str]) -> "_Begun":
-        """Read what is likely to be staged, and copy what is likely to stay, under what the metadata are likely to be:
-        S3 wants them before the first byte.
+    def begin(self, staged_bytes: int, metadata: dict[str, str]) -> "_Begun":
+        """Read what was staged, and copy what is likely to stay, under what the metadata are likely to be: S3 wants
+        them before the first byte.
 
-        Nothing is waited for, and nothing raised.
+        Nothing is waited for, and nothing raised. `staged_bytes` is how many are likely to be staged.
         """
         claim = self._claim
         writing = Writing(self._store, session_key(claim.session_id), _condition(claim), metadata)
         if claim.base and self._source:
             writing.begin(self._source, claim.base.size - claim.base.directory)
-        changes = self._pool.submit(_changes, self._store, claim, staged, self._rules.limits)
-        self._begun = _Begun(staged, metadata, changes, writing)
+        changes = self._pool.submit(_changes, self._store, claim, staged_bytes, self._rules.limits)
+        self._begun = _Begun(metadata, changes, writing)
         return self._begun
 
     def make(self, result: Result, metadata: dict[str, str]) -> None:
@@ -82,11 +82,11 @@ class Commit:
 
         What is copied first does not wait for what the changes are. Raises `SessionMoved`, unless the version in the
         way is this run's own commit; `AgentCrashed` where what was staged is not there, or nothing that a run of ours
-        stages, or not what was begun with; `SessionTooLarge`; `SessionDamaged` for the version before.
+        stages, or the metadata are not those begun with; `SessionTooLarge`; `SessionDamaged` for the version before.
         """
         claim = self._claim
-        begun = self._begun or self.begin(result.changes, metadata)
-        if (begun.staged, begun.metadata) != (result.changes, metadata):
+        begun = self._begun or self.begin(result.staged_bytes, metadata)
+        if begun.metadata != metadata:
             raise _crashed(claim, "it is not what RunClaude returned")
         try:
             last, changes = self._last.result(), begun.changes.result()
@@ -100,9 +100,8 @@ class Commit:
 
 
 class _Begun(NamedTuple):
-    """What is under way, and by which word."""
+    """What is under way."""
 
-    staged: Staged
     metadata: dict[str, str]
     changes: Future[Opened]
     writing: Writing
@@ -140,18 +139,17 @@ def _check(claim: Claim, result: Result, merged: Merged, layout: Layout) -> None
 def _source(store: Store, base: Base) -> Source:
     """The version that the run is pinned to."""
     tail = base.size if base.size <= PART else base.directory
-    return Source(store, session_key(base.session_id), base.version_id, base.etag, tail)
+    return Source(store, session_key(base.session_id), tail, (base.version_id, base.etag))
 
 
 def _opened(source: Source | None) -> Opened:
     return Opened(source, Index.of(source) if source else NOTHING)
 
 
-def _changes(store: Store, claim: Claim, staged: Staged, limits: Limits) -> Opened:
-    """What the run staged, by its word for where it is; a stranger's, so whatever is wrong with it is its fault."""
+def _changes(store: Store, claim: Claim, size: int, limits: Limits) -> Opened:
+    """What the run staged, of about `size` bytes; a stranger's, so whatever is wrong with it is its fault."""
     lost = AgentCrashed(run_id=claim.run_id, session_id=claim.session_id, detail="what it staged is not there")
-    tail = staged.size if staged.size < PART else DIRECTORY
-    source = Source(store, f"{claim.staging}changes.zip", staged.version_id, staged.etag, tail, lost)
+    source = Source(store, f"{claim.staging}changes.zip", size if size < PART else DIRECTORY, lost=lost)
     try:
         return Opened(source, Index.of(source, limits.doubled))
     except SessionDamaged as error:

@@ -12,7 +12,7 @@ from typing import BinaryIO, NamedTuple
 from urllib3 import BaseHTTPResponse, PoolManager, Retry, Timeout
 from urllib3.exceptions import HTTPError
 
-from lambdas.contract import Grant, Staged
+from lambdas.contract import Grant
 from lambdas.errors import StorageUnavailable
 from lambdas.sessions.content import blocks
 
@@ -59,15 +59,15 @@ class Grantee:
         """
         return Stored(self, grant, size, directory)
 
-    def put(self, grant: Grant, body: bytes | BinaryIO, size: int) -> Staged | None:
-        """Stage one object of `size` bytes. None where the grant's condition does not hold (412)."""
+    def put(self, grant: Grant, body: bytes | BinaryIO, size: int) -> bool:
+        """Stage one object of `size` bytes. False where the grant's condition does not hold (412)."""
         headers = {**grant.headers, "Content-Length": str(size)}
         with _speaking("staging"):
             response = self.pool.request("PUT", grant.url, body=body, headers=headers)
         if response.status == 412:
-            return None
+            return False
         _expect(response, "staging", (200,))
-        return Staged(response.headers.get("x-amz-version-id", ""), response.headers["ETag"], size)
+        return True
 
     @contextmanager
     def get(self, grant: Grant, statuses: tuple[int, ...], headers: dict[str, str]) -> Iterator[BaseHTTPResponse]:

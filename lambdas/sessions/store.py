@@ -5,7 +5,7 @@
     runs/{run_id}/request.json                who asked what; written first
     runs/{run_id}/base.json                   the session's version that the run works on
     runs/{run_id}/{attempt}/started, checkpoint.zip, changes.zip, messages.json, result.json
-                                              staged by RunClaude through grants, result.json last
+                                              staged by RunClaude through grants, the last three at once
     runs/{run_id}/{attempt}/spent.json        US dollars so far, for an attempt that dies without a word
     runs/{run_id}/{attempt}/detail.txt        or, where it fails, what its operator should know of it
     runs/{run_id}/response.json               the committed answer
@@ -26,7 +26,7 @@ from typing import Any, cast
 
 from botocore.exceptions import BotoCoreError, ClientError
 
-from lambdas.contract import FORMAT, Base, Claim, Grant, Grants, Json, Result, Staged, dollars
+from lambdas.contract import FORMAT, Base, Claim, Grant, Grants, Json, Result, dollars
 from lambdas.errors import (
     AgentCrashed,
     RunInProgress,
@@ -61,6 +61,9 @@ class Staging:
     checkpoint: str | None
     """The newest attempt that left a checkpoint."""
 
+
+WHOLE = ("changes.zip", "messages.json", "result.json")
+"""What an attempt has to have left for its result to be one."""
 
 OUTCOMES = ("claimed", "done", "failed")
 """Where a run stands in the index. Were it to stand in two places (a crash between two writes), `done` is true."""
@@ -197,12 +200,13 @@ class Store:
         return Base(**pinned["base"]) if pinned and pinned["base"] else None
 
     def staging(self, run_id: str) -> Staging:
-        keys = self._staged(run_id, "result.json", "checkpoint.zip")
+        keys = self._staged(run_id, *WHOLE, "checkpoint.zip")
+        attempts = list(dict.fromkeys(key.rpartition("/")[0] + "/" for key in reversed(keys)))
 
-        def newest(name: str) -> str | None:
-            return next((key.removesuffix(name) for key in reversed(keys) if key.endswith(f"/{name}")), None)
+        def newest(*names: str) -> str | None:
+            return next((at for at in attempts if all(at + name in keys for name in names)), None)
 
-        return Staging(newest("result.json"), newest("checkpoint.zip"))
+        return Staging(newest(*WHOLE), newest("checkpoint.zip"))
 
     def _staged(self, run_id: str, *names: str) -> list[str]:
         """The keys of these names that attempts of the run left, in the order of the attempts."""
@@ -230,10 +234,10 @@ class Store:
         except (ValueError, RecursionError) as error:
             raise AgentCrashed(run_id=claim.run_id, session_id=claim.session_id, detail=str(error)) from error
 
-    def messages(self, claim: Claim, staged: Staged, most: int) -> list[Json] | None:
+    def messages(self, claim: Claim, most: int) -> list[Json] | None:
         """The agent's messages; None where they have more than `most` bytes, or are none: a stranger staged them."""
         try:
-            found: object = self._read(f"{claim.staging}messages.json", most, VersionId=staged.version_id)
+            found: object = self._read(f"{claim.staging}messages.json", most)
         except (ValueError, RecursionError):
             return None
         honest = isinstance(found, list) and all(isinstance(message, dict) for message in found)
@@ -316,9 +320,9 @@ class Store:
     def _session(self, base: Base | None, seconds: int) -> Grant | None:
         return self._get(session_key(base.session_id), seconds, VersionId=base.version_id) if base else None
 
-    def link(self, key: str, seconds: int, **version: str) -> str:
+    def link(self, key: str, seconds: int) -> str:
         """A URL that reads one object for `seconds`."""
-        return self._get(key, seconds, **version).url
+        return self._get(key, seconds).url
 
     def _get(self, key: str, seconds: int, **more: str) -> Grant:
         params = {"Bucket": self.bucket, "Key": key, **more}
@@ -338,11 +342,11 @@ class Store:
         except Missing:
             return None
 
-    def _read(self, key: str, most: int | None = None, **version: str) -> Json | None:
+    def _read(self, key: str, most: int | None = None) -> Json | None:
         """The object, or None where there is none. `ValueError`: it has more than `most` bytes, or is not JSON."""
         try:
             with storage(f"reading {key}"):
-                got = self.s3.get_object(Bucket=self.bucket, Key=key, **version)
+                got = self.s3.get_object(Bucket=self.bucket, Key=key)
                 if most is not None and got["ContentLength"] > most:
                     got["Body"].close()  # unread, so its connection is good for nothing more
                     raise ValueError(f"{key} has {got['ContentLength']} bytes, and {most} are read at most")

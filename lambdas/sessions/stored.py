@@ -35,16 +35,24 @@ NEAR = 64 * 1024
 class Source:
     """One version of an archive in the bucket, read by ranges; its end is read first, and kept.
 
-    `tail` is how many bytes of it: enough for the directory is one request in all. Where the version is not there, or
-    is another than `etag` says, `lost` is raised; without one, `Missing` or `Refusal`.
+    `tail` is how many bytes of it: enough for the directory is one request in all. `pinned` is the version's id and
+    ETag; without them it is the newest, from the first answer on. Where it is not there, or is another than the ETag
+    says, `lost` is raised; without one, `Missing` or `Refusal`.
     """
 
     def __init__(
-        self, store: Store, key: str, version_id: str, etag: str, tail: int, lost: WorkflowError | None = None
+        self,
+        store: Store,
+        key: str,
+        tail: int,
+        pinned: tuple[str, str] | None = None,
+        lost: WorkflowError | None = None,
     ) -> None:
         self._s3 = store.s3
-        self._object = {"Bucket": store.bucket, "Key": key, "VersionId": version_id}
-        self._etag = etag
+        self._object = {"Bucket": store.bucket, "Key": key}
+        self._etag: str | None = None
+        if pinned:
+            self._pin(*pinned)
         self._lost = lost
         self._first = max(tail, END_BYTES)
         self._read_end: tuple[int, bytes] | None = None
@@ -77,12 +85,18 @@ class Source:
             copied = self._s3.upload_part_copy(**part, CopySource=self._object, **which)
         return str(copied["CopyPartResult"]["ETag"])
 
+    def _pin(self, version_id: str, etag: str) -> None:
+        self._object["VersionId"], self._etag = version_id, etag
+
     def _get(self, start: int | None, end: int) -> tuple[int, bytes]:
         """The size of the whole, and a range of it; without `start`, its last bytes, `end` of them or more."""
         wanted = f"bytes=-{end}" if start is None else f"bytes={start}-{end - 1}"
         with self._asking():
-            got = self._s3.get_object(**self._object, IfMatch=self._etag, Range=wanted)
+            same = {"IfMatch": self._etag} if self._etag else {}
+            got = self._s3.get_object(**self._object, **same, Range=wanted)
             data: bytes = got["Body"].read()
+        if not self._etag:
+            self._pin(got["VersionId"], got["ETag"])
         if "ContentRange" in got:
             return int(got["ContentRange"].rpartition("/")[2]), data
         # A server may answer with the whole, as the local engine does for a version: then that is the end, and kept.
