@@ -85,7 +85,7 @@ class Content:
 def _needed(index: Index) -> Iterator[Run]:
     """What is asked for: all members' bytes, and those of nobody that lie between near ones."""
     begin = end = 0
-    for number in sorted(range(len(index)), key=index.offsets.__getitem__):
+    for number in index.lying:
         start = index.offsets[number]
         if start - end >= GAP_BYTES:
             yield from blocks(begin, end)

