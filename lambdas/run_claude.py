@@ -58,7 +58,10 @@ KEPT_OF_CLAUDE = ("tool-results", "subagents")
 
 def handler(event: Json, context: object) -> Json:
     """The Lambda entry point: `Task` → `RunResult`."""
-    return worker().run(Task.load(event)).dump()
+    try:
+        return worker().run(Task.load(event)).dump()
+    finally:
+        gc.collect()  # the SDK's objects hold each other, and with them what is known of the session's files
 
 
 @cache

@@ -40,6 +40,11 @@ NETWORK_INTERFACES = [
 TRACES = "X-Ray knows no resources: a segment is put into the account's traces, or not."
 
 
+GIVING_BACK = {"MALLOC_ARENA_MAX": "2", "MALLOC_MMAP_THRESHOLD_": str(4 * 1024 * 1024)}
+"""For glibc's malloc (mallopt(3)): else each thread's heap keeps what a large session's directory once took, and a warm
+function grows with every turn."""
+
+
 class Functions(Construct):
     """RestoreSession, RunClaude, PersistSession and RecordFailure, by state name in `versions`.
 
@@ -70,8 +75,8 @@ class Functions(Construct):
         )
         storage.allow(self._roles["RestoreSession"], SESSIONS, *reads)
         storage.allow(self._roles["PersistSession"], SESSIONS, *reads, "s3:PutObject", "s3:AbortMultipartUpload")
+        storage.allow(self._roles["PersistSession"], "runs/*", "s3:GetObjectVersion")
         for role in (self._roles["RestoreSession"], self._roles["PersistSession"]):
-            storage.allow(role, "runs/*", "s3:GetObjectVersion")
             _allow(role, [storage.bucket.bucket_arn], "s3:ListBucketVersions")
         secret.allow(self._roles["RunClaude"])
         if deployment.provider == "bedrock":
@@ -97,6 +102,7 @@ class Functions(Construct):
             "S3_BUCKET_NAME": storage.bucket.bucket_name,
             "MAX_DEAD_SHARE": str(self._deployment.max_dead_share),
             **self._session_limits,
+            **GIVING_BACK,
         }
 
     @property
@@ -165,6 +171,7 @@ class Functions(Construct):
             **self._session_limits,
             "SCRATCH": "/tmp/claude-agent",
             "SANDBOX": "none",  # the machine is the function's alone
+            **GIVING_BACK,
         }
         if deployment.provider == "bedrock":
             environment["BEDROCK_MODEL"] = deployment.bedrock_models[0]
