@@ -92,7 +92,7 @@ class Contents:
         index, end = self._index, 0
         for number in index.lying:
             member = self._checked(number)
-            if member.offset < end or (end := member.end) > index.at:
+            if member.offset < end or (end := index.ends[number]) > index.at:
                 raise damaged(f"{shown(member.path)}: its bytes are another member's too, or the directory's")
             yield member, beside(index.record(number), member)
 
