@@ -6,12 +6,13 @@ A session holds here a file for each run whose turn it has, and one with their n
 import json
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 from zipfile import ZipFile
 
@@ -29,6 +30,7 @@ from lambdas.sessions.merge import merge
 from lambdas.sessions.records import RATIO, Directory, Limits, end_record
 from lambdas.sessions.store import Lease, Store, session_key
 from lambdas.settings import Caps, Clocks, RecordSettings
+from local import engine
 from tests.forge import session
 from tests.opened import Opened
 
@@ -200,6 +202,16 @@ class Workflow:
         """Everything in the bucket, with its version."""
         pages = self.s3.get_paginator("list_object_versions").paginate(Bucket=self.bucket)
         return {v["Key"]: v["VersionId"] for page in pages for v in page.get("Versions", []) if v["IsLatest"]}
+
+
+@contextmanager
+def storage(folder: Path) -> Iterator[Any]:
+    """An S3 of its own: the local engine's, with its state in `folder`, and an empty bucket, `sessions`."""
+    with engine.running(folder) as running:
+        s3 = running.client("s3")
+        s3.create_bucket(Bucket="sessions")
+        s3.put_bucket_versioning(Bucket="sessions", VersioningConfiguration={"Status": "Enabled"})
+        yield s3
 
 
 def commit(store: Store, claim: Claim, result: Result, metadata: dict[str, str], rules: Rules = RULES) -> None:

@@ -8,16 +8,12 @@ from typing import Any
 import pytest
 
 from lambdas.errors import AgentCrashed
-from local import engine
-from tests.by_hand import Execution, Workflow
+from tests.by_hand import Execution, Workflow, storage
 
 
 @pytest.fixture(scope="module")
 def workflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workflow]:
-    with engine.running(tmp_path_factory.mktemp("persist")) as running:
-        s3 = running.client("s3")
-        s3.create_bucket(Bucket="sessions")
-        s3.put_bucket_versioning(Bucket="sessions", VersioningConfiguration={"Status": "Enabled"})
+    with storage(tmp_path_factory.mktemp("persist")) as s3:
         yield Workflow(s3, "sessions")
 
 

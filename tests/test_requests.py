@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from local import engine
-from tests.by_hand import Execution, Workflow
+from tests.by_hand import Execution, Workflow, storage
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "requests.md"
 
@@ -41,11 +40,7 @@ def _shape(key: str) -> str:
 
 @pytest.fixture(scope="module")
 def noted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Noted]:
-    """The local engine's S3, with an empty bucket."""
-    with engine.running(tmp_path_factory.mktemp("requests")) as running:
-        s3 = running.client("s3")
-        s3.create_bucket(Bucket="sessions")
-        s3.put_bucket_versioning(Bucket="sessions", VersioningConfiguration={"Status": "Enabled"})
+    with storage(tmp_path_factory.mktemp("requests")) as s3:
         yield Noted(s3)
 
 
