@@ -42,7 +42,10 @@ class Keeper:
     rules: Rules
 
     def persist(self, claim: Claim, told: object) -> Json:
-        """Raises `SessionMoved`, `AgentCrashed` (nothing usable is staged), `SessionTooLarge` or one of `Internal`."""
+        """`told` is what RunClaude returned; None where an earlier attempt staged the result.
+
+        Raises `SessionMoved`, `AgentCrashed` (nothing usable is staged), `SessionTooLarge` or one of `Internal`.
+        """
         # Every request takes S3 some 20 ms: what does not need another's answer does not wait for it.
         with ThreadPoolExecutor(4) as pool, Commit(pool, self.store, claim, self.rules) as commit:
             before, now = self.store.spent_before(claim), datetime.now(UTC)

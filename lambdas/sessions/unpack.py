@@ -167,7 +167,7 @@ def _stored(content: Content, member: Member) -> Iterator[bytes]:
 
 
 class _Making:
-    """Makes what is in an archive; threads may share it. After the last change to each, its fingerprint is taken."""
+    """Makes what is in an archive. After the last change to each, its fingerprint is taken."""
 
     def __init__(self, into: Path, owner: int | None) -> None:
         self.made: dict[str, Fingerprint] = {}
@@ -193,17 +193,16 @@ class _Making:
         finally:
             os.close(handle)
 
-    # A Path costs as much as a directory or a link: these two do without.
-
     def directory(self, member: Member) -> None:
         """Open for what is to be in it; the roots are there."""
         if member.path not in ROOTS:
-            os.mkdir(f"{self._into}/{member.path}", 0o700)  # noqa: PTH102
+            os.mkdir(f"{self._into}/{member.path}", 0o700)  # noqa: PTH102 - a Path costs as much again
 
     def finished(self, member: Member) -> None:
         """A directory's mode and mtime come after all that is in it; the roots stay open to their owner."""
         path = f"{self._into}/{member.path}"
-        os.chmod(path, stat.S_IMODE(member.mode) | (0o700 if member.path in ROOTS else 0))  # noqa: PTH101
+        mode = stat.S_IMODE(member.mode) | (0o700 if member.path in ROOTS else 0)
+        os.chmod(path, mode)  # noqa: PTH101 - a Path costs as much again
         self._finish(member, path)
 
     def link(self, member: Member, target: bytes) -> None:
@@ -211,7 +210,7 @@ class _Making:
         if b"\0" in target:
             raise damaged(f"{shown(member.path)}: it is no link target")
         path = f"{self._into}/{member.path}"
-        os.symlink(os.fsdecode(target), path)  # noqa: PTH211
+        os.symlink(os.fsdecode(target), path)  # noqa: PTH211 - a Path costs as much again
         self._finish(member, path)
 
     def _finish(self, member: Member, path: str) -> None:
