@@ -14,6 +14,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lambdas.errors import Internal, SessionDamaged, SessionTooLarge
+from lambdas.errors import Internal, SessionDamaged, SessionTooLarge, StorageUnavailable
 from lambdas.sessions.archive import Packed, pack
 from lambdas.sessions.index import Index
 from lambdas.sessions.records import (
@@ -35,6 +36,7 @@ from lambdas.sessions.records import (
 )
 from lambdas.sessions.tree import Change, settle
 from lambdas.sessions.unpack import Contents, unpack
+from tests.eventually import eventually
 from tests.foreign import program
 from tests.forge import DIR, FILE, LINK, ROOTS, forged, item, lying, patched
 from tests.looked_at import snapshot
@@ -512,6 +514,38 @@ def test_large_gaps_are_not_read(base: Path) -> None:
     unpack(archive, base / "into", LIMITS)
     assert {(base / f"into/workspace/{name}").read_bytes() for name in "xyz"} == {b"content " * 100}
     assert len(few) < archive.asked < len(few) + 2000
+
+
+def test_a_file_is_made_as_soon_as_its_bytes_have_come(base: Path) -> None:
+    """The rest of what was asked for with them may still be on its way."""
+    (base / "into").mkdir()
+    made = list[bool]()
+
+    class Slow(Opened):
+        def read(self, start: int, end: int) -> Iterator[bytes]:
+            for number, piece in enumerate(super().read(start, end)):
+                if start == 0 and number == 1:  # the first held all of the small file
+                    made.append(eventually((base / "into/workspace/x").is_file, 10))
+                yield piece
+
+    noise = random.Random(7).randbytes(300_000)
+    unpack(Slow(forged(*ROOTS, X, item("workspace/y", noise))), base / "into", LIMITS)
+    assert made == [True]
+
+
+def test_what_fails_on_its_way_fails_the_restore(base: Path) -> None:
+    """A storage that gives up in the middle of a request is not taken for the end of its bytes."""
+
+    class Failing(Opened):
+        def read(self, start: int, end: int) -> Iterator[bytes]:
+            yield from islice(super().read(start, end), 2)
+            if end - start > 200_000:
+                raise StorageUnavailable(detail="gone")
+
+    (base / "into").mkdir()
+    noise = random.Random(7).randbytes(300_000)
+    with pytest.raises(StorageUnavailable, match="gone"):
+        unpack(Failing(forged(*ROOTS, X, item("workspace/y", noise))), base / "into", LIMITS)
 
 
 @pytest.mark.parametrize("at", [0, 200, 399])

@@ -1,16 +1,18 @@
 """A session's content on its way: asked for before it is needed, in the order in which it lies.
 
 What is asked for at a time is a block. A few are under way at once, so that the network is used while one of them waits
-for its first byte; some may have come that are not needed yet. What is held in memory depends on no file's size, and
-the archive never lies on a disk.
+for its first byte; some may have come that are not needed yet. Of the one that is needed, each piece is used as soon as
+it has come. What is held in memory depends on no file's size, and the archive never lies on a disk.
 """
 
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import islice
 from typing import Self
 
+from lambdas.sessions.arriving import Arriving
 from lambdas.sessions.index import Archive, Index, Run
 
 BLOCK_BYTES = 2 << 20
@@ -33,7 +35,8 @@ class Content:
         self._archive = archive
         self._threads = ThreadPoolExecutor(THREADS, "content")
         self._blocks = _needed(index)
-        self._coming = deque[tuple[int, Future[bytes]]]()
+        self._coming = deque[tuple[Run, Arriving]]()
+        self._pieces = self._arrived()
         self._held = memoryview(b"")
         self._at = 0
 
@@ -47,13 +50,13 @@ class Content:
 
     def seek(self, offset: int) -> None:
         """Go on to where a member begins."""
-        while offset - self._at >= len(self._held) and self._coming:
-            self._next()
+        while offset - self._at >= len(self._held) and self._next():
+            pass
         self._held, self._at = self._held[offset - self._at :], offset
 
     def some(self, most: int) -> memoryview:
         """The next bytes, at least one and at most so many; none if they have ended."""
-        if not self._held and self._coming:
+        if not self._held:
             self._next()
         taken, self._held = self._held[:most], self._held[most:]
         self._at += len(taken)
@@ -69,17 +72,25 @@ class Content:
             parts.append(self.some(size))
         return b"".join(parts)
 
-    def _next(self) -> None:
-        self._at, block = self._coming.popleft()
-        self._held = memoryview(block.result())
-        self._ask()
+    def _next(self) -> bool:
+        """Go on to the next piece; whether there is one."""
+        arrived = next(self._pieces, None)
+        if arrived:
+            self._at, self._held = arrived
+        return arrived is not None
+
+    def _arrived(self) -> Iterator[tuple[int, memoryview]]:
+        """The pieces, each with where it begins."""
+        while self._coming:
+            (at, end), block = self._coming.popleft()
+            self._ask()
+            for piece in block.read(0, end - at):
+                yield at, memoryview(piece)
+                at += len(piece)
 
     def _ask(self) -> None:
-        for start, end in islice(self._blocks, 1):
-            self._coming.append((start, self._threads.submit(self._read, start, end)))
-
-    def _read(self, start: int, end: int) -> bytes:
-        return b"".join(self._archive.read(start, end))
+        for run in islice(self._blocks, 1):
+            self._coming.append((run, Arriving(self._threads, partial(self._archive.read, *run))))
 
 
 def _needed(index: Index) -> Iterator[Run]:

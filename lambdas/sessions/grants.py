@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from itertools import islice
 from mmap import ACCESS_READ, mmap
 from tempfile import TemporaryFile
@@ -14,6 +15,7 @@ from urllib3.exceptions import HTTPError
 
 from lambdas.contract import Grant
 from lambdas.errors import StorageUnavailable
+from lambdas.sessions.arriving import Arriving
 from lambdas.sessions.content import blocks
 
 ATTEMPTS = Retry(total=3, backoff_factor=0.2, status_forcelist=(500, 502, 503, 504), allowed_methods=("GET", "PUT"))
@@ -102,7 +104,7 @@ class Stored:
         self._tail = asking.submit(self._ask_tail, tail)
         """Its last bytes; all of them, in a file, from an S3 that has no ranges of versions (the local engine's)."""
         first = islice(blocks(0, size - tail), EARLY)
-        self._early = [(run, asking.submit(self._ask_early, *run)) for run in first]
+        self._early = [(run, Arriving(asking, partial(self._ask_early, *run))) for run in first]
         asking.shutdown(wait=False)
 
     @property
@@ -114,9 +116,10 @@ class Stored:
         """The bytes from `start` up to `end`, in pieces as they come. Raises `StorageUnavailable`."""
         border = self._told.result().border
         for (begins, ends), block in self._early:
-            if begins <= start < min(end, ends) and (data := block.result()[start - begins : end - begins]):
-                yield data
-                start += len(data)
+            if begins <= start < min(end, ends):
+                for piece in block.read(start - begins, end - begins):
+                    yield piece
+                    start += len(piece)
         if start < min(end, border):
             yield from self._asked(start, min(end, border))
             start = min(end, border)
@@ -151,9 +154,9 @@ class Stored:
                     self._told.set_result(_Told(etag, size, first))
             return b"".join(pieces)
 
-    def _ask_early(self, start: int, end: int) -> bytes:
+    def _ask_early(self, start: int, end: int) -> Iterator[bytes]:
         """Nothing, where there is nothing left to be asked for."""
-        return b"".join(self._asked(start, end)) if self._told.result().border else b""
+        return self._asked(start, end) if self._told.result().border else iter(())
 
     def _asked(self, start: int, end: int) -> Iterator[bytes]:
         """Where they are cut off they are asked for again, from there on."""
