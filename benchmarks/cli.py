@@ -53,23 +53,13 @@ def _fill(source: str) -> None:
     shutil.copytree(source, ".", symlinks=True, dirs_exist_ok=True)
 
 
-def _few(files: int, size: int) -> None:
-    trees.few(Path(), files, size)
-
-
 def _change(share: float, seed: int) -> None:
     trees.change(Path(), share, seed)
 
 
-def _rewrite(number: int, size: int, seed: int) -> None:
-    Path(f"{number}.bin").write_bytes(random.Random(seed).randbytes(size))
-
-
 ACTS: dict[str, Callable[..., None]] = {
     "fill": _fill,
-    "few": _few,
     "change": _change,
-    "rewrite": _rewrite,
     "nothing": lambda: None,
 }
 

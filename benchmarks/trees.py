@@ -38,13 +38,6 @@ SIZES = (
 )
 
 
-def few(root: Path, files: int, size: int) -> None:
-    """A tree of a few large files that do not deflate, into a directory that is there."""
-    dice = random.Random(files)
-    for number in range(files):
-        (root / f"{number}.bin").write_bytes(dice.randbytes(size))
-
-
 class Sources:
     """An endless supply of text that looks like source code to a compressor."""
 

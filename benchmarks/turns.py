@@ -3,15 +3,17 @@
 from statistics import median
 from typing import NamedTuple
 
-from benchmarks import workflow
+from benchmarks import trees, workflow
 from benchmarks.bench import MBIT, Bench
 from benchmarks.limiter import Limiter
 from benchmarks.report import Section, plot, table
 from benchmarks.storage import BUCKET, client
 
 TURNS = 200
-FILES, FILE_BYTES = 40, 700_000
-"""Files that do not deflate, so that the archive has 28 MB of live content: more than is rewritten whole anyway."""
+TREE = trees.Kind("60 MB", 60_000_000, 5_500)
+"""So that the archive has 24 MB of live content: more than is rewritten whole anyway."""
+SHARE = 0.01
+"""Of the files, changed by every turn."""
 SHOWN = 20
 MB = 1e6
 
@@ -27,31 +29,30 @@ class One(NamedTuple):
 
 
 def measure(bench: Bench) -> list[Section]:
-    """Every turn rewrites one file, another each time, and adds to the transcript."""
-    turns = 2 if bench.quick else TURNS
+    """Every turn changes some files, others each time, and adds to the transcript."""
+    kind, turns = (trees.TINY, 2) if bench.quick else (TREE, TURNS)
+    trees.make(bench.folder / "turns-tree", kind)
     found: list[One] = []
     s3 = client(f"http://{bench.storage.address}")
     with (
         Limiter(bench.storage.address, mbit=MBIT, latency=0) as limiter,
         workflow.running(bench.folder / "turns", limiter, bench.template) as flow,
     ):
-        session = flow.turn("few", files=FILES, size=FILE_BYTES).session_id
+        session = flow.turn("fill", source=str(bench.folder / "turns-tree")).session_id
         for number in range(turns):
             if number % SHOWN == 0:
                 bench.say(f"Turn {number + 1} of {turns} …")
-            name = number * 7 % FILES
-            turn = flow.turn("rewrite", session, number=name, size=FILE_BYTES, seed=number)
+            turn = flow.turn("change", session, share=SHARE, seed=number)
             size = s3.head_object(Bucket=BUCKET, Key=f"{session}.zip")["ContentLength"]
             found.append(One(turn.restore.seconds, turn.persist.seconds, size, turn.persist.up))
     return [_section(found)]
 
 
 def _section(found: list[One]) -> Section:
-    live = FILES * FILE_BYTES / MB
     text = (
-        f"One session of {FILES} files, {live:.0f} MB that do not deflate. Each turn rewrites one of them and goes on "
-        f"with the transcript. The bandwidth is limited as above, the latency is that of loopback, to save time. Dead "
-        f"bytes in the archive are what it has over its live content, until it is compacted."
+        f"One session of {TREE.files:,} files, {TREE.name}. Each turn changes {SHARE:.0%} of them and goes on with the "
+        f"transcript. The bandwidth is limited as above, the latency is that of loopback, to save time. The archive "
+        f"grows by bytes that are dead, until they pass `max_dead_share` of it and are won back."
     )
     rows = [_row(found, first) for first in range(0, len(found), SHOWN)]
     heads = ("turns", "restore, s", "persist, s", "slowest persist, s", "MB sent", "archive, MB", "largest")

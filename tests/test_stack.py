@@ -315,7 +315,7 @@ def test_functions_find_their_settings(template: Template) -> None:
             assert not record & texts.keys()
         elif state == "PersistSession":
             commit = CommitSettings.read(texts)
-            assert (commit.max_session_bytes, commit.max_dead_share) == (1024 * 1024 * 1024, 0.5)
+            assert (commit.max_session_bytes, commit.max_dead_share) == (1024 * 1024 * 1024, 0.2)
             assert texts.keys() == {"S3_BUCKET_NAME", "MAX_SESSION_BYTES", "MAX_SESSION_FILES", "MAX_DEAD_SHARE"}
         else:
             assert RecordSettings.read(texts).clocks == Clocks(29)
