@@ -490,8 +490,10 @@ def _from_proc() -> Iterator[_Row]:
     for entry in os.listdir("/proc"):  # noqa: PTH208 - a thousand Path objects for nothing
         if entry.isdigit():
             with suppress(FileNotFoundError, ProcessLookupError):
+                with open(f"/proc/{entry}/stat", "rb", buffering=0) as file:  # noqa: PTH123 - as above
+                    text = file.read()
                 # The name, in parentheses, may hold anything. Fields by number: see proc_pid_stat(5).
-                fields = Path("/proc", entry, "stat").read_bytes().rpartition(b")")[2].split()
+                fields = text.rpartition(b")")[2].split()
                 # A leader that has ended shows as a zombie while other threads of its process run on.
                 state = "R" if fields[0] == b"Z" and int(fields[17]) > 1 else fields[0].decode()
                 parent, group, session = map(int, fields[1:4])

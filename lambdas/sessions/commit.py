@@ -42,10 +42,7 @@ class Opened:
 
 
 class Commit:
-    """A session's next version; a context manager, which leaves nothing behind of one that was not made.
-
-    The version before is read from the beginning on, whatever else is asked meanwhile.
-    """
+    """A session's next version; a context manager, which leaves nothing behind of one that was not made."""
 
     def __init__(self, pool: Executor, store: Store, claim: Claim, rules: Rules) -> None:
         self._pool = pool
@@ -53,7 +50,6 @@ class Commit:
         self._claim = claim
         self._rules = rules
         self._source = _source(store, claim.base) if claim.base else None
-        self._last = pool.submit(_opened, self._source)
         self._begun: _Begun | None = None
 
     def __enter__(self) -> Self:
@@ -64,8 +60,8 @@ class Commit:
             self._begun.writing.close()
 
     def begin(self, staged_bytes: int, metadata: dict[str, str]) -> "_Begun":
-        """Read what was staged, and copy what is likely to stay, under what the metadata are likely to be: S3 wants
-        them before the first byte.
+        """Read what was staged and the version before, and copy what of it is likely to stay, under what the metadata
+        are likely to be: S3 wants them before the first byte. The copies take longest, so they are asked for first.
 
         Nothing is waited for, and nothing raised. `staged_bytes` is how many are likely to be staged.
         """
@@ -73,8 +69,9 @@ class Commit:
         writing = Writing(self._store, session_key(claim.session_id), _condition(claim), metadata)
         if claim.base and self._source:
             writing.begin(self._source, claim.base.size - claim.base.directory)
+        last = self._pool.submit(_opened, self._source)
         changes = self._pool.submit(_changes, self._store, claim, staged_bytes, self._rules.limits)
-        self._begun = _Begun(metadata, changes, writing)
+        self._begun = _Begun(metadata, last, changes, writing)
         return self._begun
 
     def make(self, result: Result, metadata: dict[str, str]) -> None:
@@ -89,7 +86,7 @@ class Commit:
         if begun.metadata != metadata:
             raise _crashed(claim, "it is not what RunClaude returned")
         try:
-            last, changes = self._last.result(), begun.changes.result()
+            last, changes = begun.last.result(), begun.changes.result()
             merged = _merged(claim, last, changes, self._rules.limits)
             layout = _layout(last, changes, merged, self._rules.dead_share)
             _check(claim, result, merged, layout)
@@ -103,6 +100,7 @@ class _Begun(NamedTuple):
     """What is under way."""
 
     metadata: dict[str, str]
+    last: Future[Opened]
     changes: Future[Opened]
     writing: Writing
 
