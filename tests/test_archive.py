@@ -533,6 +533,20 @@ def test_a_file_is_made_as_soon_as_its_bytes_have_come(base: Path) -> None:
     assert made == [True]
 
 
+def test_a_piece_of_nothing_is_not_the_end(base: Path) -> None:
+    """A storage may give an empty piece at any time."""
+
+    class Stuttering(Opened):
+        def read(self, start: int, end: int) -> Iterator[bytes]:
+            for piece in super().read(start, end):
+                yield b""
+                yield piece
+
+    (base / "into").mkdir()
+    unpack(Stuttering(forged(*ROOTS, X)), base / "into", LIMITS)
+    assert (base / "into/workspace/x").stat().st_size == X[0].size
+
+
 def test_what_fails_on_its_way_fails_the_restore(base: Path) -> None:
     """A storage that gives up in the middle of a request is not taken for the end of its bytes."""
 

@@ -27,7 +27,7 @@ class Arriving:
 
     def _bring(self, bring: Callable[[], Iterable[bytes]]) -> None:
         try:
-            for piece in bring():
+            for piece in filter(None, bring()):  # an empty one says that no more come
                 self._coming.put(piece)
         finally:
             self._coming.put(b"")
