@@ -34,6 +34,7 @@ class Answering(BaseHTTPRequestHandler):
 
 
 class _Server(ThreadingHTTPServer):
+    request_queue_size = 64  # of thirty at once, 5 (the default) drop some, whose SYNs go again after 1, 3, 7, 15 s
     daemon_threads = True  # connections that a test leaves open do not hold up its end
 
     def handle_error(self, request: Any, client_address: Any) -> None:
