@@ -139,17 +139,19 @@ def _scratch(state: Path) -> Iterator[Path]:
 
 
 def _start(state: Path, scratch: Path, lock: IO[bytes], log: IO[bytes]) -> tuple[Engine, "subprocess.Popen[bytes]"]:
-    port, root = _free_port(), f"root{secrets.token_hex(16)}"
-    process = subprocess.Popen(
-        [sys.executable, "-m", "local.engine"],
-        cwd=Path(__file__).parent.parent,
-        env=_environment(port, state, scratch, root),
-        stdin=subprocess.PIPE,
-        stdout=log,
-        stderr=log,
-        pass_fds=(lock.fileno(),),
-        start_new_session=True,
-    )
+    root = f"root{secrets.token_hex(16)}"
+    with socket.create_server(("127.0.0.1", 0)) as door:  # bound here, or another process could take the port meanwhile
+        port = door.getsockname()[1]
+        process = subprocess.Popen(
+            [sys.executable, "-m", "local.engine", str(door.fileno())],
+            cwd=Path(__file__).parent.parent,
+            env=_environment(port, state, scratch, root),
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=log,
+            pass_fds=(lock.fileno(), door.fileno()),
+            start_new_session=True,
+        )
     return Engine(_url(port), process.pid, state, root), process
 
 
@@ -163,7 +165,6 @@ def _environment(port: int, state: Path, scratch: Path, root: str) -> dict[str, 
         "TMPDIR": str(scratch),
         "PYTHONUNBUFFERED": "1",
         # One address and one account, whose policies are enforced on every call of a function.
-        "BIND_HOST": "127.0.0.1",
         "GATEWAY_PORT": str(port),
         "AWS_ENDPOINT_URL": _url(port),
         "MINISTACK_ACCOUNT_ID": ACCOUNT,
@@ -185,12 +186,6 @@ def _environment(port: int, state: Path, scratch: Path, root: str) -> dict[str, 
         "DOCKER_HOST": f"unix://{scratch}/no-docker",
         "LOG_LEVEL": "INFO",
     }
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _await_ready(engine: Engine, process: "subprocess.Popen[bytes]") -> None:
@@ -228,7 +223,10 @@ def _stop(process: "subprocess.Popen[bytes]") -> None:
 
 
 def main() -> None:
-    """The engine's process: `ministack` behind the guard, ended when the service that started it is gone."""
+    """The engine's process: `ministack` behind the guard, ended when the service that started it is gone.
+
+    Its argument is the file descriptor of the socket to listen on.
+    """
     threading.Thread(target=_end_with_service, daemon=True).start()
     from hypercorn.asyncio import serve
     from hypercorn.config import Config as Serving
@@ -240,7 +238,7 @@ def main() -> None:
     files = OPEN_FILES if most == resource.RLIM_INFINITY else most
     resource.setrlimit(resource.RLIMIT_NOFILE, (files, most))
     serving = Serving()
-    serving.bind = [f"{os.environ['BIND_HOST']}:{os.environ['GATEWAY_PORT']}"]
+    serving.bind = [f"fd://{sys.argv[1]}"]
     serving.keep_alive_timeout = KEEP_ALIVE_SECONDS
     asyncio.run(serve(Guard(app, os.environ["AWS_ACCESS_KEY_ID"]), serving))
 
