@@ -35,8 +35,18 @@ def synthesized(tmp_path_factory: pytest.TempPathFactory) -> Synthesize:
 @pytest.fixture(scope="session")
 def template(synthesized: Synthesize) -> dict[str, Any]:
     """The template of cdk.json as it stands: the very one that goes to AWS."""
-    text = (synthesized() / "ClaudeAgentWorkflow.template.json").read_text()
-    read: dict[str, Any] = json.loads(text)
+    return _read(synthesized())
+
+
+@pytest.fixture(scope="session")
+def unhurried(synthesized: Synthesize) -> dict[str, Any]:
+    """The template with 11 seconds more for the agent: what a test waits for has to come in time on a busy machine too.
+    With many more, an S3 that is silent for ever would be given up before the state is, which is another answer."""
+    return _read(synthesized(integration_timeout=40))
+
+
+def _read(assembly: Path) -> dict[str, Any]:
+    read: dict[str, Any] = json.loads((assembly / "ClaudeAgentWorkflow.template.json").read_text())
     return read
 
 

@@ -525,7 +525,7 @@ def test_a_file_is_made_as_soon_as_its_bytes_have_come(base: Path) -> None:
         def read(self, start: int, end: int) -> Iterator[bytes]:
             for number, piece in enumerate(super().read(start, end)):
                 if start == 0 and number == 1:  # the first held all of the small file
-                    made.append(eventually((base / "into/workspace/x").is_file, 10))
+                    made.append(eventually((base / "into/workspace/x").is_file))
                 yield piece
 
     noise = random.Random(7).randbytes(300_000)

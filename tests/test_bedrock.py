@@ -186,7 +186,7 @@ def asked(proxy: Proxy, method: str = "POST", path: str = CALL, **headers: str) 
     """The status of a request with the run's token, where the CLI puts it."""
     token = {"authorization": f"Bearer {proxy.environment['AWS_BEARER_TOKEN_BEDROCK']}"}
     body = {"anthropic_version": "bedrock-2023-05-31", "messages": [{"role": "user", "content": "hello"}]}
-    connection = http.client.HTTPConnection(str(urlsplit(proxy.url).netloc), timeout=10)
+    connection = http.client.HTTPConnection(str(urlsplit(proxy.url).netloc), timeout=60)
     given = {name.replace("_", "-"): value for name, value in headers.items()}
     connection.request(method, path, json.dumps(body), token | given)
     try:

@@ -46,13 +46,15 @@ def run(turn: Turn, scratch: Scratch, url: str, seconds: float = 60) -> Outcome:
 
 
 def cut(prompt: str, scratch: Scratch, url: str) -> tuple[Turn, Outcome]:
-    """A first turn that its deadline ends. On a busy machine the first deadline may pass before the turn begins."""
+    """A first turn that its deadline ends. On a busy machine the first deadline may pass before the turn has begun, or
+    before there is more of it than its first words."""
     for seconds in (4, 12, 36):
         turn, began = first(prompt), time.monotonic()
-        with suppress(ModelOverloaded):
+        with suppress(ModelOverloaded, AgentCrashed):
             outcome = run(turn, scratch, url, seconds)
             assert time.monotonic() - began < seconds + LATE
-            return turn, outcome
+            if outcome.cost_usd:
+                return turn, outcome
     pytest.fail("The turn did not begin within 36 seconds.")
 
 
@@ -282,12 +284,12 @@ def test_an_agent_that_stops_its_cli_is_killed(model: ScriptedModel, scratch: Sc
 def test_many_files_bring_the_deadline_forward(model: ScriptedModel, scratch: Scratch) -> None:
     """At the deadline itself there is no time left to remove them. A million were tried by hand, through the whole
     service at its default clocks: after some 400,000 the run ends as SessionTooLarge, in time, and nothing is left."""
-    many = "import os, time; open('a', 'w'), open('b', 'w')\n"
-    many += "[os.link('ab'[i % 2], str(i)) for i in range(120_000)]; time.sleep(60)"
+    many = "import os, time; [open(name, 'w') for name in 'abcd']\n"
+    many += "[os.link('abcd'[i % 4], str(i)) for i in range(240_000)]; time.sleep(60)"
     (scratch.workspace / "many.py").write_text(many)
     began = time.monotonic()
-    outcome = run(first("run python3 many.py"), scratch, model.url, seconds=15)
-    assert (outcome.stop_reason, time.monotonic() - began < 14.5) == ("deadline", True)
+    outcome = run(first("run python3 many.py"), scratch, model.url, seconds=20)
+    assert (outcome.stop_reason, time.monotonic() - began < 19.5) == ("deadline", True)
 
 
 def test_resuming_without_a_transcript(model: ScriptedModel, scratch: Scratch) -> None:

@@ -36,10 +36,10 @@ def model() -> Iterator[ScriptedModel]:
 
 
 @pytest.fixture(scope="module")
-def running(model: ScriptedModel, template: Json, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+def running(model: ScriptedModel, unhurried: Json, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     state = tmp_path_factory.mktemp("concurrency")
     added = {"SCRATCH": str(tmp_path_factory.mktemp("scratch"))}
-    with patched.serving(state, template, Model(model.url, "sk-scripted"), added) as started:
+    with patched.serving(state, unhurried, Model(model.url, "sk-scripted"), added) as started:
         yield started
 
 

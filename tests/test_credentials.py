@@ -104,7 +104,7 @@ def asked(
 ) -> Iterator[http.client.HTTPResponse]:
     """The proxy's answer to a request with the run's token, or with the headers given."""
     token = proxy.environment["ANTHROPIC_API_KEY"]
-    connection = http.client.HTTPConnection(str(urlsplit(proxy.url).netloc), timeout=10)
+    connection = http.client.HTTPConnection(str(urlsplit(proxy.url).netloc), timeout=60)
     connection.request(method, path, body, {"x-api-key": token} | {n.replace("_", "-"): v for n, v in headers.items()})
     try:
         yield connection.getresponse()
@@ -240,12 +240,12 @@ def test_the_end_of_the_run_ends_everything(service: Service) -> None:
     with Proxy([anthropic(Secret(lambda: service.key), service.url)]) as proxy:
         port = int(urlsplit(proxy.url).port or 0)
         token = proxy.environment["ANTHROPIC_API_KEY"]
-        waiting = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+        waiting = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
         waiting.request("POST", MESSAGES, b"{}", {"x-api-key": token, "act": "hold on"})
         response = waiting.getresponse()
         idle = socket.create_connection(("127.0.0.1", port))
         idle.settimeout(60)
-        time.sleep(0.1)
+        time.sleep(1)
     assert service.hung_up.wait(60)
     with pytest.raises(http.client.IncompleteRead):
         response.read()
@@ -366,14 +366,14 @@ def test_a_service_that_is_away_is_waited_out() -> None:
 def test_the_wait_ends_with_who_waits(service: Service, proxy: Proxy) -> None:
     """An agent that hangs up, as it does when interrupted, is waited for no more; the model is not asked again."""
     begun(proxy)
-    service.refusals = [(429, {"retry-after": "2"})] * 9
+    service.refusals = [(429, {"retry-after": "5"})] * 9
     connection = http.client.HTTPConnection(str(urlsplit(proxy.url).netloc), timeout=0.3)
     connection.request("POST", MESSAGES, b"{}", {"x-api-key": proxy.environment["ANTHROPIC_API_KEY"]})
     assert eventually(lambda: len(service.seen) == 2)
     with pytest.raises(TimeoutError):
         connection.getresponse()
     connection.close()
-    time.sleep(2.5)
+    time.sleep(6)
     assert len(service.seen) == 2
 
 

@@ -32,7 +32,7 @@ STATES = ("RestoreSession", "RunClaude", "PersistSession", "RecordFailure")
 
 
 def with_stand_ins(template: Json) -> Json:
-    """The template with the functions of tests/stand_in.py, of which RunClaude has two seconds."""
+    """The template with the functions of tests/stand_in.py, of which RunClaude has six seconds."""
     changed = deepcopy(template)
     for resource in changed["Resources"].values():
         if resource["Type"] == "AWS::Lambda::Function":
@@ -40,7 +40,7 @@ def with_stand_ins(template: Json) -> Json:
             name = properties.get("Handler", "lambdas.run_claude.handler").split(".")[1]
             properties["Handler"] = f"tests.stand_in.{name}"
             if name == "run_claude":
-                properties["Timeout"] = 2
+                properties["Timeout"] = 6
     return changed
 
 

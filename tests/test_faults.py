@@ -50,8 +50,8 @@ from tests.opened import Opened
 from tests.test_service import ANY, Client
 
 Json = dict[str, Any]
-SECONDS = 29
-"""The deployment's integration timeout."""
+SECONDS = 40
+"""The integration timeout of the template that is `unhurried`."""
 AT_ONCE = 4
 NOBODY = {"session_id": "none", "claude_session": "none"}
 """What a run is about that has no record."""
@@ -179,11 +179,11 @@ class Theatre:
 
 
 @pytest.fixture(scope="module")
-def theatre(tmp_path_factory: pytest.TempPathFactory, template: Json) -> Iterator[Theatre]:
+def theatre(tmp_path_factory: pytest.TempPathFactory, unhurried: Json) -> Iterator[Theatre]:
     state, scratch = tmp_path_factory.mktemp("faults"), tmp_path_factory.mktemp("scratch")
     with Injector() as injector, Patient(injector) as model, closing(Line(model.url)) as line:
         added = {"AWS_ENDPOINT_URL_S3": injector.url, "SCRATCH": str(scratch)}
-        with patched.serving(state, template, Model(line.url, "sk-scripted"), added) as running:
+        with patched.serving(state, unhurried, Model(line.url, "sk-scripted"), added) as running:
             injector.upstream = running.engine.url
             yield Theatre(running, injector, model, line, scratch)
 

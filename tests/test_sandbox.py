@@ -16,6 +16,7 @@ import pytest
 from lambdas.agent.sandbox import Processes, Scratch, environment, wipe
 from lambdas.agent.wall import Wall
 from lambdas.errors import Internal, SessionBusy
+from tests.eventually import eventually
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="a kernel interface of Linux")
 
@@ -326,6 +327,7 @@ def test_a_frozen_run_stands_still_and_goes_on(tmp_path: Path) -> None:
     with Processes(tmp_path) as processes, started(processes, "/bin/sh", "-c", loop, **mark):
         while not beat.exists() or len(beat.read_bytes()) < 6:
             time.sleep(0.01)
+        assert eventually(lambda: any(row.stopped for row in processes._below()))
         with patiently(processes):
             frozen = beat.stat().st_size
             time.sleep(0.2)
