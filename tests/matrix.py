@@ -231,9 +231,9 @@ TITLES = ("state", "its write, or the model", "fault", "first answer", "session"
 INTRODUCTION = """\
 # What happens when something fails
 
-Every row is played by `tests/test_faults.py` on the local engine with the real Claude Code CLI, and compared with this
-table, which `PYTHONPATH=. python -m tests.matrix` writes. A row works on a session of its own that has one turn, or
-asks for a *new session*:
+Every row is played by `tests/test_faults.py` on the local engine with the real Claude Code CLI and an integration
+timeout of 40 s, and compared with this table, which `PYTHONPATH=. python -m tests.matrix` writes. A row works on a
+session of its own that has one turn, or asks for a *new session*:
 
 1. A POST under the fault. Its HTTP status and code are the *first answer*. The *session* is then opened whole: it is
    the *old* version or the *new* one, never anything between; of a new session there may be *none* yet. What the
