@@ -366,14 +366,14 @@ def test_a_service_that_is_away_is_waited_out() -> None:
 def test_the_wait_ends_with_who_waits(service: Service, proxy: Proxy) -> None:
     """An agent that hangs up, as it does when interrupted, is waited for no more; the model is not asked again."""
     begun(proxy)
-    service.refusals = [(429, {"retry-after": "5"})] * 9
+    service.refusals = [(429, {"retry-after": "600"})]
     connection = http.client.HTTPConnection(str(urlsplit(proxy.url).netloc), timeout=0.3)
     connection.request("POST", MESSAGES, b"{}", {"x-api-key": proxy.environment["ANTHROPIC_API_KEY"]})
     assert eventually(lambda: len(service.seen) == 2)
     with pytest.raises(TimeoutError):
         connection.getresponse()
     connection.close()
-    time.sleep(6)
+    assert eventually(lambda: not proxy._open)
     assert len(service.seen) == 2
 
 
