@@ -245,7 +245,7 @@ def test_the_end_of_the_run_ends_everything(service: Service) -> None:
         response = waiting.getresponse()
         idle = socket.create_connection(("127.0.0.1", port))
         idle.settimeout(60)
-        time.sleep(1)
+        assert eventually(lambda: len(proxy._open) == 3)  # the call's two and this one
     assert service.hung_up.wait(60)
     with pytest.raises(http.client.IncompleteRead):
         response.read()
