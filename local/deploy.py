@@ -12,7 +12,6 @@ import importlib.metadata
 import io
 import json
 import os
-import secrets
 import shlex
 import subprocess
 import sys
@@ -27,10 +26,10 @@ from typing import Any
 
 from local.api import Template
 from local.engine import KEPT, Engine
+from local.guard import BUCKET
 
 ROOT = Path(__file__).resolve().parent.parent
 STACK = "ClaudeAgentWorkflow"
-BUCKET = "claude-workflow-sessions"
 CODE_BUCKET = "claude-workflow-code"
 CODE_KEY = "worker.zip"
 DEPLOYED = (
@@ -134,12 +133,10 @@ def deploy(
         _bucket(s3, bucket)
     s3.put_object(Bucket=CODE_BUCKET, Key=CODE_KEY, Body=_bootstrap())
     fitted = fit(template, settings or {})
-    # The engine reckons a role's credentials from the names of role and function: these must be nobody's to guess.
-    stack = f"{STACK}-{secrets.token_hex(8)}"
-    _adopt_bucket(formation, stack, fitted)
-    formation.update_stack(StackName=stack, TemplateBody=json.dumps(fitted), Capabilities=["CAPABILITY_IAM"])
-    _await_stack(formation, stack, "UPDATE")
-    listed = formation.describe_stack_resources(StackName=stack)["StackResources"]
+    _adopt_bucket(formation, STACK, fitted)
+    formation.update_stack(StackName=STACK, TemplateBody=json.dumps(fitted), Capabilities=["CAPABILITY_IAM"])
+    _await_stack(formation, STACK, "UPDATE")
+    listed = formation.describe_stack_resources(StackName=STACK)["StackResources"]
     ids = {resource["LogicalResourceId"]: resource["PhysicalResourceId"] for resource in listed}
     only = {kind: ids[name] for name, kind in _types(template).items() if name in ids}
     vault = engine.client("secretsmanager")

@@ -29,8 +29,13 @@ from typing import IO, Any
 
 import boto3
 import botocore.session
+import urllib3
+from botocore.auth import SigV4Auth
+from botocore.awsrequest import AWSRequest
 from botocore.config import Config
+from botocore.credentials import Credentials
 
+from local.guard import READY, ROOT_KEY, SEAL, Guard
 from local.mend import mend
 
 REGION = "us-east-1"
@@ -72,7 +77,7 @@ class Engine:
     state: Path
     """The directory that holds its S3, its log and its lock."""
     root: str = field(repr=False)
-    """Key and secret of the account's root, drawn at the start: who knows it may do everything."""
+    """Secret of the root's key, drawn at the start: who knows it may do everything, until the engine is sealed."""
 
     def client(self, service: str, *, read_timeout: float = 60, connections: int = 10) -> Any:
         """A boto3 client of `service`, as the account's root; it repeats nothing by itself."""
@@ -80,9 +85,10 @@ class Engine:
             service,
             region_name=REGION,
             endpoint_url=self.url,
-            aws_access_key_id=self.root,
+            aws_access_key_id=ROOT_KEY,
             aws_secret_access_key=self.root,
             config=Config(
+                signature_version="s3v4" if service == "s3" else None,  # the one that the guard verifies, in links too
                 read_timeout=read_timeout,
                 retries={"total_max_attempts": 1},
                 max_pool_connections=connections,
@@ -91,6 +97,14 @@ class Engine:
                 inject_host_prefix=False,
             ),
         )
+
+    def seal(self) -> None:
+        """From now on, until it ends, the engine does nothing but what a deployed workflow needs (`local.guard`)."""
+        request = AWSRequest("POST", self.url + SEAL, data=b"")
+        SigV4Auth(Credentials(ROOT_KEY, self.root), "seal", REGION).add_auth(request)
+        status = urllib3.request("POST", request.url, headers=dict(request.headers.items()), timeout=60).status
+        if status != 204:
+            raise EngineFailed(f"The engine could not be sealed ({status}).")
 
 
 @contextmanager
@@ -139,7 +153,7 @@ def _scratch(state: Path) -> Iterator[Path]:
 
 
 def _start(state: Path, scratch: Path, lock: IO[bytes], log: IO[bytes]) -> tuple[Engine, "subprocess.Popen[bytes]"]:
-    root = f"root{secrets.token_hex(16)}"
+    root = secrets.token_hex(32)
     with socket.create_server(("127.0.0.1", 0)) as door:  # bound here, or another process could take the port meanwhile
         port = door.getsockname()[1]
         process = subprocess.Popen(
@@ -170,7 +184,7 @@ def _environment(port: int, state: Path, scratch: Path, root: str) -> dict[str, 
         "MINISTACK_ACCOUNT_ID": ACCOUNT,
         "MINISTACK_REGION": REGION,
         "AUTH": "true",
-        "AWS_ACCESS_KEY_ID": root,  # functions get their role's instead
+        "AWS_ACCESS_KEY_ID": ROOT_KEY,  # functions get their role's instead
         "AWS_SECRET_ACCESS_KEY": root,
         # Objects live on disk; all the rest is deployed anew at every start.
         "S3_PERSIST": "1",
@@ -200,7 +214,7 @@ def _await_ready(engine: Engine, process: "subprocess.Popen[bytes]") -> None:
 def _is_ready(url: str) -> bool:
     connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=5)
     try:
-        connection.request("GET", "/_ministack/ready")
+        connection.request("GET", READY)
         return connection.getresponse().status == 200
     except OSError:
         return False
@@ -232,7 +246,7 @@ def main() -> None:
     from hypercorn.config import Config as Serving
     from ministack.app import app  # its import reads the environment and takes most of the start
 
-    from local.guard import Guard
+    from local import seams
 
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     files = OPEN_FILES if most == resource.RLIM_INFINITY else most
@@ -240,7 +254,8 @@ def main() -> None:
     serving = Serving()
     serving.bind = [f"fd://{sys.argv[1]}"]
     serving.keep_alive_timeout = KEEP_ALIVE_SECONDS
-    asyncio.run(serve(Guard(app, os.environ["AWS_ACCESS_KEY_ID"]), serving))
+    seams.replace()
+    asyncio.run(serve(Guard(app, os.environ["AWS_SECRET_ACCESS_KEY"], seams.secret_of), serving))
 
 
 def _end_with_service() -> None:

@@ -29,6 +29,7 @@ from botocore.credentials import Credentials
 
 from local.api import Answer, Api, Integration, Method
 from local.engine import ACCOUNT, REGION
+from local.guard import ROOT_KEY
 from local.mapping import Input, render, texts
 
 MAX_REQUEST = 10 * 1024 * 1024
@@ -98,7 +99,7 @@ class Backend:
     """Step Functions as an integration sees it: StartSyncExecution, with the limits that the engine leaves out."""
 
     def __init__(self, engine_url: str, root: str, machine_timeout: float | None) -> None:
-        self._root = Credentials(root, root)
+        self._root = Credentials(ROOT_KEY, root)
         self._address = engine_url.removeprefix("http://")
         self._machine_timeout = machine_timeout
         self._runs = ThreadPoolExecutor(MAX_RUNS, thread_name_prefix="execution")
@@ -442,8 +443,8 @@ def serving(
 ) -> Iterator[str]:
     """Serves the API in threads of its own, and yields its base URL; ended on the way out, without waiting for runs.
 
-    `keys` maps the value of each API key to its logical id in the template; `root` is the key of the
-    engine's root. Raises `OSError` if the port is taken.
+    `keys` maps the value of each API key to its logical id in the template; `root` is the
+    secret of the engine's root. Raises `OSError` if the port is taken.
     """
     backend = Backend(engine_url, root, api.machine_timeout)
     with _Server((host, port), _Handler) as server:

@@ -1,5 +1,6 @@
 """What keeps the agent from the rest of this machine: found out by trying, not by versions."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -31,6 +32,8 @@ def holding(state: Path) -> str | None:
 
     With a user id of its own, Landlock keeps the agent in, and asks for nothing. With the user's own id it would leave
     it chmod and stat on everything; bubblewrap does not. Raises EngineFailed where a run could not even begin.
+
+    Root of a user namespace (`unshare -r`, some containers) has only the user ids that the namespace maps.
     """
     if sys.platform == "darwin":
         kinds = ["seatbelt"]
@@ -43,6 +46,13 @@ def holding(state: Path) -> str | None:
     except (Internal, PermissionError) as refused:
         raise EngineFailed(
             f"{scratch()} is somebody else's. Remove it, or name another directory: TMPDIR."
+        ) from refused
+    except OSError as refused:
+        if refused.errno != errno.EINVAL:
+            raise
+        raise EngineFailed(
+            "Root of this user namespace has no user ids to give to sessions. Serve as an ordinary user, or as root "
+            "outside of it."
         ) from refused
 
 

@@ -62,6 +62,7 @@ def running(
             "SANDBOX": holding or "none",
         }
         deployed = deploy.deploy(started, template, settings=settings, secret={"ANTHROPIC_API_KEY": model.key})
+        started.seal()
         described = api.read_api(template, deployed.resources)
         keys = {key: described.api_keys[0]} if described.api_keys else {}
         with gateway.serving(described, started.url, keys, root=started.root, host=host, port=port) as base:

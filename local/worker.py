@@ -19,13 +19,13 @@ POLL_SECONDS = 1.0
 
 
 def main() -> None:
-    """Runs `python -m awslambdaric HANDLER` (the first argument) until it, or the engine, ends."""
+    """Runs `python -m local.runtime HANDLER` (the first argument) until it, or the engine, ends."""
     engine = os.getppid()
     os.setsid()
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     signal.signal(signal.SIGTERM, _end)
-    runtime = subprocess.Popen([sys.executable, "-m", "awslambdaric", sys.argv[1]])
+    runtime = subprocess.Popen([sys.executable, "-m", "local.runtime", sys.argv[1]])
     while os.getppid() == engine:
         try:
             runtime.wait(POLL_SECONDS)

@@ -13,8 +13,11 @@ KEY = "k" * 24
 
 
 @contextmanager
-def serving(state: Path, template: Json, model: Model, added: Mapping[str, str]) -> Iterator[Service]:
-    """The service, which throttles nobody; `added` comes into the environment of every function."""
+def serving(state: Path, template: Json, model: Model, added: Mapping[str, str], key: str = KEY) -> Iterator[Service]:
+    """The service, which throttles nobody; `added` comes into the environment of every function.
+
+    Its engine is not sealed, so that tests can ask it for more than the workflow does.
+    """
     with engine.running(state) as started:
         deployed = deploy.deploy(
             started,
@@ -22,8 +25,8 @@ def serving(state: Path, template: Json, model: Model, added: Mapping[str, str])
             secret={"ANTHROPIC_API_KEY": model.key},
         )
         described = api.read_api(deployed.template, deployed.resources)
-        with gateway.serving(described, started.url, {KEY: described.api_keys[0]}, root=started.root) as base:
-            yield Service(f"{base}/claude-code", KEY, started, deployed)
+        with gateway.serving(described, started.url, {key: described.api_keys[0]}, root=started.root) as base:
+            yield Service(f"{base}/claude-code", key, started, deployed)
 
 
 def _patched(template: Json, added: Mapping[str, str]) -> Json:

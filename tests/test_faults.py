@@ -185,6 +185,7 @@ def theatre(tmp_path_factory: pytest.TempPathFactory, unhurried: Json) -> Iterat
         added = {"AWS_ENDPOINT_URL_S3": injector.url, "SCRATCH": str(scratch)}
         with patched.serving(state, unhurried, Model(line.url, "sk-scripted"), added) as running:
             injector.upstream = running.engine.url
+            running.engine.seal()
             yield Theatre(running, injector, model, line, scratch)
 
 

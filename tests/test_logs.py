@@ -12,7 +12,6 @@ import urllib3
 
 from lambdas.contract import Json
 from lambdas.settings import Clocks
-from local import service
 from local.model import ScriptedModel
 from local.service import Model, Service
 from tests import patched
@@ -53,10 +52,11 @@ class Ran:
 
 
 @pytest.fixture(scope="module")
-def ran(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ran]:
+def ran(template: Json, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ran]:
+    state = tmp_path_factory.mktemp("state")
     with (
         ScriptedModel() as model,
-        service.running(tmp_path_factory.mktemp("state"), Model(model.url, "MARK-key-of-the-model"), KEY) as running,
+        patched.serving(state, template, Model(model.url, "MARK-key-of-the-model"), {}, KEY) as running,
     ):
         headers = {"content-type": "application/json", "x-api-key": KEY}
         for prompt in PROMPTS:

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import urllib3
+from botocore.exceptions import ClientError
 
 from lambdas.contract import ANSWER_BYTES
 from lambdas.sessions.records import Limits
@@ -401,6 +402,12 @@ def test_no_secret_reaches_an_answer(client: Client) -> None:
     answer = client.ask("run env; cat /proc/self/environ; ls -la ~")
     assert "sk-scripted" not in json.dumps(answer)
     assert "AWS_" not in json.dumps(answer)
+
+
+def test_the_engine_of_a_service_is_sealed(client: Client) -> None:
+    """Once the template is deployed not even root makes a function, or calls one."""
+    with pytest.raises(ClientError, match="nothing that the workflow needs"):
+        client.service.engine.client("lambda").list_functions()
 
 
 def test_sessions_survive_the_service(model: ScriptedModel, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from lambdas.sessions.store import Store
 from local.engine import REGION
+from local.guard import ROOT_KEY
 from tests.commands import Serve, command
 from tests.forge import ROOTS, item, staged
 from tests.past import BUCKET, Past
@@ -70,7 +71,7 @@ def test_a_deployed_stacks_session_is_purged(history: Past, store: Store) -> Non
     history.engine.client("cloudformation").create_stack(StackName="Deployed", TemplateBody=body)
     base = commit_of(store, None, staged(*ROOTS), session="session-54")
     commit_of(store, base, staged(item("workspace/x", b"x")), session="session-54")
-    root = dict.fromkeys(("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"), history.engine.root)
+    root = {"AWS_ACCESS_KEY_ID": ROOT_KEY, "AWS_SECRET_ACCESS_KEY": history.engine.root}
     account = root | {"AWS_ENDPOINT_URL": history.engine.url, "AWS_DEFAULT_REGION": REGION}
     done = command("sessions", "purge", "session-54", "--stack", "Deployed", env=account)
     assert (done.returncode, "1 older versions" in done.stderr) == (0, True), done.stderr

@@ -51,6 +51,15 @@ def test_a_state_where_the_agent_can_read_is_no_sandbox() -> None:
     assert sandbox.holding(Path("/etc")) is None
 
 
+def test_root_without_user_ids_to_give_is_told_so(tmp_path: Path) -> None:
+    """Of a user namespace, as `unshare -r` makes one; it is no reason for a traceback."""
+    code = "import sys; from pathlib import Path; from local import sandbox; sandbox.holding(Path(sys.argv[1]))"
+    done = subprocess.run(["unshare", "-r", sys.executable, "-c", code, tmp_path], capture_output=True, text=True)
+    if "unshare failed" in done.stderr:
+        pytest.skip("No user namespace may be made here.")
+    assert done.stderr.splitlines()[-1].startswith("local.engine.EngineFailed: Root of this user namespace"), done
+
+
 def test_without_its_program_a_sandbox_does_not_begin(tmp_path: Path) -> None:
     """What cannot be had ends the run; it is not left out."""
     wall = Wall(sandbox="bubblewrap")
