@@ -234,13 +234,18 @@ def main() -> None:
 
     from local.guard import Guard
 
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    files = OPEN_FILES if most == resource.RLIM_INFINITY else most
-    resource.setrlimit(resource.RLIMIT_NOFILE, (files, most))
+    open_files()
     serving = Serving()
     serving.bind = [f"fd://{sys.argv[1]}"]
     serving.keep_alive_timeout = KEEP_ALIVE_SECONDS
     asyncio.run(serve(Guard(app, os.environ["AWS_ACCESS_KEY_ID"]), serving))
+
+
+def open_files() -> None:
+    """Let this process have as many files open as it may: each connection is one."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    files = OPEN_FILES if most == resource.RLIM_INFINITY else most
+    resource.setrlimit(resource.RLIMIT_NOFILE, (files, most))
 
 
 def _end_with_service() -> None:
