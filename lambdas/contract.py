@@ -148,10 +148,10 @@ class Request:
         if envelope.get("oversize") or len(json.dumps(body, ensure_ascii=False)) > BODY_BYTES:
             raise RequestTooLarge
         if not isinstance(body, dict):
-            raise InvalidRequest("The body must be a JSON object with a prompt.")
+            raise InvalidRequest("The body must be a JSON object with a prompt, all of it text that UTF-8 can carry.")
         _check_fields(body)
         _check_caps(body, caps, clocks)
-        if len(json.dumps(body, ensure_ascii=False).encode()) > BODY_BYTES:
+        if _bytes(body) > BODY_BYTES:
             raise RequestTooLarge
         return cls(str(envelope["caller"]), _key(envelope), float(envelope["requested_at"]) / 1000, body)
 
@@ -201,6 +201,16 @@ def _key(envelope: Json) -> str:
     if envelope.get("key_given") and not KEY.fullmatch(key):
         raise InvalidRequest(f"The header Idempotency-Key must match ^{KEY.pattern}$.")
     return re.sub(r"[^A-Za-z0-9._=-]", "_", key)[:64]
+
+
+def _bytes(body: Json) -> int:
+    """Of the body as JSON, which it has to be wherever it goes from here, in whatever field."""
+    try:
+        return len(json.dumps(body, ensure_ascii=False, allow_nan=False).encode())
+    except UnicodeEncodeError:
+        raise InvalidRequest("The body holds half of a surrogate pair, which is no text.") from None
+    except ValueError:
+        raise InvalidRequest("The body holds a number that is none in JSON: NaN, or one as large as 1e999.") from None
 
 
 def _check_fields(body: Json) -> None:

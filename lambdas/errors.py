@@ -18,6 +18,7 @@
     ├── RunTimedOut             504  the backstop behind the run's own deadline
     └── Internal                500  anything else
         ├── CarelessDeployment      500  a credential is where code of the model's could find it
+        ├── DiskFull                500  the function's disk has no room for the session, or for its archive
         ├── SessionDamaged          500  a stored session is not what its metadata promise
         ├── SessionUnreadable       500  the run left a file that cannot be read, so it cannot be kept
         └── StorageUnavailable      500  S3 did not take a write or give a read; repeated by the definition
@@ -30,6 +31,7 @@ is JSON (`str(error)`), because text is all that Lambda hands on. What the gatew
 wrong method) never becomes an exception: `GATEWAY_CODES`.
 """
 
+import errno
 import json
 from typing import Any, ClassVar, NamedTuple, Self
 
@@ -209,6 +211,18 @@ class CarelessDeployment(Internal):
     """A credential of the deployment is where code of the model's could find it; nothing was spent."""
 
     retryable = False
+
+
+class DiskFull(Internal):
+    """The function's disk has no room for the session, or for its archive: a repeat would meet the same disk."""
+
+    retryable = False
+    sentence = "The service's disk has no room for this run. Its operator has to make some; the session is as it was."
+
+    @staticmethod
+    def means(error: OSError) -> bool:
+        """Whether this is what the system says."""
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 class SessionDamaged(Internal):

@@ -6,7 +6,6 @@ from which a replay goes on.
 """
 
 import asyncio
-import errno
 import gc
 import json
 import logging
@@ -32,9 +31,9 @@ from lambdas.agent.wall import Wall
 from lambdas.contract import Grant, Json, Result, RunResult, Task
 from lambdas.errors import (
     AgentCrashed,
+    DiskFull,
     ModelOverloaded,
     ModelUnauthorized,
-    SessionTooLarge,
     StorageUnavailable,
     WorkflowError,
 )
@@ -99,6 +98,10 @@ class Worker:
             return self._run(task, body, session)
         except WorkflowError as error:
             raise self._told(task, error) from None
+        except OSError as error:
+            if not DiskFull.means(error):
+                raise
+            raise self._told(task, DiskFull(detail=str(error))) from None
 
     def _run(self, task: Task, body: Json, session: Stored | None) -> RunResult:
         with swept(self.settings.wiped), Scratch(self._root(task), self._wall(task)) as scratch:
@@ -115,9 +118,9 @@ class Worker:
             except WorkflowError as error:
                 raise error.but(cost_usd=outcome.cost_usd) from error
             except OSError as error:
-                if error.errno != errno.ENOSPC:
+                if not DiskFull.means(error):
                     raise
-                raise SessionTooLarge(detail=str(error), cost_usd=outcome.cost_usd) from error
+                raise DiskFull(detail=str(error), cost_usd=outcome.cost_usd) from error
 
     def _told(self, task: Task, error: WorkflowError) -> WorkflowError:
         """The error without its detail, which is staged: an error's text is in the function's log and its trace, and

@@ -248,14 +248,19 @@ def main() -> None:
 
     from local import seams
 
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    files = OPEN_FILES if most == resource.RLIM_INFINITY else most
-    resource.setrlimit(resource.RLIMIT_NOFILE, (files, most))
+    open_files()
     serving = Serving()
     serving.bind = [f"fd://{sys.argv[1]}"]
     serving.keep_alive_timeout = KEEP_ALIVE_SECONDS
     seams.replace()
     asyncio.run(serve(Guard(app, os.environ["AWS_SECRET_ACCESS_KEY"], seams.secret_of), serving))
+
+
+def open_files() -> None:
+    """Let this process have as many files open as it may: each connection is one."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    files = OPEN_FILES if most == resource.RLIM_INFINITY else most
+    resource.setrlimit(resource.RLIMIT_NOFILE, (files, most))
 
 
 def _end_with_service() -> None:

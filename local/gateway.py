@@ -11,16 +11,19 @@ import http.client
 import json
 import re
 import secrets
+import socket
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from email.utils import formatdate
+from functools import partial
+from socketserver import BaseRequestHandler, ThreadingTCPServer
 from typing import Any
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import parse_qsl
 
 import jsonschema
 from botocore.auth import SigV4Auth
@@ -28,9 +31,10 @@ from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials
 
 from local.api import Answer, Api, Integration, Method
-from local.engine import ACCOUNT, REGION
+from local.engine import ACCOUNT, REGION, open_files
 from local.guard import ROOT_KEY
-from local.mapping import Input, render, texts
+from local.http1 import HEAD_SECONDS, IDLE_SECONDS, Head, HungUp, Malformed, Stream, TooLarge
+from local.mapping import Input, parsed, render, texts
 
 MAX_REQUEST = 10 * 1024 * 1024
 """API Gateway's limit for a request's body."""
@@ -38,7 +42,12 @@ MAX_STATE = 256 * 1024
 """Step Functions' limit for an execution's input and output, in bytes of UTF-8."""
 MAX_RUNS = 256
 """Executions at a time; more wait for a free one."""
-IDLE_SECONDS = 75
+STRANGERS = 256
+"""Connections that have shown no valid key, at a time: each takes a thread and a file."""
+SKIPPED = 64 * 1024
+"""How large a body is read and forgotten after a refusal, so that the connection can go on; else it ends."""
+SEND_SECONDS = 30
+"""How long a client may take its answer."""
 
 REFUSED = {
     "MISSING_AUTHENTICATION_TOKEN": (403, "Missing Authentication Token"),
@@ -74,7 +83,8 @@ class Request:
     query: Mapping[str, str]
     headers: Mapping[str, str]
     """Names as the client wrote them."""
-    body: bytes
+    read: Callable[[], bytes]
+    """Takes the body, once the request is let in. Raises `_Refuse` for one that is too large, or none."""
     client: str
 
     def header(self, name: str) -> str | None:
@@ -205,23 +215,26 @@ class Gateway:
         context["resourcePath"] = request.path
         if method.needs_key:
             context["identity"] |= texts(self._identified(request))
-        if len(request.body) > MAX_REQUEST:
-            raise _Refuse("REQUEST_TOO_LARGE")
-        _validate(method, request)
-        source = _input(request)
+        body = request.read()
+        _validate(method, request, body)
+        source = _input(request, body)
         template = _request_template(method.integration, request.media_type)
         mapped = _rendered(template, source, context) if template is not None else source.body
         status, result = self._integrated(method.integration, mapped)
         return _translated(method.integration, status, result, context)
 
     def _identified(self, request: Request) -> dict[str, str]:
-        value = request.header("X-Api-Key") or ""
-        known = [name for key, name in self._keys.items() if secrets.compare_digest(key.encode(), value.encode())]
-        if not known:
+        name = self.known(request)
+        if name is None:
             raise _Refuse("INVALID_API_KEY")
-        if not self._throttle.admit(known[0]):
+        if not self._throttle.admit(name):
             raise _Refuse("THROTTLED")
-        return {"apiKey": value, "apiKeyId": known[0]}
+        return {"apiKey": request.header("X-Api-Key") or "", "apiKeyId": name}
+
+    def known(self, request: Request) -> str | None:
+        """The id of the API key that the request comes with; None without a valid one."""
+        value = (request.header("X-Api-Key") or "").encode()
+        return next((name for key, name in self._keys.items() if secrets.compare_digest(key.encode(), value)), None)
 
     def _integrated(self, integration: Integration, mapped: str) -> tuple[str, str]:
         try:
@@ -276,7 +289,7 @@ def _context_value(context: Any, path: str) -> str:
     return str(context)
 
 
-def _validate(method: Method, request: Request) -> None:
+def _validate(method: Method, request: Request, body: bytes) -> None:
     kinds = {"header": {name.lower() for name in request.headers}, "querystring": set(request.query)}
     for parameter in method.required:
         kind, name = parameter.removeprefix("method.request.").split(".", 1)
@@ -286,13 +299,13 @@ def _validate(method: Method, request: Request) -> None:
     if schema is None:
         return
     try:
-        jsonschema.validate(json.loads(request.body), schema)
+        jsonschema.validate(parsed(body.decode()), schema)
     except (ValueError, RecursionError, jsonschema.ValidationError):
         raise _Refuse("BAD_REQUEST_BODY") from None
 
 
-def _input(request: Request) -> Input:
-    text = request.body.decode("utf-8", "replace")
+def _input(request: Request, body: bytes) -> Input:
+    text = body.decode("utf-8", "replace")
     return Input(text, {"path": {}, "querystring": request.query, "header": request.headers})
 
 
@@ -341,100 +354,117 @@ def _constants(headers: Mapping[str, str]) -> dict[str, str]:
     return {name: value[1:-1] for name, value in headers.items() if value[:1] == value[-1:] == "'"}
 
 
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    server_version = "claude-workflow"
-    sys_version = ""
-    timeout = IDLE_SECONDS
-    disable_nagle_algorithm = True
-    wbufsize = -1
+class _Lobby:
+    """The connections that have shown no key. The one that came first makes room for one too many."""
+
+    def __init__(self) -> None:
+        self._guard = threading.Lock()
+        self._waiting: dict[socket.socket, None] = {}
+
+    def enter(self, connection: socket.socket) -> None:
+        with self._guard:
+            self._waiting[connection] = None
+            if len(self._waiting) > STRANGERS:
+                first = next(iter(self._waiting))
+                del self._waiting[first]
+                with suppress(OSError):  # it has just gone by itself
+                    first.shutdown(socket.SHUT_RDWR)  # its thread, which waits for it, ends
+
+    def leave(self, connection: socket.socket) -> None:
+        with self._guard:
+            self._waiting.pop(connection, None)
+
+
+class _Handler(BaseRequestHandler):
+    """One connection, in a thread of its own."""
+
     server: "_Server"
 
-    def handle_one_request(self) -> None:
-        """As the base class does it, but any method is answered by the API."""
-        self.raw_requestline = self.rfile.readline(65537)
-        if not self.raw_requestline:
-            self.close_connection = True
-        elif len(self.raw_requestline) > 65536:
-            self.requestline = self.request_version = self.command = ""
-            self.send_error(414)
-        elif self.parse_request():
-            self._answer()
+    def handle(self) -> None:
+        self._stream = Stream(self.request)
+        self._known = False
+        try:
+            wait = HEAD_SECONDS  # nobody connects to say nothing
+            while self._one_request(wait):
+                wait = IDLE_SECONDS
+        except (HungUp, OSError):
+            pass  # the client went away; its run goes on
+        finally:
+            self.server.lobby.leave(self.request)
 
-    def _answer(self) -> None:
-        body = self._body()
-        if body is None:
-            return
-        target = urlsplit(self.path)
+    def _one_request(self, wait: float) -> bool:
+        """Whether another may follow on this connection."""
+        if not self._known:
+            self.server.lobby.enter(self.request)
+        try:
+            head = self._stream.head(wait)
+        except Malformed as malformed:
+            self._send(self.server.gateway.refuse(malformed.status), stays=False)
+            return False
+        self._unread = head.length != 0
+        response = self._answer(head)
+        skipped = self._unread and head.length is not None and head.length <= SKIPPED and not head.expects
+        stays = head.stays and (skipped or not self._unread)
+        self._send(response, stays=stays, bodiless=head.method == "HEAD")
+        if stays and skipped:
+            try:
+                self._stream.body(head, SKIPPED)
+            except Malformed:  # too slow
+                return False
+        return stays
+
+    def _answer(self, head: Head) -> Response:
         request = Request(
-            method=self.command,
-            path=target.path.rstrip("/") or "/",
-            query=dict(parse_qsl(target.query, keep_blank_values=True)),
-            headers=dict(self.headers.items()),
-            body=body,
+            method=head.method,
+            path=head.path.rstrip("/") or "/",
+            query=dict(parse_qsl(head.query, keep_blank_values=True)),
+            headers=head.fields,
+            read=partial(self._read, head),
             client=self.client_address[0],
         )
-        self._send(self.server.gateway.answer(request))
+        self._known = self._known or bool(self.server.gateway.known(request))
+        if self._known:
+            self.server.lobby.leave(self.request)
+        return self.server.gateway.answer(request)
 
-    def _body(self) -> bytes | None:
-        """The request's body, a byte more than allowed at most; None after an answer to what can't be read."""
-        if "chunked" in self.headers.get("Transfer-Encoding", "").lower():
-            return self._chunks()
-        length = self.headers.get("Content-Length", "0")
-        if not length.isascii() or not length.isdigit():
-            self.send_error(400)
-            return None
-        self.close_connection = self.close_connection or int(length) > MAX_REQUEST
-        return self.rfile.read(min(int(length), MAX_REQUEST + 1))
-
-    def _chunks(self) -> bytes | None:
-        body = b""
-        while len(body) <= MAX_REQUEST:
-            size = self.rfile.readline(1024).split(b";")[0].strip()
-            if not re.fullmatch(rb"[0-9A-Fa-f]{1,8}", size):
-                self.send_error(400)
-                return None
-            if int(size, 16) == 0:
-                while self.rfile.readline(65537).strip():
-                    continue
-                return body
-            body += self.rfile.read(min(int(size, 16), MAX_REQUEST + 1))
-            self.rfile.readline(1024)
-        self.close_connection = True
+    def _read(self, head: Head) -> bytes:
+        """The body of a request that is let in."""
+        self.server.lobby.leave(self.request)  # what is at work is not sent away
+        try:
+            body = self._stream.body(head, MAX_REQUEST)
+        except TooLarge:
+            raise _Refuse("REQUEST_TOO_LARGE") from None
+        except Malformed as malformed:
+            raise _Refuse("DEFAULT_4XX", malformed.status) from None
+        self._unread = False
         return body
 
-    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
-        """The base class's way to say that something is no HTTP: in the API's words and shape."""
-        del message, explain
-        self.close_connection = True
-        self._send(self.server.gateway.refuse(code))
-
-    def _send(self, response: Response) -> None:
-        self.request_version = self.protocol_version  # else the base class leaves out head lines for what is no HTTP
-        self.send_response(response.status)
-        for name, value in response.headers.items():
-            self.send_header(name, re.sub(r"[^\x20-\x7e]", "", value))
-        bodiless = response.status in (204, 304)
-        if not bodiless:
-            self.send_header("Content-Length", str(len(response.body)))
-        if self.close_connection:
-            self.send_header("Connection", "close")
-        self.end_headers()
-        if not bodiless and self.command != "HEAD":
-            self.wfile.write(response.body)
-        self.wfile.flush()
-
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 (the base class's name)
-        """Says nothing: every run is recorded by the workflow itself."""
+    def _send(self, response: Response, *, stays: bool, bodiless: bool = False) -> None:
+        bodiless = bodiless or response.status in (204, 304)
+        headers = {"Server": "claude-workflow", "Date": formatdate(usegmt=True), **response.headers}
+        if response.status not in (204, 304):
+            headers["Content-Length"] = str(len(response.body))
+        if not stays:
+            headers["Connection"] = "close"
+        phrase = http.client.responses.get(response.status, "")
+        lines = [f"HTTP/1.1 {response.status} {phrase}"]
+        lines += [f"{name}: {re.sub(r'[^ -~]', '', value)}" for name, value in headers.items()]
+        self.request.settimeout(SEND_SECONDS)
+        self.request.sendall("\r\n".join([*lines, "", ""]).encode() + (b"" if bodiless else response.body))
+        if not stays:
+            self._stream.linger()
 
 
-class _Server(ThreadingHTTPServer):
+class _Server(ThreadingTCPServer):
+    allow_reuse_address = True
     daemon_threads = True
+    disable_nagle_algorithm = True
     request_queue_size = 128
     gateway: Gateway
 
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that went away is no error of the gateway; its run goes on."""
+    def __init__(self, address: tuple[str, int]) -> None:
+        super().__init__(address, _Handler)
+        self.lobby = _Lobby()
 
 
 @contextmanager
@@ -447,7 +477,8 @@ def serving(
     secret of the engine's root. Raises `OSError` if the port is taken.
     """
     backend = Backend(engine_url, root, api.machine_timeout)
-    with _Server((host, port), _Handler) as server:
+    open_files()
+    with _Server((host, port)) as server:
         server.gateway = Gateway(api, backend, keys)
         threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
         try:

@@ -5,6 +5,7 @@ a character is done to it here too (`escapeJavaScript` above all), because promp
 """
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -63,6 +64,26 @@ def texts(value: Any) -> Any:
     return value
 
 
+def parsed(text: str) -> Any:
+    """The value of a JSON text, as strictly as Java's parsers take it. Raises ValueError, or RecursionError.
+
+    Python's own takes more: NaN and infinities, by name or by size (1e999), which nobody after it can carry on.
+    """
+    return json.loads(text, parse_constant=_number, parse_float=_number, parse_int=_whole_number)
+
+
+def _number(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text[:20]} is no finite number")
+    return value
+
+
+def _whole_number(text: str) -> int:
+    _number(text)
+    return int(text)
+
+
 class Input(_Strict):
     """`$input`: the body of the request, or in response templates of the backend's answer."""
 
@@ -71,10 +92,10 @@ class Input(_Strict):
         self._params = texts(params)
 
     def json(self, path: str) -> Text:
-        return Text(json.dumps(_at(json.loads(self.body), path), ensure_ascii=False, separators=(",", ":")))
+        return Text(json.dumps(_at(parsed(self.body), path), ensure_ascii=False, separators=(",", ":")))
 
     def path(self, path: str) -> Any:
-        return texts(_at(json.loads(self.body), path))
+        return texts(_at(parsed(self.body), path))
 
     def params(self, name: str | None = None) -> Any:
         if name is None:
@@ -103,7 +124,7 @@ class Util(_Strict):
         return Text("".join(_escaped(char) for char in text))
 
     def parseJson(self, text: str) -> Any:  # noqa: N802 (AWS's name)
-        return texts(json.loads(text))
+        return texts(parsed(text))
 
 
 def _escaped(char: str) -> str:

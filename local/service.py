@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from local import api, deploy, engine, gateway, sandbox
+from local import api, deploy, engine, gateway, sandbox, sweep
 from local.deploy import Deployed
 from local.engine import Engine
 
@@ -54,7 +54,7 @@ def running(
     state.mkdir(mode=0o700, parents=True, exist_ok=True)
     template = deploy.synthesized(state, say)
     say("Starting the engine …")
-    with engine.running(state) as started:
+    with sweep.sweeping(sandbox.scratch()), engine.running(state) as started:
         holding = None if unsandboxed else sandbox.holding(state)
         settings = {
             "ANTHROPIC_BASE_URL": model.url,

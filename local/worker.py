@@ -1,7 +1,8 @@
 """One function's process on this machine: Lambda's own runtime client, and the end of all that a handler started.
 
 On AWS a sandbox that times out is gone with everything in it. Here this small parent sees to that: it runs the
-runtime client in a session of its own and, when the engine ends it or is itself gone, kills every process below.
+runtime client in a session of its own and, when the engine ends it or is itself gone, kills every process below and has
+what the run left on disk removed.
 """
 
 import ctypes
@@ -9,11 +10,15 @@ import os
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
-PR_SET_CHILD_SUBREAPER = 36
-"""linux/prctl.h: orphans below become this process's children, however they detached themselves."""
+from local import sweep
+
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
+"""linux/prctl.h: the signal that a process gets when its parent dies; orphans below become this process's children,
+however they detached themselves."""
 
 POLL_SECONDS = 1.0
 
@@ -22,10 +27,11 @@ def main() -> None:
     """Runs `python -m local.runtime HANDLER` (the first argument) until it, or the engine, ends."""
     engine = os.getppid()
     os.setsid()
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    _prctl(PR_SET_CHILD_SUBREAPER, 1)
     signal.signal(signal.SIGTERM, _end)
-    runtime = subprocess.Popen([sys.executable, "-m", "local.runtime", sys.argv[1]])
+    # Should this process be killed, the handler does not go on alone: nobody would take its answer.
+    die_too = partial(_prctl, PR_SET_PDEATHSIG, signal.SIGKILL)
+    runtime = subprocess.Popen([sys.executable, "-m", "local.runtime", sys.argv[1]], preexec_fn=die_too)
     while os.getppid() == engine:
         try:
             runtime.wait(POLL_SECONDS)
@@ -42,7 +48,14 @@ def _end(_signal: int, _frame: FrameType | None) -> None:
             os.kill(child, signal.SIGKILL)
         for child in children:
             os.waitpid(child, 0)
+    if shelf := os.environ.get("SCRATCH"):
+        sweep.beside(shelf)
     os.killpg(0, signal.SIGKILL)
+
+
+def _prctl(option: int, value: int) -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(option, value, 0, 0, 0)
 
 
 def _children() -> list[int]:

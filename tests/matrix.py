@@ -53,7 +53,7 @@ THINKS = f"{WORK}\nThink until the run has a checkpoint."
 
 REFUSED = "connection refused"
 
-LEASE, SCRATCH = "lease", "scratch"
+LEASE = "lease"
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Row:
     session: str
     """`old` or `new`: the version that opens after it; `none` where there is none yet."""
     left: str
-    """What is left behind until it expires or the session is used again: the lease, the run's scratch directory."""
+    """What is left behind until it expires: the lease."""
     calls: int
     """Of the model, by the first POST."""
     again: int
@@ -128,14 +128,14 @@ def _run() -> Iterator[Row]:
     for fault in (KILLED_BEFORE, KILLED_AFTER):
         yield Row(state, "started", fault, 1, INTERNAL, "old", "", 0, 2)
     yield Row(state, "started", LOST, 1, CRASHED, "old", "", 0, 2)
-    yield Row(state, "checkpoint.zip", KILLED_BEFORE, 1, INTERNAL, "old", SCRATCH, 2, 2, THINKS)
-    yield Row(state, "checkpoint.zip", KILLED_AFTER, 1, INTERNAL, "old", SCRATCH, 2, 1, THINKS)
+    yield Row(state, "checkpoint.zip", KILLED_BEFORE, 1, INTERNAL, "old", "", 2, 2, THINKS)
+    yield Row(state, "checkpoint.zip", KILLED_AFTER, 1, INTERNAL, "old", "", 2, 1, THINKS)
     for fault in (KILLED_BEFORE, KILLED_AFTER):
-        yield Row(state, "spent.json", fault, 1, INTERNAL, "old", SCRATCH, 2, 1, THINKS)
+        yield Row(state, "spent.json", fault, 1, INTERNAL, "old", "", 2, 1, THINKS)
     yield Row(state, "spent.json", "503", ALWAYS, OK, "new", "", 2, 0)
     for at in WHOLE:
         for fault in (KILLED_BEFORE, KILLED_AFTER):
-            yield Row(state, at, fault, 1, INTERNAL, "old", SCRATCH, 2, 0 if fault == KILLED_AFTER else 1, THINKS)
+            yield Row(state, at, fault, 1, INTERNAL, "old", "", 2, 0 if fault == KILLED_AFTER else 1, THINKS)
     for fault in (KILLED_BEFORE, KILLED_AFTER):
         yield Row(state, "detail.txt", fault, 1, INTERNAL, "old", "", 1, 2, FAILS)
     yield Row(state, "detail.txt", "503", ALWAYS, UNAUTHORIZED, "old", "", 1, 2, FAILS)
@@ -143,7 +143,7 @@ def _run() -> Iterator[Row]:
     yield Row(state, "changes.zip", "500", 1, OK, "new", "", 2, 0)
     yield Row(state, "changes.zip", "503", ALWAYS, INTERNAL, "old", "", 2, 1, THINKS)
     yield Row(state, "result.json", LOST, 1, OK, "new", "", 2, 0)
-    yield Row(state, "result.json", SILENT, ALWAYS, TIMED_OUT, "old", SCRATCH, 2, 1, THINKS)
+    yield Row(state, "result.json", SILENT, ALWAYS, TIMED_OUT, "old", "", 2, 1, THINKS)
 
 
 def _persist() -> Iterator[Row]:
@@ -194,7 +194,7 @@ def _fresh() -> Iterator[Row]:
     yield row("RestoreSession", "lease", KILLED_AFTER, OK, "new", 2, 0)
     yield row("RestoreSession", "base.json", "503", INTERNAL, "none", 0, 2)
     yield row("RunClaude", "started", KILLED_AFTER, INTERNAL, "none", 0, 2)
-    yield row("RunClaude", "result.json", KILLED_AFTER, INTERNAL, "none", 2, 0, SCRATCH)
+    yield row("RunClaude", "result.json", KILLED_AFTER, INTERNAL, "none", 2, 0)
     yield row("PersistSession", "commit", KILLED_BEFORE, OK, "new", 2, 0)
     yield row("PersistSession", "commit", KILLED_AFTER, OK, "new", 2, 0)
     yield row("PersistSession", "commit", "503", INTERNAL, "none", 2, 0)
@@ -254,8 +254,8 @@ wait. S3 takes an object whole or not at all, so between *before* and *after* th
 
 A *large commit* is that of a session of 9 MiB, which is copied inside S3 in parts; of others the version is one write.
 
-A *scratch* directory outlives a function that was killed until the session's next run, on one machine; in AWS it goes
-with the function's sandbox.
+Nothing of a run stays on the machine in any row: a function that was killed is swept up after by the process that
+outlives it, within a moment, which is waited for and checked. In AWS that goes with the function's sandbox.
 """
 
 

@@ -14,7 +14,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
@@ -511,14 +511,22 @@ def worked(settings: AgentSettings, task: Task) -> str:
 
 
 @pytest.mark.parametrize(
-    ("filled", "outcome"),
-    [("$TMPDIR/full", "end_turn"), ("full", "SessionTooLarge")],
-    ids=["what is not kept", "the workspace"],
+    ("filled", "before", "outcome"),
+    [("$TMPDIR/full", 0, "end_turn"), ("full", 0, "DiskFull"), ("none", 64, "DiskFull")],
+    ids=["what is not kept", "the workspace", "what is not the run's"],
 )
 def test_a_full_disk(
-    filled: str, outcome: str, bucket: Bucket, model: ScriptedModel, small: Path, monkeypatch: pytest.MonkeyPatch
+    filled: str,
+    before: int,
+    outcome: str,
+    bucket: Bucket,
+    model: ScriptedModel,
+    small: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """What no session keeps is removed first; a workspace that leaves no room for its archive fails by name."""
+    """What no session keeps is removed first; a disk without room for a run, or for its archive, fails it by name."""
+    with suppress(OSError), (small / "full").open("wb") as file:
+        file.write(bytes(before << 20))
     settings = AgentSettings(
         provider="anthropic", model_url=model.url, bedrock_model=None, secret_arn="", supabase_url=None,
         max_session_bytes=1 << 30, max_session_files=1000, scratch=str(small / "agents"),
@@ -528,4 +536,5 @@ def test_a_full_disk(
     monkeypatch.setenv("TMPDIR", str(small))
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         assert pool.submit(worked, settings, a_task(bucket, "1", str(uuid.uuid4()))).result() == outcome
+    (small / "full").unlink()
     assert [path.name for path in small.rglob("*")] == ["agents"]

@@ -57,6 +57,10 @@ WRONG = [
     ({"prompt": "x", "timeout_seconds": 22}, "at most 21"),
     ({"prompt": "x", "timeout_seconds": -1}, "timeout_seconds"),
     ([], "JSON object"),
+    ({"prompt": "x", "output_schema": {"type": "object", "half": "\ud83d"}}, "surrogate"),
+    ({"prompt": "x", "output_schema": {"type": "object", "\udc00": 1}}, "surrogate"),
+    ({"prompt": "x", "output_schema": {"type": "object", "maximum": float("inf")}}, "number"),
+    ({"prompt": "x", "max_budget_usd": float("nan")}, "max_budget_usd"),
     ("prompt", "JSON object"),
     (None, "JSON object"),
 ]

@@ -36,7 +36,6 @@ from tests.matrix import (
     FAILS,
     LEASE,
     REFUSED,
-    SCRATCH,
     THINKS,
     TITLES,
     WORK,
@@ -53,6 +52,8 @@ Json = dict[str, Any]
 SECONDS = 40
 """The integration timeout of the template that is `unhurried`."""
 AT_ONCE = 4
+SWEPT_SECONDS = 20
+"""How long a directory may stay whose function was killed; a process has to start to remove it."""
 NOBODY = {"session_id": "none", "claude_session": "none"}
 """What a run is about that has no record."""
 
@@ -161,8 +162,9 @@ class Theatre:
         return archive.read("workspace/n.txt").decode().strip()
 
     def left(self, named: Json) -> str:
-        held = [LEASE] if self.client.keys(f"locks/{named['session_id']}.json") else []
-        return " ".join(held + ([SCRATCH] if (self.scratch / named["claude_session"]).exists() else []))
+        """The lease, or nothing. The run's directory is gone whatever ended its function, a moment later at most."""
+        assert eventually(lambda: not list(self.scratch.glob(f"{named['claude_session']}*")), SWEPT_SECONDS)
+        return LEASE if self.client.keys(f"locks/{named['session_id']}.json") else ""
 
     def let_expire(self, session: str) -> None:
         """Time passes: what the dead hold is theirs no longer."""
@@ -303,7 +305,7 @@ def test_a_row_of_the_matrix(row: Row, played: dict[str, Future[Played]], table:
     assert came.befell >= (1 if row.fault else 0)
     assert (came.status, came.version) == (200, "new"), came
     assert came.content == "new" or came.replay["stop_reason"] == "deadline"
-    assert came.left == "" or (came.left, row.again) == (SCRATCH, 0)
+    assert came.left == ""
     assert "done" in came.outcomes
 
 

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -17,7 +17,8 @@ from airspeed.operators import TemplateExecutionError
 
 from lambdas import errors
 from local.api import Api, NotUnderstood, read_api
-from local.gateway import serving
+from local.gateway import STRANGERS, serving
+from local.http1 import Malformed, Stream
 from local.mapping import Input, Text, Util, render
 from tests.eventually import eventually
 from tests.loopback import Answering, listening
@@ -108,9 +109,12 @@ class Client:
     def post(self, body: bytes | str = '{"prompt": "hello"}', **headers: str) -> Answer:
         return self.send("POST", body, **{"x_api_key": KEY, **headers})
 
-    def raw(self, request: bytes) -> bytes:
+    def connected(self) -> socket.socket:
         host, port = self.address.split(":")
-        with socket.create_connection((host, int(port)), timeout=60) as connection:
+        return socket.create_connection((host, int(port)), timeout=60)
+
+    def raw(self, request: bytes) -> bytes:
+        with self.connected() as connection:
             connection.sendall(request)
             connection.shutdown(socket.SHUT_WR)
             return b"".join(iter(lambda: connection.recv(65536), b""))
@@ -409,26 +413,186 @@ def test_thirty_requests_wait_side_by_side(client: Client, machine: Machine) -> 
     assert len({answer.headers["x-amz-apigw-id"] for answer in answers}) == 30
 
 
+def posted(*fields: str, body: str = '{"prompt": "a"}', target: str = PATH, key: str = KEY) -> bytes:
+    """A request as bytes, with no header but a key and those given."""
+    return "\r\n".join([f"POST {target} HTTP/1.1", f"X-Api-Key: {key}", *fields, "", body]).encode("latin-1")
+
+
+CHUNKED = "Transfer-Encoding: chunked"
+
+
 @pytest.mark.parametrize(
     "request_",
     [
         b"\x00\x01\x02\r\n\r\n",
         b"GET\r\n\r\n",
-        b"POST /claude-code HTTP/1.1\r\nContent-Length: -5\r\n\r\n",
-        b"POST /claude-code HTTP/1.1\r\nContent-Length: five\r\n\r\n",
-        b"POST /claude-code HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+        b"GET / HTTP/1.1\n\n",
+        b"GET http://[ HTTP/1.1\r\n\r\n",
         b"GET /" + b"x" * 70_000 + b" HTTP/1.1\r\n\r\n",
         b"GET / HTTP/1.1\r\n" + b"a: b\r\n" * 200 + b"\r\n",
+        b"GET / HTTP/1.1\r\na: " + b"b" * 40_000 + b"\r\n\r\n",
         b"GET / HTTP/9.9\r\n\r\n",
+        posted("Content-Length: -5"),
+        posted("Content-Length: +15"),
+        posted("Content-Length: 1 5"),
+        posted("Content-Length: 0xf"),
+        posted("Content-Length: \xb2"),
+        posted("Content-Length: five"),
+        posted("Content-Length:"),
+        posted("Content-Length: 15, 15"),
+        posted("Content-Length: 15", "Content-Length: 15"),
+        posted("Content-Length: 15", "Content-Length: 3"),
+        posted("Content-Length: " + "9" * 5000),
+        posted("Content-Length : 15"),
+        posted("Content-Length: 15", CHUNKED, body='f\r\n{"prompt": "a"}\r\n0\r\n\r\n'),
+        posted("Transfer-Encoding: gzip, chunked", body='f\r\n{"prompt": "a"}\r\n0\r\n\r\n'),
+        posted("Transfer-Encoding: xchunked", body='f\r\n{"prompt": "a"}\r\n0\r\n\r\n'),
+        posted(CHUNKED, CHUNKED, body='f\r\n{"prompt": "a"}\r\n0\r\n\r\n'),
+        posted(CHUNKED, body="zz\r\n"),
+        posted(CHUNKED, body='f\r\n{"prompt": "a"}++0\r\n\r\n'),
+        posted(CHUNKED, body=f'f;{"x" * 2000}\r\n{{"prompt": "a"}}\r\n0\r\n\r\n'),
+        posted(CHUNKED, body='f\r\n{"prompt": "a"}\r\n0\r\n' + "a: b\r\n" * 5000 + "\r\n"),
+        posted(CHUNKED, body='f\n{"prompt": "a"}\n0\n\n'),
+        posted("Content-Length: 15", "X: a", " folded"),
+        posted("Content-Length: 15", "X: a\0b"),
+        posted("Content-Length: 15", "X: a\rX-Api-Key: b"),
+        posted("Content-Length: 15", f"x-api-key: {KEY}"),
+        posted("Content-Length: 15", "Idempotency-Key: a", "idempotency-key: b"),
+        posted("Content-Length: 15", "Content-Type: application/json", "Content-Type: text/plain"),
+        posted("Content-Length: 15", "Expect: 200-maybe"),
     ],
 )
-def test_what_is_no_http_gets_the_same_shape_and_does_no_harm(client: Client, request_: bytes) -> None:
-    """Broken requests end with a JSON refusal, and the next request is served."""
+def test_what_is_no_http_gets_the_same_shape_and_does_no_harm(
+    client: Client, machine: Machine, request_: bytes
+) -> None:
+    """What is broken, or can be read in two ways, ends with one JSON refusal and the connection; others are served."""
     head, _, body = client.raw(request_).partition(b"\r\n\r\n")
     assert re.match(rb"HTTP/1\.1 4\d\d|HTTP/1\.1 5\d\d", head), head
     assert b"Access-Control-Allow-Origin: *" in head
+    assert b"Connection: close" in head
     assert json.loads(body)["success"] is False
+    assert machine.calls == []
     assert client.post().status == 200
+
+
+def test_one_reading_is_served(client: Client, machine: Machine) -> None:
+    """A whole address for a target, zeros before a length, and a line end after a body are HTTP, too."""
+    for request in (
+        posted("Content-Length: 15", target=f"http://localhost{PATH}"),
+        posted(f"Content-Length: {'0' * 5000}15"),
+        posted("Content-Length: 15", body='{"prompt": "a"}\r\n') + posted("Content-Length: 15"),
+    ):
+        assert client.raw(request).startswith(b"HTTP/1.1 200")
+    assert [json.loads(call["input"])["body"] for call in machine.calls] == [{"prompt": "a"}] * 4
+
+
+def test_a_body_that_ends_early_is_not_run(client: Client, machine: Machine) -> None:
+    """Even where what came would do."""
+    assert client.raw(posted("Content-Length: 99")) == b""
+    assert client.raw(posted(CHUNKED, body='f\r\n{"prompt": "a"}\r\n')) == b""
+    assert machine.calls == []
+
+
+def test_a_body_is_read_when_its_sender_is_known(client: Client, machine: Machine) -> None:
+    """Without a key, and over the limit, the answer is there before a byte of it; the connection is then of no use."""
+    for key, length, status in (("wrong", 5_000_000, b"403"), (KEY, 10_485_761, b"413")):
+        with client.connected() as connection:
+            connection.sendall(posted(f"Content-Length: {length}", "Expect: 100-continue", body="", key=key))
+            assert connection.recv(65536).startswith(b"HTTP/1.1 " + status)
+    assert machine.calls == []
+
+
+def test_who_waits_for_a_word_before_the_body_gets_it_at_once(client: Client, machine: Machine) -> None:
+    """`Expect: 100-continue`, as curl sends it with a large body, in whatever case."""
+    with client.connected() as connection:
+        connection.sendall(posted("Content-Length: 15", "Expect: 100-Continue", body=""))
+        assert connection.recv(65536) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        connection.sendall(b'{"prompt": "a"}')
+        assert connection.recv(65536).startswith(b"HTTP/1.1 200")
+    assert machine.envelope["body"] == {"prompt": "a"}
+
+
+def test_a_refusal_does_not_end_a_connection_that_can_go_on(client: Client) -> None:
+    """Its small body is passed over, and the next request on it is answered."""
+    connection = http.client.HTTPConnection(client.address, timeout=60)
+    answers = []
+    for key in ("wrong", KEY, "wrong", KEY):
+        connection.request("POST", PATH, '{"prompt": "a"}', {"x-api-key": key})
+        answers.append(connection.getresponse())
+        answers[-1].read()
+    connection.close()
+    assert [answer.status for answer in answers] == [403, 200, 403, 200]
+    assert [answer.getheader("connection") for answer in answers] == [None] * 4
+
+
+def test_strangers_do_not_crowd_out_who_has_a_key(client: Client) -> None:
+    """Of connections that have shown none only so many are kept, and the oldest go; a caller's idle one stays."""
+    caller = http.client.HTTPConnection(client.address, timeout=60)
+    caller.request("POST", PATH, '{"prompt": "a"}', {"x-api-key": KEY})
+    assert caller.getresponse().read()
+    with ExitStack() as held:
+        strangers = [held.enter_context(client.connected()) for _ in range(STRANGERS + 100)]
+        for stranger in strangers:
+            with suppress(ConnectionError):
+                stranger.sendall(b"POST / HTTP/1.1\r\nX-Slow: ")
+        assert [stranger.recv(1) for stranger in strangers[:100]] == [b""] * 100
+        assert client.post().status == 200
+        caller.request("POST", PATH, '{"prompt": "a"}', {"x-api-key": KEY})
+        assert caller.getresponse().status == 200
+    caller.close()
+
+
+@pytest.mark.parametrize("slow", ["head", "body"])
+def test_a_head_and_a_body_have_a_time_for_the_whole(slow: str) -> None:
+    """A byte now and then does not prolong it."""
+    here, there = socket.socketpair()
+    with here, there:
+        stream = Stream(here, head_seconds=0.3, body_seconds=0.3)
+        there.sendall(b"POST / HTTP/1.1\r\n" if slow == "head" else posted("Content-Length: 999"))
+        stopped = threading.Event()
+
+        def drip() -> None:
+            while not stopped.wait(0.01):
+                there.sendall(b"x")
+
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(drip)
+            with pytest.raises(Malformed) as malformed:
+                stream.body(stream.head(60), 1000)
+            stopped.set()
+    assert malformed.value.status == 408
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'\xef\xbb\xbf{"prompt": "a"}',
+        '{"prompt": "a"}'.encode("utf-16"),
+        '{"prompt": "a"}'.encode("utf-32-le"),
+        b'{"prompt": "\xff"}',
+        b'{"prompt": "\xed\xa0\xbd"}',
+        b'{"prompt": "a", "max_budget_usd": 1e999}',
+        b'{"prompt": "a", "output_schema": {"maximum": -1e999}}',
+        b'{"prompt": "a", "max_turns": 1' + b"0" * 400 + b"}",
+        b'{"prompt": "a", "max_turns": 1' + b"0" * 5000 + b"}",
+        b'{"prompt": "a", "max_budget_usd": NaN}',
+        b'{"prompt": "a", "max_budget_usd": -Infinity}',
+        b'{"prompt": "a"} {}',
+    ],
+)
+def test_a_body_that_only_some_parsers_take_is_refused(client: Client, machine: Machine, body: bytes) -> None:
+    """Another encoding than UTF-8, and numbers that nobody after the gateway could carry on."""
+    assert_refused(client.post(body), 400, "InvalidRequest")
+    assert machine.calls == []
+
+
+@pytest.mark.parametrize("body", [r'{"prompt": "half \ud83d"}', r'{"prompt": "a", "half \udc00": 1}'])
+def test_half_a_surrogate_pair_does_not_travel(client: Client, machine: Machine, body: str) -> None:
+    """It is JSON and no text: RestoreSession gets no body, and refuses that. A whole pair is a character."""
+    client.post(body)
+    assert machine.envelope["body"] is None
+    client.post(r'{"prompt": "whole \ud83d\ude00"}')
+    assert machine.envelope["body"] == {"prompt": "whole 😀"}
 
 
 def test_a_chunked_body_is_a_body(client: Client, machine: Machine) -> None:

@@ -3,17 +3,20 @@
 import json
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
+import tempfile
 import time
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
-from lambdas.agent.sandbox import Processes, Scratch, environment, wipe
+from lambdas.agent.sandbox import HELD, UNSEEN, Processes, Scratch, crowded, environment, sweep, wipe
 from lambdas.agent.wall import Wall
 from lambdas.errors import Internal, SessionBusy
 from tests.eventually import eventually
@@ -105,6 +108,110 @@ def test_wiping_what_is_a_link_removes_the_link(tmp_path: Path) -> None:
     (tmp_path / "session-1").symlink_to(tmp_path / "outside")
     wipe(tmp_path / "session-1")
     assert [path.name for path in tmp_path.iterdir()] == ["outside"]
+
+
+def test_a_directory_that_its_run_left_is_swept(tmp_path: Path) -> None:
+    """Its lock is free, since who held it is dead. What another service's run uses stays, and what is no run's."""
+    left, used, going = (str(uuid.uuid4()) for _ in range(3))
+    (tmp_path / left / "workspace").mkdir(parents=True)
+    (tmp_path / f"{going}.gone-{'0' * 32}" / "half").mkdir(parents=True)
+    (tmp_path / f"{uuid.uuid4()}.lock").touch()
+    (tmp_path / "program-0123").touch()
+    (tmp_path / "other").mkdir()
+    with Scratch(tmp_path / used) as scratch:
+        (scratch.workspace / "file").touch()
+        sweep(tmp_path)
+        assert (scratch.workspace / "file").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["other", "program-0123"]
+
+
+def test_sweeping_does_not_make_the_next_run_wait(tmp_path: Path) -> None:
+    """What a run left is out of its way before it is emptied; its successor and sweepers do not disturb each other."""
+    session = str(uuid.uuid4())
+    for number in range(1000):
+        (tmp_path / session / str(number)).mkdir(parents=True)
+    with ThreadPoolExecutor(4) as pool:
+        sweepers = [pool.submit(sweep, tmp_path) for _ in range(4)]
+        for _ in range(20):
+            with Scratch(tmp_path / session) as scratch:
+                (scratch.workspace / "file").touch()
+                sweep(tmp_path)
+                assert (scratch.workspace / "file").exists()
+        for each in sweepers:
+            each.result()
+    assert list(tmp_path.iterdir()) == []
+
+
+SLEEP = ("/bin/sleep", "60")
+
+
+@linux
+@pytest.mark.parametrize("known_by", ["its environment", "its user"])
+def test_what_runs_on_of_a_run_that_was_killed_is_killed_before_it_is_swept(tmp_path: Path, known_by: str) -> None:
+    """Nobody is left whose children they are: they are known by the run's directory, or by the session's own user."""
+    root = tmp_path / str(uuid.uuid4())
+    root.mkdir()
+    wall = Wall.of("landlock", root.name)
+    if known_by == "its user" and not wall.its_own_uid:
+        pytest.skip("Only root gives user ids away.")
+    user = wall.uid if known_by == "its user" else None
+    marked, other = ({"CLAUDE_CONFIG_DIR": f"{root}{suffix}/claude"} for suffix in ("", "0"))
+    left = subprocess.Popen(SLEEP, env=marked if user is None else {}, start_new_session=True, user=user, cwd="/")
+    with subprocess.Popen(SLEEP, env=other) as untouched:
+        sweep(tmp_path)
+        assert left.wait() == -signal.SIGKILL
+        assert untouched.poll() is None
+        untouched.kill()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_tree_is_counted_however_deep_it_is(tmp_path: Path) -> None:
+    """A path that is longer than any can be named, and links, which are not followed."""
+    deep = os.open(tmp_path, os.O_RDONLY)
+    for _ in range(150):
+        os.mkdir("d" * 100, dir_fd=deep)
+        os.symlink(tmp_path, "link", dir_fd=deep)
+        below = os.open("d" * 100, os.O_RDONLY, dir_fd=deep)
+        os.close(deep)
+        deep = below
+    os.close(deep)
+    assert crowded(tmp_path, 299)
+    assert not crowded(tmp_path, 300)
+    wipe(tmp_path / ("d" * 100))
+
+
+def test_a_tree_that_branches_at_every_level_is_crowded(tmp_path: Path) -> None:
+    """To count it would take more open directories than a function may have."""
+    here = tmp_path / "all"
+    for _level in range(4 * HELD):
+        for _ in range(3):  # in whatever order they are listed, the last made is mostly not the last
+            below = here / uuid.uuid4().hex[:6]
+            below.mkdir(parents=True)
+        here = below
+    assert crowded(tmp_path, 100 * HELD)
+    wipe(tmp_path / "all")
+
+
+def test_what_cannot_be_looked_into_counts_for_many() -> None:
+    """A directory of mode 0300 can be filled, and read by root alone."""
+    with tempfile.TemporaryDirectory() as folder:  # pytest's own cannot be passed through by another user
+        hidden = Path(folder) / "run/hidden"
+        hidden.mkdir(parents=True)
+        (hidden / "file").touch()
+        hidden.chmod(0o300)
+        Path(folder).chmod(0o711)
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+            found = [pool.submit(is_crowded_to_a_user, hidden, most).result() for most in (UNSEEN, UNSEEN + 1)]
+        hidden.chmod(0o700)
+    assert found == [True, False]
+
+
+def is_crowded_to_a_user(hidden: Path, most: int) -> bool:
+    """For a process of its own, which is one's from now on."""
+    if os.geteuid() == 0:
+        os.chown(hidden, 12_345, -1)
+        os.setresuid(12_345, 12_345, 12_345)
+    return crowded(hidden.parent, most)
 
 
 def test_launcher_gives_exactly_the_environment_and_the_arguments(

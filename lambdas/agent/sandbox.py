@@ -15,6 +15,7 @@ import stat
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -71,7 +72,23 @@ SEARCH_SECONDS = 0.5
 KILLER = ("/bin/sh", "-c", "kill -s KILL -- -1")
 """Kills all processes of whoever runs it, but for init and itself."""
 
+LOCK_SECONDS = 1.0
+"""How long a run waits for its directory: who takes away what was left there holds it for some milliseconds."""
+
+UNSEEN, ENTRY_BYTES = 20_000, 12
+"""For how many files a directory counts that cannot be looked into: for `UNSEEN`, which is as many as there is always
+time for, or for what its own size has room for at ext4's least, whichever is more."""
+
+HELD = 100
+"""How many directories a count holds open; a tree that branches at more levels than that is taken for crowded."""
+
 OPEN = Wall()
+
+SESSION = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+"""The name of a run's scratch directory: Claude's id of the session."""
+
+GONE = ".gone-"
+"""Follows that name in the name of a directory on its way out."""
 
 
 class Scratch:
@@ -96,26 +113,24 @@ class Scratch:
 
     def __enter__(self) -> Self:
         self.root.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        parent = self.root.parent.lstat()
-        if not stat.S_ISDIR(parent.st_mode) or parent.st_uid not in (0, os.geteuid()):
+        if not _is_ours(self.root.parent):
             raise Internal(detail=f"{self.root.parent} is not ours")
-        self._lock = _lock(self.root.with_name(self.root.name + ".lock"))
+        self._lock = _lock(self.root, LOCK_SECONDS)
         try:
             wipe(self.root)
             for directory in (self.root, self.private, *self._its_own):
                 directory.mkdir(mode=0o700)
             self._hand_over()
         except BaseException:
-            os.close(self._lock)
+            _unlock(self.root, self._lock)
             raise
         return self
 
     def __exit__(self, *_: object) -> None:
         try:
             wipe(self.root)
-            self.root.with_name(self.root.name + ".lock").unlink(missing_ok=True)
         finally:
-            os.close(self._lock)
+            _unlock(self.root, self._lock)
 
     def clear(self) -> None:
         """Remove what no session keeps; a disk that the agent filled has room then."""
@@ -238,32 +253,184 @@ def _sweep(directories: Sequence[str]) -> None:
                     wipe(path)
 
 
-def _lock(path: Path) -> int:
-    """An open file that holds the lock, which the kernel frees with this process at the latest."""
-    lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+def sweep(shelf: Path) -> None:
+    """Remove the scratch directories on `shelf` whose function was killed before it could: nobody holds their locks.
+
+    Several services of a user may share a shelf, and several processes sweep it. What still runs of such a run is
+    killed first. A directory is moved aside under its lock and emptied under another: the session's next run does not
+    wait for that. Raises OSError or Internal for the last that could not be removed, when the others are.
+    """
+    if not shelf.exists() or not _is_ours(shelf):
+        return
+    failed: Exception | None = None
+    for name in sorted({path.name.removesuffix(".lock") for path in shelf.iterdir()}):
+        session, gone, _ = name.partition(GONE)
+        if SESSION.fullmatch(session):
+            try:
+                _empty_aside(shelf / name) if gone else _take_away(shelf / name)
+            except SessionBusy:
+                continue  # its run goes on, or another sweeps it
+            except (OSError, Internal) as error:
+                failed = error
+    if failed:
+        raise failed
+
+
+def _take_away(root: Path) -> None:
+    lock = _lock(root)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if os.fstat(lock).st_nlink == 0:  # its holder was just leaving, and has removed it
-            raise BlockingIOError
-    except BlockingIOError as taken:
+        _kill_the_rest(root)
+        aside = root.with_name(f"{root.name}{GONE}{uuid.uuid4().hex}")
+        with suppress(FileNotFoundError):  # nothing was left but the lock
+            root.rename(aside)
+    finally:
+        _unlock(root, lock)
+    _empty_aside(aside)
+
+
+def _empty_aside(root: Path) -> None:
+    lock = _lock(root)
+    try:
+        wipe(root)
+    finally:
+        _unlock(root, lock)
+
+
+def _kill_the_rest(root: Path) -> None:
+    """Kill what still runs of a run whose function is dead. Raises Internal if something does not die.
+
+    It is known by its user, where that is its session's own, and else by its environment, which names `root`; in
+    bubblewrap nothing outlives the function.
+    """
+    wall, until = Wall.of("landlock", root.name), time.monotonic() + KILL_SECONDS
+    uid = wall.uid if wall.its_own_uid else None
+    while left := _left_of(root, uid):
+        if time.monotonic() > until:
+            raise Internal(detail=f"processes of a run that is over do not die: {left}")
+        if uid is not None:
+            _kill_user(uid)
+        for pid in left:
+            _signal(pid, signal.SIGKILL)
+        time.sleep(0.01)
+
+
+def _left_of(root: Path, uid: int | None) -> list[int]:
+    """The living processes whose environment names `root`, or whose user is `uid`."""
+    if sys.platform != "linux":
+        return [row.process.pid for row in _from_ps(root) if row.ours and not row.dead]
+    mark, found = _mark(root) + b"\0", []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with suppress(OSError):  # gone
+                status = (entry / "status").read_text(errors="replace")
+                dead = re.search(r"^State:\s+[ZX]", status, re.M)
+                user = re.search(r"^Uid:\s+(\d+)", status, re.M)
+                of_user = uid is not None and user is not None and int(user[1]) == uid
+                if not dead and (of_user or mark in _environment_of(entry)):
+                    found.append(int(entry.name))
+    return found
+
+
+def _environment_of(entry: Path) -> bytes:
+    try:
+        return (entry / "environ").read_bytes()
+    except PermissionError:  # another's
+        return b""
+
+
+def _mark(root: Path) -> bytes:
+    """What `environment` puts into that of every process of a run."""
+    return f"CLAUDE_CONFIG_DIR={root}/claude".encode()
+
+
+def _is_ours(shelf: Path) -> bool:
+    facts = shelf.lstat()
+    return stat.S_ISDIR(facts.st_mode) and facts.st_uid in (0, os.geteuid())
+
+
+def _lock_of(root: Path) -> Path:
+    return root.with_name(root.name + ".lock")
+
+
+def _lock(root: Path, patience: float = 0.0) -> int:
+    """An open file that holds the lock of `root`, which the kernel frees with this process at the latest.
+
+    Raises SessionBusy where another still has it after `patience` seconds.
+    """
+    until = time.monotonic() + patience
+    while True:
+        lock = os.open(_lock_of(root), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.fstat(lock).st_nlink != 0:
+                return lock
+            # Its holder was just leaving, and has removed it.
+        except BlockingIOError as taken:
+            if time.monotonic() >= until:
+                os.close(lock)
+                raise SessionBusy(retry_after=5) from taken
         os.close(lock)
-        raise SessionBusy(retry_after=5) from taken
-    return lock
+        time.sleep(0.005)
+
+
+def _unlock(root: Path, lock: int) -> None:
+    try:
+        _lock_of(root).unlink(missing_ok=True)
+    finally:
+        os.close(lock)
 
 
 def crowded(root: Path, most: int) -> bool:
     """Whether a tree, which may be changing, holds more than `most` files and directories; links are not followed.
 
-    What cannot be looked into is not counted.
+    Each directory is opened from the one above, so that no path grows. What cannot be looked into counts for many
+    (`UNSEEN`): it may hold any number, which this process has to remove all the same.
     """
-    count, waiting = 0, [str(root)]
-    while waiting and count <= most:
-        with suppress(OSError), os.scandir(waiting.pop()) as entries:
-            for entry in itertools.islice(entries, most + 1 - count):
-                count += 1
-                if entry.is_dir(follow_symlinks=False):
-                    waiting.append(entry.path)
-    return count > most
+    count, way = _counted(str(root), None, most + 1)
+    try:
+        while way and len(way) <= HELD and count <= most:
+            above, names = way.pop()
+            try:
+                found, within = _counted(names.pop(), above, most + 1 - count)
+            finally:
+                if names:
+                    way.append((above, names))
+                else:
+                    os.close(above)
+            count += found
+            way += within
+        return bool(way) or count > most
+    finally:
+        for directory, _ in way:
+            os.close(directory)
+
+
+DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
+
+
+def _counted(name: str, above: int | None, most: int) -> tuple[int, list[tuple[int, list[str]]]]:
+    """How many entries a directory has, `most` at the most; and, where it has directories, itself, open, and those."""
+    try:
+        directory = os.open(name, DIRECTORY, dir_fd=above)
+    except PermissionError:
+        return _unseen(name, above), []
+    except OSError:
+        return 0, []  # gone, or something else by now
+    try:
+        with os.scandir(directory) as entries:
+            found = list(itertools.islice(entries, most))
+        if below := [entry.name for entry in found if entry.is_dir(follow_symlinks=False)]:
+            return len(found), [(os.dup(directory), below)]
+        return len(found), []
+    finally:
+        os.close(directory)
+
+
+def _unseen(name: str, above: int | None) -> int:
+    try:
+        return max(UNSEEN, os.stat(name, dir_fd=above, follow_symlinks=False).st_size // ENTRY_BYTES)
+    except OSError:
+        return UNSEEN
 
 
 def wipe(root: Path) -> None:
@@ -401,10 +568,8 @@ class Processes:
         """
         if self._wall.alone and os.geteuid() != 0:
             _signal(-1, signal.SIGKILL)
-        elif self._wall.its_own_uid:
-            uid = self._wall.uid
-            with suppress(OSError, subprocess.TimeoutExpired):  # there is no room for it: the search goes on
-                subprocess.run(KILLER, user=uid, group=uid, extra_groups=[], env={}, cwd="/", timeout=SEARCH_SECONDS)
+        elif self._wall.its_own_uid and self._wall.uid is not None:
+            _kill_user(self._wall.uid)
 
     @contextmanager
     def frozen(self) -> Iterator[None]:
@@ -474,6 +639,12 @@ def _states(rows: list[_Row]) -> str:
     return f"{len(rows)}, in state {''.join(sorted(row.state for row in rows))[:50]}"
 
 
+def _kill_user(uid: int) -> None:
+    """Kill every process of `uid` by one call, if there is room for the process that makes it."""
+    with suppress(OSError, subprocess.TimeoutExpired):  # the search goes on
+        subprocess.run(KILLER, user=uid, group=uid, extra_groups=[], env={}, cwd="/", timeout=SEARCH_SECONDS)
+
+
 def _signal(pid: int, number: int) -> None:
     with suppress(ProcessLookupError):
         os.kill(pid, number)
@@ -505,7 +676,7 @@ def _from_ps(root: Path) -> Iterator[_Row]:
     """-E shows the environment behind the command, of one's own processes."""
     columns = ["-o", "pid=", "-o", "ppid=", "-o", "stat=", "-o", "lstart=", "-o", "command="]
     listing = subprocess.run(["/bin/ps", "-axEww", *columns], capture_output=True, check=True).stdout
-    mark = f"CLAUDE_CONFIG_DIR={root}/claude".encode()
+    mark = _mark(root)
     for line in listing.splitlines():
         pid, parent, state, *started, command = line.split(None, 8)
         process = Process(int(pid), b" ".join(started).decode())
