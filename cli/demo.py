@@ -10,6 +10,7 @@ from rich.console import Console
 
 from cli import ask, endpoint
 from cli.endpoint import Endpoint, command
+from cli.printing import to_stderr
 from cli.serve import kept_in, serving
 
 FIRST = "write notes.txt: Remember the milk."
@@ -22,7 +23,7 @@ WITHOUT_A_SHELL = {"allowed_tools": ["Read", "Write"]}
 
 def run(state: Path) -> int:
     """Exits with 0 if both were answered."""
-    console = ask.plain()
+    console = to_stderr()
     with _service(state, console) as (service, tools):
         first = _asked(service, {"prompt": FIRST} | tools, console)
         second = first and _asked(service, {"prompt": SECOND, "session_id": first["session_id"]} | tools, console)

@@ -13,11 +13,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from cli.ask import plain
 from cli.backend import Backend
 from cli.plan import REFUSED, SENTENCES, plan
+from cli.printing import line, to_stderr, to_stdout
 from cli.records import READERS, UNFINISHED, Entry, Json, Records, each
-from cli.runs import DAY, WIDE, dollars, line
+from cli.runs import DAY, WIDE, dollars
 
 AT_A_TIME = 4
 """Executions: a replay shares the account's concurrency, and the model's rate limit, with those who are waiting."""
@@ -123,9 +123,9 @@ def run(backend: Backend, run_ids: Sequence[str], span: float | None, verb: str,
     # All are found before the first is started, since a replay moves what is listed. 100,000 take some 10 MB.
     entries = [Entry(run_id) for run_id in dict.fromkeys(run_ids)]
     entries = entries or [entry for page in records.since(begin, now, UNFINISHED) for entry in page]
-    console = plain()
+    console = to_stderr()
     work, threads = (replay.look, READERS) if dry else (replay.start, AT_A_TIME)
-    report = Report(Console(width=max(WIDE, Console().width), highlight=False, markup=False, emoji=False))
+    report = Report(to_stdout(width=max(WIDE, Console().width)))
     for outcome in _watched(each(work, entries, threads), len(entries), console):
         report.add(outcome)
     report.end(console, dry)

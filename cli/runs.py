@@ -1,6 +1,5 @@
 """`claude-workflow runs`: what ran, how it ended, what it cost."""
 
-import json
 import sys
 import time
 from collections import Counter
@@ -12,8 +11,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from cli.ask import plain
 from cli.backend import Backend
+from cli.printing import document, line, to_stderr, to_stdout
 from cli.records import ALL, READERS, UNFINISHED, Entry, Records, Run, each
 
 DAY = 86_400.0
@@ -60,14 +59,9 @@ class Row:
             cost_usd=answer.get("cost_usd", failure.get("cost_usd")),
             duration_ms=answer.get("duration_ms"),
             stop_reason=answer.get("stop_reason"),
-            prompt=line(str((run.request.get("body") or {}).get("prompt", "")), PROMPT_CHARS),
+            prompt=" ".join(str((run.request.get("body") or {}).get("prompt", "")).split())[:PROMPT_CHARS],
             replay_of=run.request.get("replay_of"),
         )
-
-
-def line(text: str, most: int) -> str:
-    """The beginning of a stranger's text in one line, without what a terminal would obey."""
-    return "".join(char if char.isprintable() else " " for char in " ".join(text[: 4 * most].split()))[:most]
 
 
 @dataclass
@@ -106,19 +100,19 @@ def run(backend: Backend, failed: bool, span: float | None, session: str | None,
     default = now if session else DAY  # of a session, all
     begin = now - (default if span is None else span)
     sums = Sums()
-    out = Console(width=max(WIDE, Console().width), highlight=False, markup=False, emoji=False)
+    out = to_stdout(width=max(WIDE, Console().width))
     for rows in listed(records, failed, begin, session, now):
         first = not sums.runs
         for row in rows:
             sums.add(row)
             if as_json:
-                print(json.dumps(asdict(row), ensure_ascii=False))
+                print(document(asdict(row), sys.stdout, None))
         if rows and not as_json:
             out.print(_table(rows, first))
     if not as_json:
         _print_sums(sums, out)
     sys.stdout.flush()
-    plain().print(str(records), style="dim", soft_wrap=True)
+    to_stderr().print(str(records), style="dim", soft_wrap=True)
     return 0
 
 
@@ -141,7 +135,7 @@ def _table(rows: list[Row], first: bool) -> Table:
             row.code or "",
             dollars(row.cost_usd),
             took,
-            row.prompt,
+            line(row.prompt, PROMPT_CHARS),
         )
     return table
 
