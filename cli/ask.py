@@ -1,6 +1,5 @@
 """`claude-workflow ask`: one POST, with progress while it runs."""
 
-import shlex
 import sys
 import uuid
 from types import UnionType
@@ -10,8 +9,8 @@ import urllib3
 from rich.console import Console
 from rich.text import Text
 
-from cli.endpoint import KEY_VARIABLE, Endpoint, Unusable, command
-from cli.printing import document, harmless, line, to_stderr, whole
+from cli.endpoint import KEY_VARIABLE, Endpoint, Unusable, typed
+from cli.printing import document, line, to_stderr, whole
 
 LONGEST = 305
 """Seconds to wait for an answer: above the API's longest integration timeout, so that its own answer arrives."""
@@ -91,7 +90,7 @@ def report(answer: Answer, console: Console, key: str) -> None:
         console.print(f"The API's key is taken from {KEY_VARIABLE} where that is set.", style="dim", soft_wrap=True)
     if answer["retryable"]:
         again = "Asking the same again can help, and pays for nothing twice"
-        console.print(f"{again}: {command()} ask --key {key} …", style="dim", soft_wrap=True)
+        console.print(f"{again}: {typed('ask', '--key', key)} …", style="dim", soft_wrap=True)
 
 
 def _show(answer: Answer, console: Console) -> None:
@@ -103,14 +102,8 @@ def _show(answer: Answer, console: Console) -> None:
         console.print(change + Text(f" {line(file['path'], PATH_CHARS)} ({_bytes(file['size'])})"), soft_wrap=True)
     seconds, turns = answer["duration_ms"] / 1000, answer["num_turns"]
     took = f"{turns} turn{'s' * (turns != 1)}, {seconds:.1f} s, ${answer['cost_usd']:.4f}"
-    console.print(
-        f"{took}. Go on with: {command()} ask --session {_typed(answer['session_id'])} …", style="dim", soft_wrap=True
-    )
-
-
-def _typed(text: str) -> str:
-    """A stranger's text in a line to be pasted into a shell: one word of it, whatever it holds."""
-    return shlex.quote(harmless(text))
+    on = typed("ask", "--session", answer["session_id"])
+    console.print(f"{took}. Go on with: {on} …", style="dim", soft_wrap=True)
 
 
 def _bytes(size: int) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 
 from cli import ask, endpoint
-from cli.endpoint import Endpoint, command
+from cli.endpoint import Endpoint, typed
 from cli.printing import to_stderr
 from cli.serve import kept_in, serving
 
@@ -48,4 +48,4 @@ def _service(state: Path, console: Console) -> Iterator[tuple[Endpoint, dict[str
     with serving(state, "127.0.0.1", 0, console) as (started, name):
         console.print(f"Answering: {name}\nThe agent {kept_in(started)}.", soft_wrap=True)
         yield Endpoint(started.url, started.key), {} if started.sandbox else WITHOUT_A_SHELL
-    console.print(f"\nThe service is ended. Start it yourself: {command()} serve", soft_wrap=True)
+    console.print(f"\nThe service is ended. Start it yourself: {typed('serve')}", soft_wrap=True)

@@ -85,15 +85,16 @@ def run(chosen: argparse.Namespace) -> int:
 
     from cli import backend, replay, runs, sessions, show
 
-    found = backend.find(chosen.state, chosen.stack)
+    starts = chosen.command == "replay" and not chosen.dry_run
     try:
-        if chosen.command == "runs":
-            return runs.run(found, chosen.failed, chosen.since, chosen.session, chosen.json)
-        if chosen.command == "show":
-            return show.run(found, chosen.run_id, chosen.json)
-        if chosen.command == "sessions":
-            return sessions.purge(found, chosen.session_id)
-        verb = "fork" if chosen.fork else "rebase" if chosen.rebase else "again"
-        return replay.run(found, chosen.run_ids, chosen.since, verb, chosen.dry_run)
+        with backend.found(chosen.state, chosen.stack, starts=starts) as found:
+            if chosen.command == "runs":
+                return runs.run(found, chosen.failed, chosen.since, chosen.session, chosen.json)
+            if chosen.command == "show":
+                return show.run(found, chosen.run_id, chosen.json)
+            if chosen.command == "sessions":
+                return sessions.purge(found, chosen.session_id)
+            verb = "fork" if chosen.fork else "rebase" if chosen.rebase else "again"
+            return replay.run(found, chosen.run_ids, chosen.since, verb, chosen.dry_run)
     except (BotoCoreError, ClientError, TimeoutError) as error:
         raise Unusable(str(error)) from error
