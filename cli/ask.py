@@ -9,6 +9,7 @@ import urllib3
 from rich.console import Console
 from rich.text import Text
 
+from cli.endings import provider_failed
 from cli.endpoint import KEY_VARIABLE, Endpoint, Unusable, typed
 from cli.printing import document, line, to_stderr, whole
 
@@ -100,6 +101,8 @@ def _show(answer: Answer, console: Console) -> None:
     for file in answer["files"][:20]:
         change = Text(f"  {line(file['change'], 20)}", "dim")
         console.print(change + Text(f" {line(file['path'], PATH_CHARS)} ({_bytes(file['size'])})"), soft_wrap=True)
+    if sentence := provider_failed(answer):
+        console.print(sentence, style="yellow", soft_wrap=True)
     seconds, turns = answer["duration_ms"] / 1000, answer["num_turns"]
     took = f"{turns} turn{'s' * (turns != 1)}, {seconds:.1f} s, ${answer['cost_usd']:.4f}"
     on = typed("ask", "--session", answer["session_id"])

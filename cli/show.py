@@ -11,12 +11,13 @@ from rich.console import Console
 from rich.text import Text
 
 from cli.backend import Backend
+from cli.endings import dollars, provider_failed
 from cli.endpoint import Unusable
 from cli.history import Story, Visit, clock, told
 from cli.plan import SENTENCES, Plan, plan
 from cli.printing import document, line, to_stderr, to_stdout, whole
 from cli.records import Entry, Records, Run
-from cli.runs import PROMPT_CHARS, STYLES, Row, dollars
+from cli.runs import PROMPT_CHARS, STYLES, Row
 
 SHOWN_CHARS = 3000
 """Of one input or output; `--json` has all of it."""
@@ -59,9 +60,11 @@ def _whole(found: Run, stories: list[Story], planned: Plan) -> dict[str, Any]:
 
 def _print(found: Run, stories: list[Story], planned: Plan, out: Console) -> None:
     row = Row.of(found)
-    out.print(Text(row.run_id, "bold"), Text(row.outcome, STYLES[row.outcome]), dollars(row.cost_usd))
+    out.print(Text(row.run_id, "bold"), Text(row.told, STYLES[row.outcome]), dollars(row.cost_usd))
     of = f", a replay of {row.replay_of}" if row.replay_of else ""
     out.print(f"{line(row.owner, 100)} in {row.session_id}{of}\n> {line(row.prompt, PROMPT_CHARS)}")
+    if sentence := provider_failed(found.answer or {}):
+        out.print(sentence, style="yellow")
     for story in stories:
         _print_story(story, out)
     if found.failure and not found.answer:

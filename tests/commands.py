@@ -57,6 +57,15 @@ def at_terminal(*arguments: str | Path, columns: int = 80, **environment: str) -
     return process.wait(), sent.decode().replace("\r\n", "\n")
 
 
+STYLE = re.compile(r"\x1b\[[0-9;]*m|\x1b\[\?25[lh]|\x1b\[[0-9]*[A-K]|\r")
+"""Colors, and what a passing line of progress leaves."""
+
+
+def plain(text: str) -> str:
+    """A screen as text: without colors and the blanks at the ends of lines."""
+    return "\n".join(line.rstrip() for line in STYLE.sub("", text).splitlines())
+
+
 @dataclass
 class Serve:
     """A running `claude-workflow serve`."""

@@ -187,7 +187,23 @@ def test_ask_takes_a_url_and_sends_the_key_of_the_environment(serve: Serve) -> N
         assert done.stderr.startswith("Forbidden: ")
 
 
-BODIES = {"/html": b"<html>", "/json": b"[]", "/half": b'{"success": true, "result": 1}'}
+ANSWER = {
+    "success": True,
+    "session_id": "session-1; reboot",
+    "result": None,
+    "stop_reason": "deadline",
+    "model_failure": {"status": None, "times": 1},
+    "num_turns": 1,
+    "cost_usd": 0.5,
+    "duration_ms": 21000,
+    "files": [],
+}
+BODIES = {
+    "/html": b"<html>",
+    "/json": b"[]",
+    "/half": b'{"success": true, "result": 1}',
+    "/cut-short": json.dumps(ANSWER).encode(),
+}
 
 
 class Stranger(Answering):
@@ -209,6 +225,13 @@ def test_a_url_of_something_else_is_one_sentence(stranger: str) -> None:
     """Neither HTML nor another API's JSON is taken for an answer."""
     for path in ("/html", "/json", "/half"):
         assert "not as this API does" in one_sentence(command("ask", "Hello", "--url", stranger + path))
+
+
+def test_a_provider_that_failed_is_named_beside_the_answer(stranger: str) -> None:
+    """The run is saved, and it is said what cut it short; a stranger's words stay one word of the line to paste."""
+    done = command("ask", "Hello", "--url", f"{stranger}/cut-short")
+    assert "The model's provider failed once during this run (no connection)." in done.stderr
+    assert "--session 'session-1; reboot'" in done.stderr
 
 
 def test_without_a_service_ask_says_what_to_do(tmp_path: Path) -> None:

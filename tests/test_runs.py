@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import time
@@ -19,7 +20,7 @@ from lambdas.sessions.store import WHOLE
 from local import histories
 from local.deploy import BUCKET
 from local.engine import ACCOUNT, REGION
-from tests.commands import Serve, command
+from tests.commands import Serve, at_terminal, command, plain
 from tests.eventually import eventually
 from tests.past import Past, failure, hour, past, response, run_id
 
@@ -84,6 +85,74 @@ def test_a_run_that_the_index_has_twice_is_listed_once(history: Past) -> None:
     outcomes = [rows[name]["outcome"] for name in (ended, failed, replaying, answered)]
     assert outcomes == ["done", "failed", "running", "done"]
     assert {ended, failed, replaying, answered} & set(listed(history, "--failed")) == {failed}
+
+
+LONG = "session-fa326321-97ad-4c07-9aeb-39309a61fc01"
+
+NARROW = """\
+time (UTC)      run                                           owner
+took            session                                       outcome
+cost            prompt
+TIME            run-69f59c273b6e669ac32a6dd5e1b2cb63          default
+1.2 s           session-fa326321-97ad-4c07-9aeb-39309a61fc01  done, model failed
+$0.1250         Prompt of run-69f59c273b6e669ac32a6dd5e1b2cb  (529 ×7)
+TIME            run-1da51b8d8ff98f6a48f80ae79fe3ca6c          default
+                session-fa326321-97ad-4c07-9aeb-39309a61fc01  failed,
+$0.5000         Prompt of run-1da51b8d8ff98f6a48f80ae79fe3ca  AgentCrashed
+
+   $0.6250  owner default
+   $0.6250  session-fa326321-97ad-4c07-9aeb-39309a61fc01
+   $0.6250  in all: 2 runs, 1 done, 1 failed
+"""
+
+WIDE = """\
+time (UTC)      run                                   session                                       owner       outcome                      cost       took     prompt
+TIME            run-69f59c273b6e669ac32a6dd5e1b2cb63  session-fa326321-97ad-4c07-9aeb-39309a61fc01  default     done, model failed (529 ×7)  $0.1250    1.2 s    Prompt of run-69f59c273b6e669ac32a6dd5e
+TIME            run-1da51b8d8ff98f6a48f80ae79fe3ca6c  session-fa326321-97ad-4c07-9aeb-39309a61fc01  default     failed, AgentCrashed         $0.5000             Prompt of run-1da51b8d8ff98f6a48f80ae79
+"""  # noqa: E501 - 200 columns
+
+
+@pytest.fixture(scope="module")
+def two(history: Past) -> list[str]:
+    """A run that its model's provider failed in the middle, and one that failed."""
+    long = history.run(90, "done", session=LONG)
+    ended = {"stop_reason": "deadline", "model_failure": {"status": 529, "times": 7}}
+    history.put(f"runs/{long}/response.json", response(long, LONG) | ended)
+    return [long, history.run(91, "failed", session=LONG, ago=30)]
+
+
+def timeless(text: str) -> str:
+    return re.sub(r"\d\d-\d\d \d\d:\d\d:\d\d", "TIME          ", plain(text)).split("\n7 S3")[0] + "\n"
+
+
+@pytest.mark.parametrize(("columns", "screen"), [(80, NARROW), (200, WIDE), (None, WIDE)], ids=["80", "200", "piped"])
+def test_runs_fit_their_screen(history: Past, two: list[str], columns: int | None, screen: str) -> None:
+    """Whole ids at any width, a head for every column; a pipe gets a run in a line, with more of its prompt."""
+    asked = ("runs", "--session", LONG, "--state", history.state)
+    if columns:
+        code, seen = at_terminal(*asked, columns=columns, NO_COLOR="1")
+        assert max(map(len, plain(seen).splitlines())) <= columns
+    else:
+        done = command(*asked)
+        code, seen = done.returncode, re.sub(r"(Prompt of run-.{25}).*", r"\1", done.stdout)
+    assert code == 0
+    assert timeless(seen).startswith(screen), seen
+    for name in two:
+        assert name in seen
+
+
+def test_what_the_provider_cut_short_is_found(history: Past, two: list[str]) -> None:
+    """Beside what failed; with what and how often in the JSON, in `show`, and in a replay's table."""
+    limit = history.run(92, "done", session=LONG)
+    history.put(f"runs/{limit}/response.json", response(limit, LONG) | {"stop_reason": "max_turns"})
+    rows = listed(history, "--session", LONG, "--cut-short")
+    assert set(rows) == {two[0], limit}
+    assert (rows[two[0]]["model_failure"], rows[limit]["model_failure"]) == ({"status": 529, "times": 7}, None)
+    assert {two[0], limit} <= set(listed(history, "--cut-short", "--since", "1h"))
+    assert two[1] not in listed(history, "--cut-short", "--since", "1h")
+    seen = command("show", two[0], "--state", history.state).stdout
+    assert "done, model failed (529 ×7)" in seen
+    assert "The model's provider failed 7 times during this run (529)." in seen
 
 
 def test_the_table_sums_by_owner_and_session(history: Past) -> None:
