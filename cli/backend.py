@@ -1,14 +1,20 @@
 """What is behind a service: its bucket and its state machine, on this machine or in AWS."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import boto3
 from botocore.config import Config
+from botocore.exceptions import ClientError
 
-from cli.endpoint import Unusable, announced, command, outputs
-from local.engine import Engine
+from cli.endpoint import Unusable, announced, of_state, outputs, typed
+from cli.printing import to_stderr
+from local import engine
+from local.deploy import BUCKET
+from local.engine import Engine, EngineFailed
 
 CONNECTIONS = 16
 """More than the threads of any command."""
@@ -23,8 +29,11 @@ class Backend:
 
     bucket: str
     state_machine_arn: str
+    """Empty where only the state directory of a service that does not run is read."""
     engine: Engine | None
     """None in AWS."""
+    options: tuple[str, ...] = ()
+    """Those of a command that mean this workflow again."""
 
     def client(self, service: str) -> Any:
         """A boto3 client: the local engine's, or one with the ordinary AWS credentials. It never repeats a start."""
@@ -35,15 +44,44 @@ class Backend:
         return boto3.client(service, config=config)
 
 
-def find(state: Path, stack: str | None) -> Backend:
-    """The workflow the user means. Raises `Unusable` where there is none."""
+@contextmanager
+def found(state: Path, stack: str | None, *, starts: bool) -> Iterator[Backend]:
+    """The workflow the user means. Raises `Unusable` where there is none.
+
+    Where no service runs on `state`, an engine without the workflow is started for as long as its bucket is read;
+    but not where the command `starts` executions.
+    """
     if stack:
-        found = outputs(stack, "BucketName", "StateMachineArn")
-        return Backend(found["BucketName"], found["StateMachineArn"], None)
+        named = outputs(stack, "BucketName", "StateMachineArn")
+        yield Backend(named["BucketName"], named["StateMachineArn"], None, ("--stack", stack))
+        return
     running = announced(state)
+    if running is None and starts:
+        line = typed("serve", *of_state(state))
+        raise Unusable(f"The service has to run for that. Start it in another terminal: {line}")
     if running is None:
-        raise Unusable(f"No service is running. Start one in another terminal: {command()} serve")
+        with _read(state) as started:
+            yield Backend(BUCKET, "", started, of_state(state))
+        return
     if "engine_root" not in running:
         raise Unusable("The running service is older than this command. Start it again.")
-    engine = Engine(running["engine_url"], running["pid"], state, running["engine_root"])
-    return Backend(running["bucket"], running["state_machine_arn"], engine)
+    live = Engine(running["engine_url"], running["pid"], state, running["engine_root"])
+    yield Backend(running["bucket"], running["state_machine_arn"], live, of_state(state))
+
+
+@contextmanager
+def _read(state: Path) -> Iterator[Engine]:
+    """The engine on a state directory that no service uses. Raises `Unusable` where there is nothing to read."""
+    nothing = Unusable(f"Nothing has run in {state}. Start the service: {typed('serve', *of_state(state))}")
+    if not (state / "s3").is_dir():
+        raise nothing
+    try:
+        with to_stderr().status(f"Reading {state} …") as status, engine.running(state.resolve()) as started:
+            try:
+                started.client("s3").head_bucket(Bucket=BUCKET)
+            except ClientError:
+                raise nothing from None
+            status.stop()
+            yield started
+    except EngineFailed as failed:
+        raise Unusable(str(failed)) from failed

@@ -9,7 +9,8 @@ from typing import Any
 from rich.console import Console
 
 from cli import ask, endpoint
-from cli.endpoint import Endpoint, command
+from cli.endpoint import Endpoint, typed
+from cli.printing import to_stderr
 from cli.serve import kept_in, serving
 
 FIRST = "write notes.txt: Remember the milk."
@@ -22,7 +23,7 @@ WITHOUT_A_SHELL = {"allowed_tools": ["Read", "Write"]}
 
 def run(state: Path) -> int:
     """Exits with 0 if both were answered."""
-    console = ask.plain()
+    console = to_stderr()
     with _service(state, console) as (service, tools):
         first = _asked(service, {"prompt": FIRST} | tools, console)
         second = first and _asked(service, {"prompt": SECOND, "session_id": first["session_id"]} | tools, console)
@@ -47,4 +48,4 @@ def _service(state: Path, console: Console) -> Iterator[tuple[Endpoint, dict[str
     with serving(state, "127.0.0.1", 0, console) as (started, name):
         console.print(f"Answering: {name}\nThe agent {kept_in(started)}.", soft_wrap=True)
         yield Endpoint(started.url, started.key), {} if started.sandbox else WITHOUT_A_SHELL
-    console.print(f"\nThe service is ended. Start it yourself: {command()} serve", soft_wrap=True)
+    console.print(f"\nThe service is ended. Start it yourself: {typed('serve')}", soft_wrap=True)

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cli.printing import harmless
+
 KEY_VARIABLE = "CLAUDE_WORKFLOW_API_KEY"
 
 
@@ -29,6 +31,10 @@ class Endpoint:
     key: str | None
     answering: str | None = None
     """Which model answers, in words; None where only the service knows."""
+    options: tuple[str, ...] = ()
+    """Those of a command that mean this service again."""
+    state: Path | None = None
+    """The state directory of a service on this machine that its user asks."""
 
 
 def default_state(environ: Mapping[str, str] = os.environ) -> Path:
@@ -80,7 +86,9 @@ def announced(state: Path) -> dict[str, Any] | None:
 def local(state: Path, environ: Mapping[str, str] = os.environ) -> Endpoint | None:
     """The service running on `state`, or None."""
     service = announced(state)
-    return Endpoint(service["url"], api_key(state, environ), service.get("answering")) if service else None
+    if service is None:
+        return None
+    return Endpoint(service["url"], api_key(state, environ), service.get("answering"), of_state(state), state)
 
 
 def _is_locked(lock: Path) -> bool:
@@ -128,10 +136,10 @@ def deployed(stack: str) -> Endpoint:
 
     found = outputs(stack, "ApiUrl")
     if "ApiKeyId" not in found:
-        return Endpoint(found["ApiUrl"], None)
+        return Endpoint(found["ApiUrl"], None, options=("--stack", stack))
     with asking(stack):
         key = boto3.client("apigateway").get_api_key(apiKey=found["ApiKeyId"], includeValue=True)["value"]
-    return Endpoint(found["ApiUrl"], key)
+    return Endpoint(found["ApiUrl"], key, options=("--stack", stack))
 
 
 def find(state: Path, url: str | None, stack: str | None, environ: Mapping[str, str] = os.environ) -> Endpoint:
@@ -139,14 +147,23 @@ def find(state: Path, url: str | None, stack: str | None, environ: Mapping[str, 
     if url:
         if not url.startswith(("http://", "https://")):
             raise Unusable(f"{url} is no URL: one begins with http:// or https://.")
-        return Endpoint(url, environ.get(KEY_VARIABLE))
+        return Endpoint(url, environ.get(KEY_VARIABLE), options=("--url", url))
     if stack:
         return deployed(stack)
     if running := local(state, environ):
         return running
-    raise Unusable(f"No service is running. Start one in another terminal: {command()} serve")
+    raise Unusable(f"No service is running. Start one in another terminal: {typed('serve', *of_state(state))}")
 
 
-def command() -> str:
-    """This command as the user typed it, so that what we tell them to type works too."""
-    return shlex.quote(sys.argv[0]) if Path(sys.argv[0]).name == "claude-workflow" else "claude-workflow"
+def typed(*words: str) -> str:
+    """A line to be pasted into a shell: this command, called as the user called it, and each word as one word.
+
+    A word of a stranger's holds nothing that a terminal obeys.
+    """
+    called = sys.argv[0] if Path(sys.argv[0]).name == "claude-workflow" else "claude-workflow"
+    return shlex.join([called, *map(harmless, words)])
+
+
+def of_state(state: Path) -> tuple[str, ...]:
+    """The options that mean this state directory, wherever the line is pasted; none for the usual one."""
+    return () if state == default_state() else ("--state", str(state.absolute()))

@@ -1,7 +1,8 @@
-"""What an execution went through, state by state: from the local engine's history, or from the machine's log in AWS.
+"""What an execution went through, state by state: from the machine's log in AWS; on one machine from what is kept of it
+(`local.histories`), and while it runs from the engine.
 
-Both tell the same story in two forms: the engine `{type, timestamp, …EventDetails: {…}}`, the log one JSON object an
-event, `{type, event_timestamp, details: {…}, execution_arn}`.
+They tell the same story in two forms: the engine, and what is kept of it, `{type, timestamp, …EventDetails: {…}}`,
+the log one JSON object an event, `{type, event_timestamp, details: {…}, execution_arn}`.
 """
 
 import json
@@ -12,6 +13,7 @@ from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 from cli.backend import Backend
+from local import histories
 
 Json = dict[str, Any]
 
@@ -59,7 +61,9 @@ class Story:
 def told(backend: Backend, execution: str, begin: float) -> Story:
     """The story of an execution that started at `begin` (epoch seconds) or later. Raises botocore's errors."""
     if backend.engine:
-        return Story(execution, None, visits(_from_engine(backend.client("stepfunctions"), execution)))
+        kept = histories.events(backend.engine.state, execution)
+        events = _from_engine(backend.client("stepfunctions"), execution) if kept is None else map(_told, kept)
+        return Story(execution, None, visits(events))
     return Story(execution, console_link(execution, begin), visits(_from_log(backend, execution, begin)))
 
 
@@ -106,10 +110,14 @@ def _from_engine(machines: Any, execution: str) -> Iterator[Event]:
     pages = machines.get_paginator("get_execution_history").paginate(executionArn=execution)
     try:
         for event in (event for page in pages for event in page["events"]):
-            details: Json = next((value for name, value in event.items() if name.endswith("EventDetails")), {})
-            yield Event(event["timestamp"].timestamp(), event["type"], details)
+            yield _told(event | {"timestamp": event["timestamp"].timestamp()})
     except machines.exceptions.ExecutionDoesNotExist:
-        return  # of an earlier start of the engine, which keeps objects and no histories
+        return  # of an earlier start of the engine, killed before it ended
+
+
+def _told(event: Json) -> Event:
+    details: Json = next((value for name, value in event.items() if name.endswith("EventDetails")), {})
+    return Event(event["timestamp"], event["type"], details)
 
 
 def _from_log(backend: Backend, execution: str, begin: float) -> list[Event]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from cli import operating
 from cli.endpoint import KEY_VARIABLE, Unusable, find
+from cli.printing import carry_all, whole
 
 DESCRIPTION = "Claude Code as an HTTP API: the workflow on this machine, and questions to it or to a deployed stack."
 
@@ -52,11 +53,12 @@ it, if none runs."""
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command's exit code: 0 done, 1 a failure that was answered, 2 something the user has to do first."""
+    carry_all()
     chosen = parser().parse_args(arguments)
     try:
         return _run(chosen)
     except Unusable as unusable:
-        print(f"claude-workflow: {unusable}", file=sys.stderr)
+        print(f"claude-workflow: {whole(str(unusable), sys.stderr)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130

@@ -2,6 +2,7 @@
 
 import argparse
 import re
+import time
 from pathlib import Path
 
 from cli.endpoint import Unusable, default_state
@@ -25,7 +26,13 @@ _LONGEST = 365 * _UNITS["d"]
 def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Adds the four to the parser's."""
     runs = commands.add_parser("runs", help="list runs, with what they cost", description=RUNS)
-    runs.add_argument("--failed", action="store_true", help="only those that failed or were lost")
+    ended = runs.add_mutually_exclusive_group()
+    ended.add_argument("--failed", action="store_true", help="only those that failed or were lost")
+    ended.add_argument(
+        "--cut-short",
+        action="store_true",
+        help="only completed ones that stopped at a limit, or whose model's provider failed meanwhile",
+    )
     _add_since(runs, "24h; of a session all")
     runs.add_argument("--session", metavar="ID", help="only those of this session")
     runs.add_argument("--json", action="store_true", help="print a line of JSON a run")
@@ -85,15 +92,20 @@ def run(chosen: argparse.Namespace) -> int:
 
     from cli import backend, replay, runs, sessions, show
 
-    found = backend.find(chosen.state, chosen.stack)
+    starts = chosen.command == "replay" and not chosen.dry_run
     try:
-        if chosen.command == "runs":
-            return runs.run(found, chosen.failed, chosen.since, chosen.session, chosen.json)
-        if chosen.command == "show":
-            return show.run(found, chosen.run_id, chosen.json)
-        if chosen.command == "sessions":
-            return sessions.purge(found, chosen.session_id)
-        verb = "fork" if chosen.fork else "rebase" if chosen.rebase else "again"
-        return replay.run(found, chosen.run_ids, chosen.since, verb, chosen.dry_run)
+        with backend.found(chosen.state, chosen.stack, starts=starts) as found:
+            if chosen.command == "runs":
+                now = time.time()
+                default = now if chosen.session else runs.DAY  # of a session, all
+                begin = now - (default if chosen.since is None else chosen.since)
+                wanted = runs.Wanted(begin, chosen.session, chosen.failed, chosen.cut_short)
+                return runs.run(found, wanted, now, chosen.json)
+            if chosen.command == "show":
+                return show.run(found, chosen.run_id, chosen.json)
+            if chosen.command == "sessions":
+                return sessions.purge(found, chosen.session_id)
+            verb = "fork" if chosen.fork else "rebase" if chosen.rebase else "again"
+            return replay.run(found, chosen.run_ids, chosen.since, verb, chosen.dry_run)
     except (BotoCoreError, ClientError, TimeoutError) as error:
         raise Unusable(str(error)) from error

@@ -26,6 +26,8 @@ PAGE = 1000
 
 ALL = ("claimed", "done", "failed")
 UNFINISHED = ("claimed", "failed")
+DONE = ("claimed", "done")
+"""A crash between two keys leaves the old one, and what the record says counts."""
 
 Item = TypeVar("Item")
 Found = TypeVar("Found")

@@ -10,17 +10,24 @@ from typing import Any
 from botocore.exceptions import BotoCoreError, ClientError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 from rich.text import Text
 
-from cli.ask import plain
+from cli import tables
 from cli.backend import Backend
+from cli.endings import cut_short, dollars
 from cli.plan import REFUSED, SENTENCES, plan
+from cli.printing import line, to_stderr
 from cli.records import READERS, UNFINISHED, Entry, Json, Records, each
-from cli.runs import DAY, WIDE, dollars, line
+from cli.runs import DAY
+from cli.tables import Columns
 
 AT_A_TIME = 4
 """Executions: a replay shares the account's concurrency, and the model's rate limit, with those who are waiting."""
+
+LINE: Columns = {("run",): 36, ("outcome",): 22, ("cost",): 9, ("what came of it",): None}
+BLOCK: Columns = {("run", "what came of it"): 54, ("outcome", "cost"): None}
+LINE_COLUMNS = 160
+"""From which on a run takes one line."""
 
 PAGE = 200
 """Rows of the table that are kept before they are printed."""
@@ -101,7 +108,7 @@ def _outcome(run_id: str, done: Json) -> Outcome:
     """An execution's end, whatever it is."""
     if done["status"] == "SUCCEEDED":
         answer = json.loads(done["output"])
-        said, new = answer.get("stop_reason") or "done", answer.get("run_id")
+        said, new = cut_short(answer) or "done", answer.get("run_id")
         prompted = line(answer.get("result") or "", 200)
         made = new if new != run_id else None
         return Outcome(run_id, True, said, prompted, answer.get("cost_usd"), made, answer.get("session_id"))
@@ -123,9 +130,9 @@ def run(backend: Backend, run_ids: Sequence[str], span: float | None, verb: str,
     # All are found before the first is started, since a replay moves what is listed. 100,000 take some 10 MB.
     entries = [Entry(run_id) for run_id in dict.fromkeys(run_ids)]
     entries = entries or [entry for page in records.since(begin, now, UNFINISHED) for entry in page]
-    console = plain()
+    console = to_stderr()
     work, threads = (replay.look, READERS) if dry else (replay.start, AT_A_TIME)
-    report = Report(Console(width=max(WIDE, Console().width), highlight=False, markup=False, emoji=False))
+    report = Report(tables.console())
     for outcome in _watched(each(work, entries, threads), len(entries), console):
         report.add(outcome)
     report.end(console, dry)
@@ -180,13 +187,18 @@ class Report:
     def _print(self) -> None:
         if not self.rows:
             return
-        table = Table(box=None, show_header=not self.printed, pad_edge=False, width=WIDE, header_style="bold")
-        for name, width in (("run", 36), ("outcome", 20), ("cost", 9)):
-            table.add_column(name, width=width, no_wrap=True)
-        table.add_column("", ratio=1)
-        for row in self.rows:
-            what = f"{row.new_run} in {row.session_id}" if row.new_run else line(row.sentence, 200)
-            table.add_row(row.run_id, Text(row.said, "green" if row.ok else "red"), dollars(row.cost_usd), what)
-        self.out.print(table)
+        columns = LINE if self.out.width >= LINE_COLUMNS else BLOCK
+        rows = (_cells(row) for row in self.rows)
+        self.out.print(tables.table(columns, rows, head=not self.printed, width=self.out.width))
         self.printed += len(self.rows)
         self.rows.clear()
+
+
+def _cells(row: Outcome) -> dict[str, Text]:
+    what = f"{row.new_run} in {row.session_id}" if row.new_run else row.sentence
+    return {
+        "run": Text(line(row.run_id, 100)),
+        "outcome": Text(line(row.said, 40), "green" if row.ok else "red"),
+        "cost": Text(dollars(row.cost_usd)),
+        "what came of it": Text(line(what, 200)),
+    }

@@ -1,24 +1,43 @@
 """`claude-workflow runs`: what ran, how it ended, what it cost."""
 
-import json
 import sys
-import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
-from cli.ask import plain
+from cli import tables
 from cli.backend import Backend
-from cli.records import ALL, READERS, UNFINISHED, Entry, Records, Run, each
+from cli.endings import cut_short, dollars, is_cut_short
+from cli.printing import document, line, to_stderr
+from cli.records import ALL, DONE, READERS, UNFINISHED, Entry, Records, Run, each
+from cli.tables import Columns
 
 DAY = 86_400.0
-WIDE = 180
-"""Columns that a row takes; a narrower terminal breaks it, so that a run's id always stands there whole."""
+
+LINE: Columns = {
+    ("time (UTC)",): 14,
+    ("run",): 36,
+    ("session",): 44,
+    ("owner",): 10,
+    ("outcome",): 27,
+    ("cost",): 9,
+    ("took",): 7,
+    ("prompt",): None,
+}
+TAKEN = sum(width or 0 for width in LINE.values()) + 2 * (len(LINE) - 1)
+"""Characters of a line before its prompt."""
+PROMPT_LEAST, BLOCK_PROMPT = 25, 44
+"""Characters of the prompt that a line has to have room for, and those in a block."""
+BLOCK: Columns = {
+    ("time (UTC)", "took", "cost"): 14,
+    ("run", "session", "prompt"): 44,
+    ("owner", "outcome"): None,
+}
 
 PROMPT_CHARS = 200
 SESSIONS_NAMED = 10
@@ -43,6 +62,8 @@ class Row:
     """Over all its attempts; None while nobody knows."""
     duration_ms: int | None
     stop_reason: str | None
+    model_failure: dict[str, Any] | None
+    """What the model's provider failed with while a completed run was at work, and how often: `{status, times}`."""
     prompt: str
     """Its beginning, in one line."""
     replay_of: str | None
@@ -60,14 +81,16 @@ class Row:
             cost_usd=answer.get("cost_usd", failure.get("cost_usd")),
             duration_ms=answer.get("duration_ms"),
             stop_reason=answer.get("stop_reason"),
-            prompt=line(str((run.request.get("body") or {}).get("prompt", "")), PROMPT_CHARS),
+            model_failure=answer.get("model_failure"),
+            prompt=" ".join(str((run.request.get("body") or {}).get("prompt", "")).split())[:PROMPT_CHARS],
             replay_of=run.request.get("replay_of"),
         )
 
-
-def line(text: str, most: int) -> str:
-    """The beginning of a stranger's text in one line, without what a terminal would obey."""
-    return "".join(char if char.isprintable() else " " for char in " ".join(text[: 4 * most].split()))[:most]
+    @property
+    def told(self) -> str:
+        """The outcome with what it was: a code, a limit, the provider's failure."""
+        what = cut_short(asdict(self)) if self.outcome == "done" else line(self.code or "", 40)
+        return f"{self.outcome}, {what}" if what else self.outcome
 
 
 @dataclass
@@ -85,70 +108,79 @@ class Sums:
         self.sessions[row.session_id] += row.cost_usd or 0.0  # type: ignore[assignment]  # likewise
 
 
-def listed(records: Records, failed: bool, begin: float, session: str | None, now: float) -> Iterator[list[Row]]:
+@dataclass(frozen=True)
+class Wanted:
+    """Which runs are meant."""
+
+    begin: float
+    """Epoch seconds."""
+    session: str | None = None
+    failed: bool = False
+    """Only those that failed or were lost."""
+    cut_short: bool = False
+    """Only completed ones that stopped at a limit, or whose model's provider failed."""
+
+    @property
+    def outcomes(self) -> tuple[str, ...]:
+        """Where the index has them."""
+        return UNFINISHED if self.failed else DONE if self.cut_short else ALL
+
+    def means(self, row: Row) -> bool:
+        """Whether the run is one of them."""
+        if row.requested_at < self.begin:
+            return False
+        if self.cut_short:
+            return row.outcome == "done" and is_cut_short(asdict(row))
+        return not self.failed or row.outcome in ("failed", "lost")
+
+
+def listed(records: Records, wanted: Wanted, now: float) -> Iterator[list[Row]]:
     """The rows in pages of some 1,000; hours in order, and each page of them by time."""
-    pages = records.of_session(session) if session else records.since(begin, now, UNFINISHED if failed else ALL)
+    pages = records.of_session(wanted.session) if wanted.session else records.since(wanted.begin, now, wanted.outcomes)
 
     def look(entry: Entry) -> Row | None:
         run = records.run(entry, now)
         return Row.of(run) if run else None
 
     for page in pages:
-        rows = [row for row in each(look, page, READERS) if row and row.requested_at >= begin]
-        shown = [row for row in rows if not failed or row.outcome in ("failed", "lost")]
-        yield sorted(shown, key=lambda row: row.requested_at)
+        rows = [row for row in each(look, page, READERS) if row and wanted.means(row)]
+        yield sorted(rows, key=lambda row: row.requested_at)
 
 
-def run(backend: Backend, failed: bool, span: float | None, session: str | None, as_json: bool) -> int:
+def run(backend: Backend, wanted: Wanted, now: float, as_json: bool) -> int:
     """Prints the table, or a line of JSON a run, to stdout as it is read; what it took to stderr."""
-    now = time.time()
     records = Records(backend.client("s3"), backend.bucket)
-    default = now if session else DAY  # of a session, all
-    begin = now - (default if span is None else span)
     sums = Sums()
-    out = Console(width=max(WIDE, Console().width), highlight=False, markup=False, emoji=False)
-    for rows in listed(records, failed, begin, session, now):
+    out = tables.console()
+    columns, prompt = (LINE, out.width - TAKEN) if out.width >= TAKEN + PROMPT_LEAST else (BLOCK, BLOCK_PROMPT)
+    for rows in listed(records, wanted, now):
         first = not sums.runs
         for row in rows:
             sums.add(row)
             if as_json:
-                print(json.dumps(asdict(row), ensure_ascii=False))
+                print(document(asdict(row), sys.stdout, None))
         if rows and not as_json:
-            out.print(_table(rows, first))
+            cells = (_cells(row, prompt) for row in rows)
+            out.print(tables.table(columns, cells, head=first, width=out.width))
     if not as_json:
         _print_sums(sums, out)
     sys.stdout.flush()
-    plain().print(str(records), style="dim", soft_wrap=True)
+    to_stderr().print(str(records), style="dim", soft_wrap=True)
     return 0
 
 
-def _table(rows: list[Row], first: bool) -> Table:
-    """A page. Its widths are fixed, so that pages printed one below the other make one table."""
-    table = Table(box=None, show_header=first, pad_edge=False, width=WIDE, header_style="bold")
-    for name, width in (("time (UTC)", 14), ("run", 36), ("session", 17), ("owner", 12), ("outcome", 7), ("code", 17)):
-        table.add_column(name, width=width, no_wrap=True)
-    table.add_column("cost", width=9, justify="right", no_wrap=True)
-    table.add_column("took", width=18, no_wrap=True)
-    table.add_column("prompt", ratio=1, no_wrap=True)
-    for row in rows:
-        took = "" if row.duration_ms is None else f"{row.duration_ms / 1000:.1f} s {row.stop_reason}"
-        table.add_row(
-            f"{datetime.fromtimestamp(row.requested_at, UTC):%m-%d %H:%M:%S}",
-            row.run_id,
-            row.session_id[:17],
-            line(row.owner, 40),
-            Text(row.outcome, STYLES[row.outcome]),
-            row.code or "",
-            dollars(row.cost_usd),
-            took,
-            row.prompt,
-        )
-    return table
-
-
-def dollars(amount: float | None) -> str:
-    """A cost, or a dash where nobody knows it."""
-    return "–" if amount is None else f"${amount:.4f}"
+def _cells(row: Row, prompt: int) -> dict[str, Text]:
+    """What stands under each head, `prompt` characters of the prompt."""
+    return {
+        "time (UTC)": Text(f"{datetime.fromtimestamp(row.requested_at, UTC):%m-%d %H:%M:%S}"),
+        "run": Text(row.run_id),
+        "session": Text(line(row.session_id, 100)),
+        "owner": Text(line(row.owner, 40)),
+        "outcome": Text(row.told, STYLES[row.outcome]),
+        "cost": Text(dollars(row.cost_usd)),
+        "took": Text("" if row.duration_ms is None else f"{row.duration_ms / 1000:.1f} s"),
+        "prompt": Text(line(row.prompt, prompt)),
+    }
 
 
 def _print_sums(sums: Sums, out: Console) -> None:

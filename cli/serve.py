@@ -12,8 +12,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from cli.ask import plain
 from cli.endpoint import Endpoint, Unusable, announce, api_key, withdraw
+from cli.printing import to_stderr
 from local import sandbox, service
 from local.api import NotUnderstood
 from local.deploy import DeployFailed
@@ -110,7 +110,7 @@ def _check_sandbox(state: Path) -> None:
 
 def run(state: Path, host: str, port: int, unsandboxed: bool) -> int:
     """Serves until Ctrl-C or SIGTERM. Raises `KeyboardInterrupt` for one that comes before the service is up."""
-    console = plain()
+    console = to_stderr()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
     if not unsandboxed:

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-from cli.ask import plain
 from cli.backend import Backend
 from cli.endpoint import Unusable
+from cli.printing import to_stderr
 from lambdas.contract import SESSION_ID
 from lambdas.errors import SessionBusy, WorkflowError
 from lambdas.sessions.commit import compact
@@ -56,7 +56,7 @@ def purge(backend: Backend, session_id: str) -> int:
     if size is None and not old:
         raise Unusable(f"There is no session {session_id}.")
     left = "No version of it is left: it was deleted before." if size is None else f"{size:,} bytes are left of it."
-    out = plain()
+    out = to_stderr()
     gone = f"{dead:,} dead bytes, {len(old):,} older versions and {len(staged):,} staged objects are gone."
     out.print(f"{gone} {left}", soft_wrap=True)
     out.print(STAYS, style="dim", soft_wrap=True)

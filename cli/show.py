@@ -10,13 +10,14 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from cli.ask import plain
 from cli.backend import Backend
+from cli.endings import dollars, provider_failed
 from cli.endpoint import Unusable
 from cli.history import Story, Visit, clock, told
 from cli.plan import SENTENCES, Plan, plan
+from cli.printing import document, line, to_stderr, to_stdout, whole
 from cli.records import Entry, Records, Run
-from cli.runs import PROMPT_CHARS, STYLES, Row, dollars, line
+from cli.runs import PROMPT_CHARS, STYLES, Row
 
 SHOWN_CHARS = 3000
 """Of one input or output; `--json` has all of it."""
@@ -32,11 +33,11 @@ def run(backend: Backend, run_id: str, as_json: bool) -> int:
     stories = [told(backend, execution, begin) for execution in executions(found)]
     planned = plan(records, found)
     if as_json:
-        print(json.dumps(_whole(found, stories, planned), ensure_ascii=False, indent=2))
+        print(document(_whole(found, stories, planned), sys.stdout))
     else:
-        _print(found, stories, planned, Console(highlight=False, markup=False, emoji=False, soft_wrap=True))
+        _print(found, stories, planned, to_stdout(soft_wrap=True))
     sys.stdout.flush()
-    plain().print(str(records), style="dim", soft_wrap=True)
+    to_stderr().print(str(records), style="dim", soft_wrap=True)
     return 0
 
 
@@ -59,9 +60,11 @@ def _whole(found: Run, stories: list[Story], planned: Plan) -> dict[str, Any]:
 
 def _print(found: Run, stories: list[Story], planned: Plan, out: Console) -> None:
     row = Row.of(found)
-    out.print(Text(row.run_id, "bold"), Text(row.outcome, STYLES[row.outcome]), dollars(row.cost_usd))
+    out.print(Text(row.run_id, "bold"), Text(row.told, STYLES[row.outcome]), dollars(row.cost_usd))
     of = f", a replay of {row.replay_of}" if row.replay_of else ""
     out.print(f"{line(row.owner, 100)} in {row.session_id}{of}\n> {line(row.prompt, PROMPT_CHARS)}")
+    if sentence := provider_failed(found.answer or {}):
+        out.print(sentence, style="yellow")
     for story in stories:
         _print_story(story, out)
     if found.failure and not found.answer:
@@ -72,7 +75,7 @@ def _print(found: Run, stories: list[Story], planned: Plan, out: Console) -> Non
         out.print(f"  {attempt}: {', '.join(f'{name} ({size:,} bytes)' for name, size in objects.items())}")
     out.print(f"\nA replay would {SENTENCES[planned.does]}." if found.answer is None else "\nAnswer", style="bold")
     if found.answer:
-        out.print(_printable(str(found.answer.get("result") or f"(none: {found.answer.get('stop_reason')})")))
+        out.print(whole(str(found.answer.get("result") or f"(none: {found.answer.get('stop_reason')})"), sys.stdout))
 
 
 def _print_story(story: Story, out: Console) -> None:
@@ -98,16 +101,11 @@ def _visit(visit: Visit) -> Iterator[tuple[str, str]]:
 
 def _print_failure(failure: dict[str, Any], out: Console) -> None:
     out.print(f"\n{failure['code']} in {failure.get('state')}", style="bold red")
-    out.print(_printable(failure["error"]))
+    out.print(whole(failure["error"], sys.stdout))
     if detail := failure.get("detail"):
-        out.print(_printable(detail), style="dim")
+        out.print(whole(detail, sys.stdout), style="dim")
 
 
 def _shown(data: Any) -> str:
-    text = _printable(data if isinstance(data, str) else json.dumps(data, ensure_ascii=False))
+    text = whole(data if isinstance(data, str) else json.dumps(data, ensure_ascii=False), sys.stdout)
     return text if len(text) <= SHOWN_CHARS else f"{text[:SHOWN_CHARS]} … ({len(text):,} characters: --json has all)"
-
-
-def _printable(text: str) -> str:
-    """A stranger's text without what a terminal would obey; its lines stay."""
-    return "".join(char if char.isprintable() or char == "\n" else " " for char in text)

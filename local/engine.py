@@ -157,7 +157,7 @@ def _start(state: Path, scratch: Path, lock: IO[bytes], log: IO[bytes]) -> tuple
     with socket.create_server(("127.0.0.1", 0)) as door:  # bound here, or another process could take the port meanwhile
         port = door.getsockname()[1]
         process = subprocess.Popen(
-            [sys.executable, "-m", "local.engine", str(door.fileno())],
+            [sys.executable, "-m", "local.engine", str(door.fileno()), state.absolute()],
             cwd=Path(__file__).parent.parent,
             env=_environment(port, state, scratch, root),
             stdin=subprocess.PIPE,
@@ -239,7 +239,7 @@ def _stop(process: "subprocess.Popen[bytes]") -> None:
 def main() -> None:
     """The engine's process: `ministack` behind the guard, ended when the service that started it is gone.
 
-    Its argument is the file descriptor of the socket to listen on.
+    Its arguments are the file descriptor of the socket to listen on, and the state directory.
     """
     threading.Thread(target=_end_with_service, daemon=True).start()
     from hypercorn.asyncio import serve
@@ -247,13 +247,15 @@ def main() -> None:
     from ministack.app import app  # its import reads the environment and takes most of the start
 
     from local import seams
+    from local.histories import Histories
 
     open_files()
     serving = Serving()
     serving.bind = [f"fd://{sys.argv[1]}"]
     serving.keep_alive_timeout = KEEP_ALIVE_SECONDS
     seams.replace()
-    asyncio.run(serve(Guard(app, os.environ["AWS_SECRET_ACCESS_KEY"], seams.secret_of), serving))
+    kept = Histories(app, Path(sys.argv[2]))
+    asyncio.run(serve(Guard(kept, os.environ["AWS_SECRET_ACCESS_KEY"], seams.secret_of), serving))
 
 
 def open_files() -> None:

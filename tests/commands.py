@@ -1,12 +1,17 @@
 """`claude-workflow` as users run it: processes of their own, with an environment of their own."""
 
+import fcntl
 import os
+import pty
 import re
 import shutil
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -28,8 +33,37 @@ def command(*arguments: str | bytes | Path, **options: Any) -> "subprocess.Compl
     """Runs it to its end; `options` are those of `subprocess.run`, and `env` comes on top of the usual environment."""
     environment = ENVIRONMENT | options.pop("env", {})
     return subprocess.run(
-        [*COMMAND, *arguments], env=environment, capture_output=True, text=True, timeout=START_SECONDS, **options
+        [*COMMAND, *arguments], env=environment, capture_output=True, timeout=START_SECONDS, text=True, **options
     )
+
+
+def at_terminal(*arguments: str | Path, columns: int = 80, **environment: str) -> tuple[int, str]:
+    """Runs it to its end at a terminal so wide; its exit code, and all that the terminal was sent."""
+    leader, follower = pty.openpty()
+    fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", 50, columns, 0, 0))
+    process = subprocess.Popen(
+        [*COMMAND, *arguments],
+        env=ENVIRONMENT | {"TERM": "xterm"} | environment,
+        stdin=follower,
+        stdout=follower,
+        stderr=follower,
+    )
+    os.close(follower)
+    sent = b""
+    with suppress(OSError):  # what Linux says where nobody has the other end any more
+        while piece := os.read(leader, 65536):
+            sent += piece
+    os.close(leader)
+    return process.wait(), sent.decode().replace("\r\n", "\n")
+
+
+STYLE = re.compile(r"\x1b\[[0-9;]*m|\x1b\[\?25[lh]|\x1b\[[0-9]*[A-K]|\r")
+"""Colors, and what a passing line of progress leaves."""
+
+
+def plain(text: str) -> str:
+    """A screen as text: without colors and the blanks at the ends of lines."""
+    return "\n".join(line.rstrip() for line in STYLE.sub("", text).splitlines())
 
 
 @dataclass

@@ -12,10 +12,10 @@ from typing import Any
 
 from cli.endpoint import Endpoint, announce
 from local import engine
+from local.deploy import BUCKET
 from local.engine import Engine
 
 Json = dict[str, Any]
-BUCKET = "the-record"
 
 ECHO = {
     "QueryLanguage": "JSONata",

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from local.model import MARK
-from tests.commands import COMMAND, ENVIRONMENT, ROOT, Serve, assert_nothing_runs, command
+from tests.commands import COMMAND, ENVIRONMENT, ROOT, Serve, assert_nothing_runs, at_terminal, command
 from tests.eventually import eventually
 from tests.loopback import Answering, listening
 
@@ -124,6 +124,33 @@ def test_what_looks_like_markup_is_printed_as_it_is(serve: Serve) -> None:
     assert "InvalidRequest: The field session_id" in failed.stderr
 
 
+NASTY = "\x1b]0;title\x07\x1b[2J\x9b31m\rpaste \u202eme"
+"""What a model may answer: it sets the title, clears the screen, writes over the line."""
+
+
+def test_a_terminal_is_not_driven_by_what_the_model_wrote(serve: Serve) -> None:
+    """Neither by the answer nor by the names of files, nor in its JSON; a pipe gets the answer as it is."""
+    question = f"write \x1b[31m\x07.txt: x\nsay {NASTY}"
+    code, seen = at_terminal("ask", question, "--state", serve.state)
+    assert code == 0, seen
+    title = seen.partition(MARK)[2]
+    assert "]0;title" in title
+    assert "[31m�.txt" in title
+    for driven in ("\x1b]", "\x1b[2J", "\x1b[31m", "\x07", "\x9b", "\u202e", "\rpaste"):
+        assert driven not in seen
+    code, seen = at_terminal("ask", question, "--json", "--state", serve.state)
+    assert (code, NASTY in json.loads(seen[seen.index("{\n") :])["result"]) == (0, True)
+    assert "\x1b]" not in seen
+    assert NASTY.replace("\r", "\n") in serve.ask(question).stdout  # which is how Python reads a pipe
+
+
+def test_streams_take_what_their_encoding_lacks(serve: Serve) -> None:
+    """An escape stands for it, and no traceback."""
+    plain = serve.ask("say naïve", env={"PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii"})
+    assert (plain.returncode, plain.stderr.count("Traceback")) == (0, 0)
+    assert "na\\xefve" in plain.stdout
+
+
 @pytest.mark.parametrize(
     ("prompt", "code", "again"),
     [
@@ -160,12 +187,31 @@ def test_ask_takes_a_url_and_sends_the_key_of_the_environment(serve: Serve) -> N
         assert done.stderr.startswith("Forbidden: ")
 
 
+ANSWER = {
+    "success": True,
+    "session_id": "session-1; reboot",
+    "result": None,
+    "stop_reason": "deadline",
+    "model_failure": {"status": None, "times": 1},
+    "num_turns": 1,
+    "cost_usd": 0.5,
+    "duration_ms": 21000,
+    "files": [],
+}
+BODIES = {
+    "/html": b"<html>",
+    "/json": b"[]",
+    "/half": b'{"success": true, "result": 1}',
+    "/cut-short": json.dumps(ANSWER).encode(),
+}
+
+
 class Stranger(Answering):
     """Is not this API."""
 
     def do_POST(self) -> None:
         self.received()
-        self.answer(404, b"[]" if self.path == "/json" else b"<html>")
+        self.answer(404, BODIES[self.path])
 
 
 @pytest.fixture
@@ -177,8 +223,15 @@ def stranger() -> Iterator[str]:
 
 def test_a_url_of_something_else_is_one_sentence(stranger: str) -> None:
     """Neither HTML nor another API's JSON is taken for an answer."""
-    for path in ("/html", "/json"):
+    for path in ("/html", "/json", "/half"):
         assert "not as this API does" in one_sentence(command("ask", "Hello", "--url", stranger + path))
+
+
+def test_a_provider_that_failed_is_named_beside_the_answer(stranger: str) -> None:
+    """The run is saved, and it is said what cut it short; a stranger's words stay one word of the line to paste."""
+    done = command("ask", "Hello", "--url", f"{stranger}/cut-short")
+    assert "The model's provider failed once during this run (no connection)." in done.stderr
+    assert "--session 'session-1; reboot'" in done.stderr
 
 
 def test_without_a_service_ask_says_what_to_do(tmp_path: Path) -> None:

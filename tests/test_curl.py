@@ -11,6 +11,7 @@ import pytest
 
 from cli import backend
 from lambdas import errors
+from local.deploy import BUCKET
 from tests.commands import Serve
 from tests.eventually import eventually
 from tests.foreign import program
@@ -200,11 +201,12 @@ def test_a_busy_session_says_when_to_come_back(serve: Serve) -> None:
     """409 with Retry-After for a second run on the session, and for the same key while its run goes on."""
     session = curl(serve, *USUAL, "-d", '{"prompt": "Hello"}').json["session_id"]
     slow = json.dumps({"prompt": "wait 15", "session_id": session})
-    found = backend.find(serve.state, None)
-    lease = {"Bucket": found.bucket, "Prefix": f"locks/{session}"}
+    lease = {"Bucket": BUCKET, "Prefix": f"locks/{session}"}
     held = ("-H", "idempotency-key: held")
     line = [program("curl", "curl"), "-sS", *USUAL, *held, "-d", slow, serve.url]
-    with subprocess.Popen([part.replace("@KEY@", serve.key) for part in line], stdout=subprocess.PIPE) as running:
+    line = [part.replace("@KEY@", serve.key) for part in line]
+    there = backend.found(serve.state, None, starts=False)
+    with there as found, subprocess.Popen(line, stdout=subprocess.PIPE) as running:
         assert eventually(lambda: found.client("s3").list_objects_v2(**lease).get("Contents"))
         busy = curl(serve, *USUAL, "-d", json.dumps({"prompt": "Hi", "session_id": session}))
         same = curl(serve, *USUAL, *held, "-d", slow)

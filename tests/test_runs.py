@@ -1,19 +1,28 @@
 """`claude-workflow runs` and `show`, against records as the functions write them."""
 
 import json
+import os
+import re
+import signal
 import subprocess
 import time
 from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
+from botocore.exceptions import ReadTimeoutError
 
 from cli.history import Event, console_link, logged, visits
 from cli.records import UNFINISHED, Entry, Records, each
 from lambdas.sessions.store import WHOLE
+from local import histories
+from local.deploy import BUCKET
 from local.engine import ACCOUNT, REGION
-from tests.commands import Serve, command
-from tests.past import BUCKET, Past, failure, hour, response, run_id
+from tests.commands import Serve, at_terminal, command, plain
+from tests.eventually import eventually
+from tests.past import Past, failure, hour, past, response, run_id
 
 Json = dict[str, Any]
 
@@ -76,6 +85,74 @@ def test_a_run_that_the_index_has_twice_is_listed_once(history: Past) -> None:
     outcomes = [rows[name]["outcome"] for name in (ended, failed, replaying, answered)]
     assert outcomes == ["done", "failed", "running", "done"]
     assert {ended, failed, replaying, answered} & set(listed(history, "--failed")) == {failed}
+
+
+LONG = "session-fa326321-97ad-4c07-9aeb-39309a61fc01"
+
+NARROW = """\
+time (UTC)      run                                           owner
+took            session                                       outcome
+cost            prompt
+TIME            run-69f59c273b6e669ac32a6dd5e1b2cb63          default
+1.2 s           session-fa326321-97ad-4c07-9aeb-39309a61fc01  done, model failed
+$0.1250         Prompt of run-69f59c273b6e669ac32a6dd5e1b2cb  (529 ×7)
+TIME            run-1da51b8d8ff98f6a48f80ae79fe3ca6c          default
+                session-fa326321-97ad-4c07-9aeb-39309a61fc01  failed,
+$0.5000         Prompt of run-1da51b8d8ff98f6a48f80ae79fe3ca  AgentCrashed
+
+   $0.6250  owner default
+   $0.6250  session-fa326321-97ad-4c07-9aeb-39309a61fc01
+   $0.6250  in all: 2 runs, 1 done, 1 failed
+"""
+
+WIDE = """\
+time (UTC)      run                                   session                                       owner       outcome                      cost       took     prompt
+TIME            run-69f59c273b6e669ac32a6dd5e1b2cb63  session-fa326321-97ad-4c07-9aeb-39309a61fc01  default     done, model failed (529 ×7)  $0.1250    1.2 s    Prompt of run-69f59c273b6e669ac32a6dd5e
+TIME            run-1da51b8d8ff98f6a48f80ae79fe3ca6c  session-fa326321-97ad-4c07-9aeb-39309a61fc01  default     failed, AgentCrashed         $0.5000             Prompt of run-1da51b8d8ff98f6a48f80ae79
+"""  # noqa: E501 - 200 columns
+
+
+@pytest.fixture(scope="module")
+def two(history: Past) -> list[str]:
+    """A run that its model's provider failed in the middle, and one that failed."""
+    long = history.run(90, "done", session=LONG)
+    ended = {"stop_reason": "deadline", "model_failure": {"status": 529, "times": 7}}
+    history.put(f"runs/{long}/response.json", response(long, LONG) | ended)
+    return [long, history.run(91, "failed", session=LONG, ago=30)]
+
+
+def timeless(text: str) -> str:
+    return re.sub(r"\d\d-\d\d \d\d:\d\d:\d\d", "TIME          ", plain(text)).split("\n7 S3")[0] + "\n"
+
+
+@pytest.mark.parametrize(("columns", "screen"), [(80, NARROW), (200, WIDE), (None, WIDE)], ids=["80", "200", "piped"])
+def test_runs_fit_their_screen(history: Past, two: list[str], columns: int | None, screen: str) -> None:
+    """Whole ids at any width, a head for every column; a pipe gets a run in a line, with more of its prompt."""
+    asked = ("runs", "--session", LONG, "--state", history.state)
+    if columns:
+        code, seen = at_terminal(*asked, columns=columns, NO_COLOR="1")
+        assert max(map(len, plain(seen).splitlines())) <= columns
+    else:
+        done = command(*asked)
+        code, seen = done.returncode, re.sub(r"(Prompt of run-.{25}).*", r"\1", done.stdout)
+    assert code == 0
+    assert timeless(seen).startswith(screen), seen
+    for name in two:
+        assert name in seen
+
+
+def test_what_the_provider_cut_short_is_found(history: Past, two: list[str]) -> None:
+    """Beside what failed; with what and how often in the JSON, in `show`, and in a replay's table."""
+    limit = history.run(92, "done", session=LONG)
+    history.put(f"runs/{limit}/response.json", response(limit, LONG) | {"stop_reason": "max_turns"})
+    rows = listed(history, "--session", LONG, "--cut-short")
+    assert set(rows) == {two[0], limit}
+    assert (rows[two[0]]["model_failure"], rows[limit]["model_failure"]) == ({"status": 529, "times": 7}, None)
+    assert {two[0], limit} <= set(listed(history, "--cut-short", "--since", "1h"))
+    assert two[1] not in listed(history, "--cut-short", "--since", "1h")
+    seen = command("show", two[0], "--state", history.state).stdout
+    assert "done, model failed (529 ×7)" in seen
+    assert "The model's provider failed 7 times during this run (529)." in seen
 
 
 def test_the_table_sums_by_owner_and_session(history: Past) -> None:
@@ -172,11 +249,77 @@ def test_a_span_is_understood_or_refused(history: Past) -> None:
     assert "365d at the most" in command("runs", "--since", "366d", "--state", history.state).stderr
 
 
-def test_without_a_service_it_says_what_to_start(tmp_path: Any) -> None:
-    """In one sentence."""
-    done = command("runs", "--state", tmp_path)
+def test_where_nothing_ran_it_says_what_to_start(tmp_path: Path) -> None:
+    """In one sentence, which works when pasted, and without making the directory."""
+    done = command("runs", "--state", tmp_path / "my state")
     assert done.returncode == 2
-    assert "No service is running" in done.stderr
+    assert f"Nothing has run in {tmp_path}/my state. Start the service: " in done.stderr
+    assert done.stderr.endswith(f"claude-workflow serve --state '{tmp_path}/my state'\n")
+    assert not (tmp_path / "my state").exists()
+
+
+def test_what_ran_is_read_where_no_service_runs(tmp_path: Path) -> None:
+    """The record, and what its executions went through, survive a kill; only a replay needs the service."""
+    with past(tmp_path) as was:
+        machines, started = was.engine.client("stepfunctions"), []
+        for key in ("well", "hopeless"):
+            envelope = {"key": key, "replay": "again", "caller": "me", "link": "http://x/y?a=b&X-Amz-Signature=0123"}
+            done = machines.start_sync_execution(stateMachineArn=was.state_machine_arn, input=json.dumps(envelope))
+            started.append(done["executionArn"])
+        well = was.run(70, "done", execution=started[0])
+        hopeless = was.run(71, "failed", execution=started[1])
+        os.kill(was.engine.pid, signal.SIGKILL)
+    state = ("--state", tmp_path)
+    assert set(listed(was)) == {well, hopeless}
+    stories = {name: shown(was, name)["executions"][0]["visits"] for name in (well, hopeless)}
+    visited = {name: [visit["name"] for visit in story] for name, story in stories.items()}
+    assert visited == {well: ["Which", "Answered"], hopeless: ["Which", "Failed"]}
+    assert stories[well][0]["input"]["link"] == "http://x/y?..."
+    assert command("replay", "--failed", "--dry-run", *state).returncode == 0
+    refused = command("replay", "--failed", *state)
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert f"The service has to run for that. Start it in another terminal: {SERVE} {tmp_path}\n" in refused.stderr
+    kept = [file.stat().st_mode & 0o777 for file in (tmp_path / "histories").iterdir()]
+    assert kept == [0o600, 0o600]
+
+
+SERVE = "claude-workflow serve --state"
+
+SLOW = {"StartAt": "Slow", "States": {"Slow": {"Type": "Wait", "Seconds": 1, "End": True}}}
+
+
+def test_an_execution_nobody_waits_for_is_kept_too(history: Past) -> None:
+    """One that was stopped, as the gateway does at its limit, and one whose client hung up."""
+    machines = history.engine.client("stepfunctions")
+    role = machines.describe_state_machine(stateMachineArn=history.state_machine_arn)["roleArn"]
+    arn = machines.create_state_machine(name="Slow", type="EXPRESS", roleArn=role, definition=json.dumps(SLOW))
+    hurried = history.engine.client("stepfunctions", read_timeout=0.3)
+    ends = {"stopped": "ExecutionAborted", "left": "ExecutionSucceeded"}
+    for name in ends:
+        with pytest.raises(ReadTimeoutError):
+            hurried.start_sync_execution(stateMachineArn=arn["stateMachineArn"], name=name, input="{}")
+    prefix = arn["stateMachineArn"].replace(":stateMachine:", ":execution:")
+    machines.stop_execution(executionArn=f"{prefix}:stopped")
+    for name, end in ends.items():
+        kept = partial(histories.events, history.state, f"{prefix}:{name}")
+        assert eventually(kept)
+        assert end in [event["type"] for event in kept() or []]
+
+
+def test_a_history_goes_with_the_record(tmp_path: Path) -> None:
+    """After 30 days; and a name that is no file's is none."""
+    assert histories.path(tmp_path, "arn:aws:states:r:1:execution:M:../../x") is None
+    old, new = (histories.path(tmp_path, f"arn:{name}") for name in ("old", "new"))
+    assert old
+    assert new
+    new.parent.mkdir()
+    for file, days in ((old, 31), (new, 29)):
+        file.touch()
+        os.utime(file, (0, time.time() - days * 86_400))
+    with past(tmp_path) as was:
+        machines = was.engine.client("stepfunctions")
+        machines.start_sync_execution(stateMachineArn=was.state_machine_arn, input=json.dumps({"key": "well"}))
+    assert (old.exists(), new.exists()) == (False, True)
 
 
 def test_a_run_is_shown_as_the_console_shows_it(serve: Serve) -> None:

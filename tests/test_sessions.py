@@ -7,11 +7,12 @@ import re
 import pytest
 
 from lambdas.sessions.store import Store
+from local.deploy import BUCKET
 from local.engine import REGION
 from local.guard import ROOT_KEY
 from tests.commands import Serve, command
 from tests.forge import ROOTS, item, staged
-from tests.past import BUCKET, Past
+from tests.past import Past
 from tests.test_commit import MIB, archive_of, commit_of, files_of, gone
 
 

@@ -1,0 +1,31 @@
+"""How a run ended, in words: for a line, and for a screen."""
+
+from typing import Any
+
+
+def dollars(amount: float | None) -> str:
+    """A cost, or a dash where nobody knows it."""
+    return "–" if amount is None else f"${amount:.4f}"
+
+
+def is_cut_short(answer: dict[str, Any]) -> bool:
+    """Whether a completed run stopped at a limit, or its model's provider failed meanwhile."""
+    return answer.get("stop_reason") != "end_turn" or bool(answer.get("model_failure"))
+
+
+def cut_short(answer: dict[str, Any]) -> str:
+    """Which limit that was, or what failed: `deadline`, `model failed (529 ×7)`; empty for an ordinary end."""
+    if failed := answer.get("model_failure"):
+        return f"model failed ({failed['status'] or 'no connection'} ×{failed['times']})"
+    stopped = str(answer.get("stop_reason") or "")
+    return "" if stopped == "end_turn" else stopped
+
+
+def provider_failed(answer: dict[str, Any]) -> str | None:
+    """The sentence for a completed run during which the provider failed."""
+    failed = answer.get("model_failure")
+    if not failed:
+        return None
+    times = "once" if failed["times"] == 1 else f"{failed['times']} times"
+    how = failed["status"] or "no connection"
+    return f"The model's provider failed {times} during this run ({how}). What was done until then is saved."

@@ -1,0 +1,61 @@
+"""What the commands print: strangers' texts without what a terminal would obey, and texts as they are.
+
+A stranger is whoever wrote a text that is not this command's own: the model, a file it named, a caller's prompt or
+name, another server. At a terminal ESC, BEL, a C1 control or a carriage return would set titles, fill the clipboard and
+write over lines; a mark that turns the direction of writing, or has no width, would make a name look like another's.
+"""
+
+import json
+import sys
+import unicodedata
+from typing import IO, Any, TextIO
+
+from rich.console import Console
+
+MARK = "\N{REPLACEMENT CHARACTER}"
+"""Stands for each character that is left out, so that nothing is left out unseen."""
+
+OBEYED = ("Cc", "Cf", "Cs", "Zl", "Zp")
+"""Unicode's categories of what is no letter, sign or space: controls, marks of format, half pairs, line breaks."""
+
+
+def harmless(text: str) -> str:
+    """A stranger's text as a terminal may have it; its lines and tabs stay."""
+    return "".join(MARK if unicodedata.category(char) in OBEYED and char not in "\n\t" else char for char in text)
+
+
+def line(text: str, most: int) -> str:
+    """The beginning of a stranger's text in one line, as a terminal may have it."""
+    return harmless(" ".join(text[: 4 * most].split()))[:most]
+
+
+def whole(text: str, stream: IO[str]) -> str:
+    """A stranger's text for `stream`: harmless where that is a terminal, to a pipe or a file as it is."""
+    return harmless(text) if stream.isatty() else text
+
+
+def document(data: Any, stream: TextIO, indent: int | None = 2) -> str:
+    """JSON for `stream`, in one line for a pipe. At a terminal what it would obey stands as `\\uXXXX`, which means the
+    same; so does what the stream's encoding lacks.
+    """
+    in_ascii = "utf" not in stream.encoding.lower()
+    if not stream.isatty():
+        return json.dumps(data, ensure_ascii=in_ascii)
+    text = json.dumps(data, ensure_ascii=in_ascii, indent=indent)
+    return "".join(char if harmless(char) == char else json.dumps(char)[1:-1] for char in text)
+
+
+def to_stdout(**options: Any) -> Console:
+    """A console that shows texts as they are: no markup, no emoji codes, no colors for numbers."""
+    return Console(highlight=False, markup=False, emoji=False, **options)
+
+
+def to_stderr() -> Console:
+    """The same on standard error."""
+    return Console(stderr=True, highlight=False, markup=False, emoji=False)
+
+
+def carry_all() -> None:
+    """Lets both streams take what their encoding lacks (half a surrogate pair, an umlaut in ASCII), as an escape."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # a TextIOWrapper, in a command
