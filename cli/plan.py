@@ -1,24 +1,47 @@
-"""What a replay of a run would do. RestoreSession decides it when it comes to that; this looks at the same objects."""
+"""What a replay of a run would do: told by what RestoreSession acts by, from the same objects."""
 
+import time
 from dataclasses import dataclass
 
-from cli.records import Records, Run
-from lambdas.sessions.store import WHOLE
+from cli.endpoint import Unusable
+from cli.records import Json, Records, Run
+from lambdas import next_step as steps
+from lambdas.contract import Request
+from lambdas.errors import (
+    RunInProgress,
+    SessionBusy,
+    SessionDamaged,
+    SessionMoved,
+    SessionNotFound,
+    StorageUnavailable,
+    WorkflowError,
+)
+from lambdas.next_step import next_step
+from lambdas.sessions.situation import from_outside
+from lambdas.sessions.store import Store
 
 SENTENCES = {
     "answer": "give its answer again: the run is done",
     "wait": "fail with RunInProgress, for an execution is at work on it",
+    "busy": "fail with SessionBusy, for another run is at work on its session",
     "gone": "fail with SessionNotFound, for the session was deleted: replay with --fork (a new session, on the version "
     "that the run was pinned to)",
     "moved": "fail with SessionMoved, for the session has gone on: replay with --fork (commits what is staged as a new "
     "session) or --rebase (asks again, on the newest version, and pays)",
+    "damaged": "fail with SessionDamaged, for the session is not as a run leaves it",
     "commit": "finish without a model call: the result is staged, only the commit is missing",
     "resume": "go on with the conversation where its checkpoint stands",
     "restart": "start over: nothing of it is staged",
     "rebase": "ask again as a new run, on the session's newest version, and pay for that",
 }
 
-REFUSED = ("wait", "gone", "moved")
+REFUSALS: dict[type[WorkflowError], str] = {
+    RunInProgress: "wait",
+    SessionBusy: "busy",
+    SessionNotFound: "gone",
+    SessionMoved: "moved",
+}
+REFUSED = (*REFUSALS.values(), "damaged")
 """Those that end in an error at once: nothing is replayed."""
 
 
@@ -33,19 +56,40 @@ class Plan:
 
 
 def plan(records: Records, run: Run, verb: str = "again") -> Plan:
-    """`verb` is `again`, `fork` or `rebase`; a fork does the same as a new session. Raises botocore's errors."""
+    """`verb` is `again`, `fork` or `rebase`. Raises botocore's errors, and `Unusable` where S3 fails."""
     staged = records.staged(run.run_id)
-    if run.answer and verb == "again":
-        return Plan("answer", staged)
-    if verb != "fork" and records.gone(run.request):
-        return Plan("gone", staged)
-    if verb == "rebase":
-        return Plan("rebase", staged)
-    if run.running:
-        return Plan("wait", staged)
-    if verb == "again" and records.moved(run.request):
-        return Plan("moved", staged)
-    if any(objects.keys() >= set(WHOLE) for objects in staged.values()):
-        return Plan("commit", staged)
-    saved = any("checkpoint.zip" in objects for objects in staged.values())
-    return Plan("resume" if saved else "restart", staged)
+    request = Request.recall(envelope(run.request, verb), run.request)
+    store = Store(records.s3, records.bucket)
+    try:
+        record = store.run(request.run_id)
+        step = next_step(from_outside(store, request, record, time.time()))
+    except SessionDamaged:
+        return Plan("damaged", staged)
+    except StorageUnavailable as failed:
+        raise Unusable(failed.detail) from failed
+    return Plan(_word(step, anew=verb == "rebase" and record is None), staged)
+
+
+def envelope(record: Json, verb: str) -> Json:
+    """The input of an execution that replays a run."""
+    return {
+        "caller": record["owner"],
+        "key": record["key"],
+        "key_given": True,
+        "requested_at": round(time.time() * 1000),
+        "oversize": False,
+        "body": None,
+        "replay": verb,
+    }
+
+
+def _word(step: steps.Step, *, anew: bool) -> str:
+    match step:
+        case steps.Done():
+            return "answer"
+        case steps.Refuse(error):
+            return REFUSALS[error]
+        case steps.Persist():
+            return "commit"
+        case steps.Run(_, checkpoint):
+            return "resume" if checkpoint else "rebase" if anew else "restart"

@@ -160,29 +160,6 @@ class Records:
                     found.setdefault(attempt, {})[name] = one["Size"]
         return dict(sorted(found.items()))
 
-    def gone(self, request: Json) -> bool:
-        """Whether the session that it asked to go on with was deleted."""
-        asked = (request.get("body") or {}).get("session_id")
-        return bool(asked) and self.head(f"{asked}.zip") is None
-
-    def moved(self, request: Json) -> bool:
-        """Whether the session has gone on, by another run, since the version that this run is pinned to."""
-        pinned = self.read(f"runs/{request['run_id']}/base.json") or {}
-        base, key = pinned.get("base"), f"{request['session_id']}.zip"
-        if not base or base["session_id"] != request["session_id"]:
-            return False
-        newer = []
-        for version in self._versions(key):
-            if version == base["version_id"]:
-                break
-            newer.append(version)
-        heads = (self.head(key, VersionId=version) for version in newer)
-        return bool(newer) and all(head is None or head["Metadata"].get("run") != request["run_id"] for head in heads)
-
-    def _versions(self, key: str) -> Iterator[str]:
-        for page in self.s3.get_paginator("list_object_versions").paginate(Bucket=self.bucket, Prefix=key):
-            yield from (one["VersionId"] for one in page.get("Versions", []) if one["Key"] == key)
-
     # Objects
 
     def read(self, key: str) -> Json | None:
@@ -194,12 +171,12 @@ class Records:
         found: Json = json.loads(got["Body"].read())
         return found
 
-    def head(self, key: str, **version: str) -> Json | None:
+    def head(self, key: str) -> Json | None:
         """What S3 says of the object, or None where there is none. Raises botocore's errors."""
         try:
-            found: Json = self.s3.head_object(Bucket=self.bucket, Key=key, **version)
+            found: Json = self.s3.head_object(Bucket=self.bucket, Key=key)
         except ClientError as error:
-            if error.response["Error"]["Code"] in ("404", "NoSuchKey", "NoSuchVersion"):
+            if error.response["Error"]["Code"] in ("404", "NoSuchKey"):
                 return None
             raise
         return found

@@ -15,7 +15,7 @@ from rich.text import Text
 from cli import tables
 from cli.backend import Backend
 from cli.endings import cut_short, dollars
-from cli.plan import REFUSED, SENTENCES, plan
+from cli.plan import REFUSED, SENTENCES, envelope, plan
 from cli.printing import line, to_stderr
 from cli.records import READERS, UNFINISHED, Entry, Json, Records, each
 from cli.runs import DAY
@@ -85,17 +85,8 @@ class Replay:
             return Outcome(entry.run_id, False, type(error).__name__, str(error))
 
     def _execute(self, record: Json) -> Json:
-        envelope = {
-            "caller": record["owner"],
-            "key": record["key"],
-            "key_given": True,
-            "requested_at": round(time.time() * 1000),
-            "oversize": False,
-            "body": None,
-            "replay": self.verb,
-        }
         done: Json = self.machine.start_sync_execution(
-            stateMachineArn=self.backend.state_machine_arn, input=json.dumps(envelope)
+            stateMachineArn=self.backend.state_machine_arn, input=json.dumps(envelope(record, self.verb))
         )
         return done
 

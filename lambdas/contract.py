@@ -7,7 +7,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import datetime
 from typing import Any
 
@@ -119,26 +119,28 @@ class Request:
     caller: str
     key: str
     requested_at: float
-    """Epoch seconds at which the gateway took the request; every deadline counts from it."""
+    """Epoch seconds at which the gateway took the request."""
     body: Json
     replay_of: str | None = None
     """The run whose work this one takes over: a replay by `fork` or `rebase`."""
     verb: str | None = None
-    """How it is replayed: `again`, `fork` or `rebase`; None for a request that came by HTTP."""
+    """How the run came from that one: `fork` or `rebase`; None for one that came by HTTP."""
 
     @classmethod
     def recall(cls, envelope: Json, record: Json) -> "Request":
         """The request of an earlier run, asked once more by its operator (the API's own envelopes say no `replay`).
 
-        `again` is the run itself. `fork` and `rebase` are runs of their own, whose keys derive from it: to repeat
-        them is to ask for the same run. Raises `InvalidRequest` for another verb.
+        `again` is the run itself, which stays the fork or the rebase that it is. `fork` and `rebase` are runs of their
+        own, whose keys derive from it: to repeat them is to ask for the same run. Raises `InvalidRequest` for another
+        verb.
         """
         verb, run = envelope["replay"], record["run_id"]
         if verb not in VERBS:
             raise InvalidRequest(f"A run is replayed by {', '.join(VERBS)}; {str(verb)[:80]!r} is none of them.")
         requested_at = float(envelope["requested_at"]) / 1000
         if verb == "again":
-            return cls(record["owner"], record["key"], requested_at, record["body"], record.get("replay_of"), verb)
+            origin = record.get("replay_of")
+            return cls(record["owner"], record["key"], requested_at, record["body"], origin, recorded_verb(record))
         return cls(record["owner"], _derived(run, verb), requested_at, record["body"], run, verb)
 
     @classmethod
@@ -170,7 +172,7 @@ class Request:
         return self.body.get("session_id")
 
     @property
-    def fork(self) -> bool:
+    def copies(self) -> bool:
         """Whether the answer goes to a new session that starts as a copy of another."""
         return bool(self.body.get("fork")) or self.verb == "fork"
 
@@ -187,7 +189,14 @@ def asked_run(caller: str, key: str, verb: str | None) -> str:
 
 
 def _derived(run: str, verb: str) -> str:
-    return f"{run}.{verb}"
+    """A key that no caller can send: `KEY` knows no colon."""
+    return f"{run}:{verb}"
+
+
+def recorded_verb(record: Json) -> str | None:
+    """How a run came from the one that it names; records that do not say it yet have it at the end of their key."""
+    said: str | None = record.get("verb")
+    return said or (record["key"].removeprefix(f"{record['replay_of']}.") if record.get("replay_of") else None)
 
 
 def epoch(timestamp: str) -> float:
@@ -196,11 +205,11 @@ def epoch(timestamp: str) -> float:
 
 
 def _key(envelope: Json) -> str:
-    """The key in a form that is safe everywhere; the gateway's own id, sent back as a key, is the same key."""
+    """The key as it came: two that differ are two runs, and the gateway's own id, sent back as a key, is the same."""
     key = str(envelope["key"])
     if envelope.get("key_given") and not KEY.fullmatch(key):
         raise InvalidRequest(f"The header Idempotency-Key must match ^{KEY.pattern}$.")
-    return re.sub(r"[^A-Za-z0-9._=-]", "_", key)[:64]
+    return key
 
 
 def _bytes(body: Json) -> int:
@@ -312,6 +321,11 @@ class Claim:
             claude_session=record["claude_session"],
             base=None,
         )
+
+    def pinned(self, base: Base | None, number: int) -> "Claim":
+        """The claim with its base; what an attempt stages says by its name to which pin of the run it belongs."""
+        staging = f"{self.staging.removesuffix('/')}-{number}/" if number else self.staging
+        return replace(self, base=base, staging=staging)
 
     @classmethod
     def load(cls, data: Json) -> "Claim":

@@ -49,6 +49,7 @@ class WorkflowError(Exception):
     passing: ClassVar[bool] = False
     """Whether it may be over in a second, so that the definition repeats a function that is idempotent."""
     sentence: ClassVar[str] = "The run failed for a reason of the service's own."
+    """`{wait}` in it is when to come again."""
 
     def __init__(
         self,
@@ -60,7 +61,7 @@ class WorkflowError(Exception):
         cost_usd: float | None = 0.0,
         detail: str = "",
     ) -> None:
-        self.said = sentence or self.sentence
+        self.said = sentence or self.sentence.format(wait=_wait(retry_after))
         self.retry_after = retry_after
         self.session_id = session_id
         self.run_id = run_id
@@ -92,6 +93,10 @@ class WorkflowError(Exception):
         } | ({"retry_after": self.retry_after} if self.retry_after else {})
 
 
+def _wait(seconds: int | None) -> str:
+    return "later" if not seconds else "in a second" if seconds == 1 else f"in {seconds} seconds"
+
+
 class Refused(WorkflowError):
     """The request was turned away before it claimed anything."""
 
@@ -116,7 +121,7 @@ class SessionBusy(Refused):
 
     status = 409
     retryable = True
-    sentence = "Another run is working on this session. Try again after the seconds in Retry-After."
+    sentence = "Another run is working on this session. Try again {wait}."
 
 
 class RunInProgress(Refused):
@@ -124,7 +129,7 @@ class RunInProgress(Refused):
 
     status = 409
     retryable = True
-    sentence = "The run with this Idempotency-Key is still going on. Ask again after the seconds in Retry-After."
+    sentence = "The run with this Idempotency-Key is still going on. Ask again {wait}."
 
 
 class RequestTooLarge(Refused):
@@ -167,7 +172,7 @@ class ModelRateLimited(WorkflowError):
 
     status = 429
     retryable = True
-    sentence = "The model's provider is limiting requests. Try again after the seconds in Retry-After."
+    sentence = "The model's provider is limiting requests. Try again {wait}."
 
 
 class ModelUnauthorized(WorkflowError):

@@ -12,10 +12,12 @@ from functools import cache
 from typing import Any
 
 from lambdas import errors
-from lambdas.contract import FORMAT, Claim, Json, asked_run, dollars, epoch
+from lambdas.contract import FORMAT, Claim, Json, asked_run, dollars, epoch, recorded_verb
 from lambdas.errors import AgentCrashed, WorkflowError
+from lambdas.next_step import Staging, goes_on_from
 from lambdas.sessions.client import s3_client
-from lambdas.sessions.store import Staging, Store
+from lambdas.sessions.situation import left_by
+from lambdas.sessions.store import Store
 from lambdas.settings import RecordSettings
 
 DETAIL_CHARS = 4000
@@ -66,25 +68,38 @@ class Recorder:
 
     def _write(self, claim: Claim, event: Json, failure: WorkflowError, ids: Json) -> Json:
         """The failure as it is answered; its record also has what only the operator may see."""
-        staging = self.store.staging(claim.run_id)
+        staging = self.store.left(claim.run_id).staged
         earlier = (self.store.failure(claim.run_id) if claim.repeated else None) or {"costs": {}}
         costs = earlier["costs"] | {claim.staging: self._spent(claim, staging, failure)}
         known = [cost for cost in costs.values() if cost is not None]
+        # What could not be committed as it is cannot be committed the next time either.
+        useless = event["state"] == "PersistSession" and isinstance(failure, AgentCrashed)
+        unfit = [*earlier.get("unfit", []), *([claim.staging] if useless else [])]
         public = (
             failure.facts()
             | ids
             | {
                 "cost_usd": sum(known) if len(known) == len(costs) else None,
-                "resumes": bool(staging.result or staging.checkpoint),
+                "resumes": self._resumes(claim, unfit),
             }
         )
         inside = {"state": event["state"], "execution": claim.execution, "raised": event["error"].get("Error")}
         detail = self.store.detail(claim, DETAIL_CHARS) or failure.detail
-        self.store.failed(claim.run_id, public | inside | {"format": FORMAT, "costs": costs, "detail": detail})
+        self.store.failed(
+            claim.run_id, public | inside | {"format": FORMAT, "costs": costs, "detail": detail} | {"unfit": unfit}
+        )
         return public
+
+    def _resumes(self, claim: Claim, unfit: list[str]) -> bool:
+        """Whether a repeat goes on from what is staged."""
+        record = self.store.run(claim.run_id) or {}
+        left = left_by(self.store, claim.run_id, recorded_verb(record), record.get("replay_of"), unfit)
+        return bool(goes_on_from(left))
 
     def _spent(self, claim: Claim, staging: Staging, failure: WorkflowError) -> float | None:
         """US dollars of this attempt, by the best word there is of it; None where there is none."""
+        if not claim.staging.startswith(f"runs/{claim.run_id}/"):
+            return 0.0  # another run, which this one forks, has paid for it
         if staging.result == claim.staging:
             with suppress(AgentCrashed):  # what was staged is no result, and perhaps that is what failed
                 return self.store.result(claim).cost_usd

@@ -10,15 +10,18 @@ from functools import cache
 
 from lambdas.answer import with_links
 from lambdas.contract import FORMAT, Allowance, Base, Claim, Json, Request, Restored, Task, epoch, run_id
-from lambdas.errors import IdempotencyMismatch, InvalidRequest, SessionMoved, SessionNotFound, WorkflowError
+from lambdas.errors import IdempotencyMismatch, InvalidRequest, RunInProgress, SessionNotFound, WorkflowError
+from lambdas.next_step import Done, Persist, Refuse, Run, next_step
 from lambdas.sessions.client import s3_client
-from lambdas.sessions.store import Lease, Staging, Store
-from lambdas.settings import RecordSettings
+from lambdas.sessions.situation import situation
+from lambdas.sessions.store import FIRST_WAIT, Lease, Store
+from lambdas.settings import RestoreSettings
 
 LEASE_MARGIN = 5
 """Seconds that a lease outlives the state machine, for clocks that differ."""
 
-NOTHING_STAGED = Staging(None, None)
+LOOKS = 3
+"""How often another execution of the run, which has no lease any more, may come between looking and pinning."""
 
 
 def handler(event: Json, context: object) -> Json:
@@ -29,7 +32,7 @@ def handler(event: Json, context: object) -> Json:
 
 @cache
 def door() -> "Door":
-    settings = RecordSettings.read(os.environ)
+    settings = RestoreSettings.read(os.environ)
     return Door(settings, Store(s3_client(), settings.bucket), time.time)
 
 
@@ -37,7 +40,7 @@ def door() -> "Door":
 class Door:
     """Decides what becomes of a valid request."""
 
-    settings: RecordSettings
+    settings: RestoreSettings
     store: Store
     now: Callable[[], float]
 
@@ -52,6 +55,8 @@ class Door:
 
     def restore(self, request: Request, execution: str, started_at: float) -> Restored:
         """Raises one of `Refused`, `SessionMoved` or `Internal`; what it then held of the session is free again."""
+        # "New execution" in the console sends an old input: what is asked is asked now.
+        request = replace(request, requested_at=max(request.requested_at, started_at))
         with ThreadPoolExecutor(1) as beside:  # S3 takes some 20 ms a request
             record, fresh = self._open(request, execution, beside)
             if record["body_sha256"] != request.body_hash:
@@ -79,11 +84,12 @@ class Door:
             "format": FORMAT,
             "run_id": request.run_id,
             "replay_of": request.replay_of,
+            "verb": request.verb,
             "owner": request.caller,
             "key": request.key,
             "requested_at": request.requested_at,
             "execution": execution,
-            "session_id": base.session_id if base and not request.fork else f"session-{uuid.uuid4()}",
+            "session_id": base.session_id if base and not request.copies else f"session-{uuid.uuid4()}",
             "claude_session": self._claude_session(request, base),
             "body_sha256": request.body_hash,
             "body": request.body,
@@ -98,39 +104,34 @@ class Door:
         return origin["claude_session"] if origin else str(uuid.uuid4())
 
     def _source(self, request: Request) -> Base | None:
-        """The version to work on: the newest of the session asked for, that of the run forked; None for a new one."""
-        if request.verb == "fork" and request.replay_of:
-            return self.store.base(request.replay_of)
-        if request.session_id is None:
-            return None
-        base = self.store.session(request.session_id, request.caller)
-        if base is None:
-            raise SessionNotFound(
-                f"The session {request.session_id} was not found.", session_id=request.session_id, run_id=request.run_id
-            )
-        return base
+        """The version that a run begins on which was not asked for before; None for a new session."""
+        step = next_step(situation(self.store, request, begun=False))
+        if isinstance(step, Refuse):
+            raise _refusal(step, request)
+        assert not isinstance(step, Done)
+        return step.pin.base
 
     def _decide(self, request: Request, claim: Claim, beside: Executor) -> Restored:
-        """The next step, under the lease."""
-        if claim.repeated and (response := self.store.response(claim.run_id)):
-            return self._done(claim, response)
-        marked = beside.submit(self.store.mark, claim, "claimed")
-        newest = self._source(request)
-        claim = replace(claim, base=self.store.pin(claim.run_id, newest))
-        marked.result()
-        staging = self._staging(request, claim)
-        if staging.result:
-            return Restored("persist", replace(claim, staging=staging.result))
-        if newest and claim.base and newest.version_id != claim.base.version_id and not request.fork:
-            raise SessionMoved(session_id=claim.session_id, run_id=claim.run_id)
-        return Restored("run", claim, self._task(request, claim, staging.checkpoint))
+        """Acts by the next step, under the lease."""
+        marked = None if claim.repeated else beside.submit(self.store.mark, claim, "claimed")
+        for _ in range(LOOKS):
+            found = situation(self.store, request, begun=claim.repeated)
+            step, old = next_step(found), found.left[0].pin
+            if isinstance(step, Refuse):
+                raise _refusal(step, request, claim.session_id)
+            if isinstance(step, Done):
+                return self._done(claim, step.answer)
+            pin = replace(step.pin, execution=claim.execution)
+            if pin == old or self.store.pin(claim.run_id, pin, old):
+                marked.result() if marked else self.store.mark(claim, "claimed")
+                return self._restored(request, claim.pinned(pin.base, pin.number), step)
+            claim = replace(claim, repeated=True)
+        raise RunInProgress(retry_after=FIRST_WAIT, session_id=claim.session_id, run_id=claim.run_id)
 
-    def _staging(self, request: Request, claim: Claim) -> Staging:
-        """What there is to go on with: of earlier attempts, and of the run that is forked."""
-        own = self.store.staging(claim.run_id) if claim.repeated else NOTHING_STAGED
-        if request.verb == "fork" and request.replay_of and own == NOTHING_STAGED:
-            return self.store.staging(request.replay_of)
-        return own
+    def _restored(self, request: Request, claim: Claim, step: Persist | Run) -> Restored:
+        if isinstance(step, Persist):
+            return Restored("persist", replace(claim, staging=step.staging))
+        return Restored("run", claim, self._task(request, claim, step.checkpoint))
 
     def _task(self, request: Request, claim: Claim, checkpoint: str | None) -> Task:
         clocks = self.settings.clocks
@@ -152,3 +153,10 @@ class Door:
         self.store.mark(claim, "done")
         self.store.free(claim.session_id, lambda lease: lease.run_id == claim.run_id)
         return Restored("done", claim, response=with_links(response, self.store))
+
+
+def _refusal(step: Refuse, request: Request, session_id: str | None = None) -> WorkflowError:
+    if step.error is SessionNotFound:
+        session_id = request.session_id
+        return SessionNotFound(f"The session {session_id} was not found.", session_id=session_id, run_id=request.run_id)
+    return step.error(session_id=session_id, run_id=request.run_id)

@@ -92,15 +92,15 @@ class Caps:
 
 
 @dataclass(frozen=True)
-class RecordSettings:
-    """What RestoreSession and RecordFailure need."""
+class RestoreSettings:
+    """What RestoreSession needs."""
 
     bucket: str
     clocks: Clocks
     caps: Caps
 
     @classmethod
-    def read(cls, environ: Mapping[str, str] = os.environ) -> "RecordSettings":
+    def read(cls, environ: Mapping[str, str] = os.environ) -> "RestoreSettings":
         """Raises `MissingSetting` for the first variable that is missing or malformed."""
         tools = _json(environ, "ALLOWED_TOOLS")
         if tools is not None and not (isinstance(tools, list) and all(isinstance(tool, str) for tool in tools)):
@@ -114,6 +114,18 @@ class RecordSettings:
                 allowed_tools=None if tools is None else tuple(tools),
             ),
         )
+
+
+@dataclass(frozen=True)
+class RecordSettings:
+    """What RecordFailure needs: it has to work where whatever else is set is wrong."""
+
+    bucket: str
+
+    @classmethod
+    def read(cls, environ: Mapping[str, str] = os.environ) -> "RecordSettings":
+        """Raises `MissingSetting` where the variable is missing."""
+        return cls(bucket=_text(environ, "S3_BUCKET_NAME"))
 
 
 @dataclass(frozen=True)

@@ -62,10 +62,11 @@ class Functions(Construct):
         self._zip = aws_lambda.Code.from_asset(
             str(ROOT), exclude=[*ONLY_LAMBDAS, *NOT_IN_THE_ZIP], ignore_mode=IgnoreMode.GIT
         )
-        record = self._record_environment(storage)
-        restore = self._zipped("RestoreSession", "restore_session", self._clocks.restore_function, record)
+        terms = self._restore_environment(storage)
+        restore = self._zipped("RestoreSession", "restore_session", self._clocks.restore_function, terms)
         commit = self._commit_environment(storage)
         persist = self._zipped("PersistSession", "persist_session", self._clocks.persist_function, commit)
+        record = {"S3_BUCKET_NAME": storage.bucket.bucket_name}
         failure = self._zipped("RecordFailure", "record_failure", self._clocks.record_function, record)
         run = self._image(secret)
 
@@ -88,7 +89,7 @@ class Functions(Construct):
         self.versions = {state: function.current_version for state, function in functions.items()}
         """Published versions: a run that a deploy overtakes ends with the code that it began with."""
 
-    def _record_environment(self, storage: Storage) -> dict[str, str]:
+    def _restore_environment(self, storage: Storage) -> dict[str, str]:
         return {
             "S3_BUCKET_NAME": storage.bucket.bucket_name,
             "INTEGRATION_TIMEOUT": str(self._deployment.integration_timeout),

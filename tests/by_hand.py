@@ -18,7 +18,7 @@ from zipfile import ZipFile
 
 from botocore.exceptions import ClientError
 
-from lambdas.contract import Claim, Json, Restored, Result, RunResult, Task, run_id
+from lambdas.contract import Claim, Json, Restored, Result, RunResult, Task, asked_run
 from lambdas.errors import AgentCrashed, ModelOverloaded, Refused, WorkflowError
 from lambdas.persist_session import Keeper
 from lambdas.record_failure import Recorder
@@ -29,7 +29,7 @@ from lambdas.sessions.index import NOTHING, Index
 from lambdas.sessions.merge import merge
 from lambdas.sessions.records import RATIO, Directory, Limits, end_record
 from lambdas.sessions.store import Lease, Store, session_key
-from lambdas.settings import Caps, Clocks, RecordSettings
+from lambdas.settings import Caps, Clocks, RestoreSettings
 from local import engine
 from tests.forge import session
 from tests.opened import Opened
@@ -104,10 +104,12 @@ class Execution:
     """Epoch seconds; the same for every try of its states."""
     told: RunResult | None = None
     """What RunClaude returned."""
+    envelope: Json = field(default_factory=dict)
+    """What it is given otherwise than usual: `replay`, `requested_at`."""
 
     @property
     def run(self) -> str:
-        return run_id(CALLER, self.key)
+        return asked_run(CALLER, self.key, self.envelope.get("replay"))
 
 
 class Workflow:
@@ -117,9 +119,11 @@ class Workflow:
         self.s3 = s3
         self.bucket = bucket
         self.store = Store(s3, bucket)
-        self.settings = RecordSettings(bucket, CLOCKS, Caps(50, 1.0, None))
+        self.settings = RestoreSettings(bucket, CLOCKS, Caps(50, 1.0, None))
         self.grantee = Grantee()
         self.now = 1_800_000_000.0
+        self.refuses = False
+        """Whether the model's provider does, before anything is spent."""
         self.conversations: Counter[str] = Counter()
         """How often the model was asked, by run."""
 
@@ -127,7 +131,8 @@ class Workflow:
         """RestoreSession."""
         door = Door(self.settings, Store(FusedS3(self.s3, fuse or Fuse()), self.bucket), lambda: self.now)
         envelope = {"caller": CALLER, "key": execution.key, "key_given": True, "body": execution.body}
-        request = door.request(envelope | {"requested_at": self.now * 1000, "oversize": False})
+        envelope |= {"requested_at": self.now * 1000, "oversize": False}
+        request = door.request(envelope | execution.envelope)
         execution.started = execution.started or self.now
         execution.restored = door.restore(request, execution.name, execution.started)
         return execution.restored
@@ -137,7 +142,7 @@ class Workflow:
         put = fuse or Fuse()
         if not put(lambda: self.grantee.put(task.grants.started, b"", 0)):
             raise AgentCrashed
-        if self.now > task.deadline:
+        if self.refuses or self.now > task.deadline:
             raise ModelOverloaded
         last = self.grantee.read(task.grants.session) if task.grants.session else None
         history = runs_in(last) if last else []
@@ -159,32 +164,42 @@ class Workflow:
         """PersistSession's."""
         return Keeper(Store(FusedS3(self.s3, fuse or Fuse()), self.bucket), RULES)
 
-    def record(self, execution: Execution, error: WorkflowError, fuse: Fuse | None = None) -> Json:
+    def record(
+        self, execution: Execution, error: WorkflowError, fuse: Fuse | None = None, state: str = "PersistSession"
+    ) -> Json:
         """RecordFailure."""
         recorder = Recorder(Store(FusedS3(self.s3, fuse or Fuse()), self.bucket))
         raised = {"Error": type(error).__name__, "Cause": json.dumps({"errorMessage": str(error)})}
         claim = execution.restored.dump()["claim"] if execution.restored else None
-        told = {"state": "PersistSession", "error": raised, "caller": CALLER, "key": execution.key, "replay": None}
+        told: Json = {"state": state, "error": raised, "caller": CALLER, "key": execution.key}
+        told |= {"replay": execution.envelope.get("replay")}
         started = datetime.fromtimestamp(execution.started or self.now, UTC).isoformat()
         return recorder.record(told | {"claim": claim, "execution": execution.name, "started_at": started})
 
     def execute(self, execution: Execution, fuse: Fuse | None = None) -> Json:
         """All of it, as the definition has it. Raises `Refused`; another failure is recorded and returned."""
+        state = "RestoreSession"
         try:
             restored = self.restore(execution, fuse)
             if restored.response is not None:
                 return restored.response
+            state = "RunClaude"
             told = self.run(restored.task, fuse) if restored.task else None
+            state = "PersistSession"
             return self.persist(restored.claim, told, fuse)
         except Refused:
             raise
         except WorkflowError as error:
-            return self.record(execution, error, fuse)
+            return self.record(execution, error, fuse, state)
 
     def new_session(self, key: str) -> str:
         """A session with one turn."""
         answer = self.execute(Execution(f"first-{key}", key, {"prompt": "first"}))
         return str(answer["session_id"])
+
+    def staged(self, run: str) -> str | None:
+        """The attempt whose whole result would be committed by whoever comes next."""
+        return self.store.left(run).staged.result
 
     def lease(self, session: str) -> Lease | None:
         found = self.store._held(f"locks/{session}.json")

@@ -11,6 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from cli.endpoint import Endpoint, announce
+from lambdas.contract import Base
+from lambdas.next_step import Pin
+from lambdas.sessions.store import Store
 from local import engine
 from local.deploy import BUCKET
 from local.engine import Engine
@@ -87,14 +90,19 @@ class Past:
             self.put(f"runs/{name}/failure.json", failure(name, session))
         return name
 
-    def version(self, session: str, run: str) -> str:
-        """A new version of the session, committed by `run`. Returns its id."""
+    def version(self, session: str, run: str) -> Base:
+        """A new version of the session, committed by `run`."""
         s3, key = self.engine.client("s3"), f"{session}.zip"
-        return str(s3.put_object(Bucket=BUCKET, Key=key, Body=run.encode(), Metadata={"run": run})["VersionId"])
+        metadata = {"owner": "default", "run": run, "turns": "1", "cost-usd": "0.5", "created": "2026", "format": "1"}
+        metadata |= {"claude-session": session, "directory": "1"}
+        s3.put_object(Bucket=BUCKET, Key=key, Body=run.encode(), Metadata=metadata)
+        base = Store(s3, BUCKET).session(session, "default")
+        assert base is not None
+        return base
 
-    def pin(self, name: str, session: str, version: str) -> None:
-        """The version that a run works on."""
-        self.put(f"runs/{name}/base.json", {"format": 1, "base": {"session_id": session, "version_id": version}})
+    def pin(self, name: str, base: Base | None = None) -> None:
+        """The version that a run works on; None for a new session."""
+        assert Store(self.engine.client("s3"), BUCKET).pin(name, Pin(base), None)
 
     def lease(self, name: str, session: str, seconds: float) -> None:
         lease = {"run_id": name, "execution": "arn", "expires_at": time.time() + seconds}

@@ -221,7 +221,7 @@ def _race(workflow: Workflow, key: str, fuse: Fuse) -> None:
             racing.result()
     run = run_id(CALLER, key)
     assert workflow.conversations[run] <= 1
-    staged = workflow.store.staging(run).result is not None
+    staged = workflow.staged(run) is not None
     workflow.now += LEASE_SECONDS
     answer = workflow.execute(Execution(f"three-{key}", key, one.body))
     assert answer["success"] is True

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from lambdas.contract import BODY_BYTES, Allowance, Request, Result, run_id
+from lambdas.contract import BODY_BYTES, Allowance, Request, Result, asked_run, run_id
 from lambdas.errors import InvalidRequest, RequestTooLarge
 from lambdas.settings import Caps, Clocks
 
@@ -24,7 +24,7 @@ def test_a_prompt_is_all_that_is_needed() -> None:
     request = parsed({"prompt": "Hello"})
     assert (request.caller, request.key, request.requested_at) == ("default", "k1", 1_700_000_000.0)
     assert request.session_id is None
-    assert not request.fork
+    assert not request.copies
 
 
 WRONG = [
@@ -96,10 +96,32 @@ def test_a_key_that_is_none_is_refused(key: str) -> None:
         parsed({"prompt": "x"}, key=key)
 
 
-def test_the_gateways_own_id_is_made_safe() -> None:
-    """Without the header the API's request id is the key, and a client that lost its answer can send it back."""
-    assert parsed({"prompt": "x"}, key="aB/c+d=", key_given=False).key == "aB_c_d="
-    assert parsed({"prompt": "x"}, key="aB/c+d=").key == "aB_c_d="
+def test_a_key_is_taken_as_it_is_given() -> None:
+    """Two keys that differ are two runs; and the API's request id, which is the key where the client sends none, is the
+    same run when it is sent back."""
+    keys = ["order/1", "order+1", "order_1", "ORDER/1", "aB/c+d=", "aB-c_d="]
+    runs = {key: parsed({"prompt": "x"}, key=key).run_id for key in keys}
+    assert len(set(runs.values())) == len(keys)
+    assert runs["aB/c+d="] == parsed({"prompt": "x"}, key="aB/c+d=", key_given=False).run_id
+    assert runs == {key: asked_run("default", key, None) for key in keys}
+
+
+def test_no_caller_can_take_the_key_of_a_replay() -> None:
+    """A fork or a rebase is a run of the caller's, under a key that no caller can send."""
+    record = {"run_id": run_id("default", "k1"), "owner": "default", "key": "k1", "body": {"prompt": "x"}}
+    for verb in ("fork", "rebase"):
+        derived = Request.recall({"replay": verb, "requested_at": 0}, record)
+        assert derived.run_id == asked_run("default", "k1", verb)
+        with pytest.raises(InvalidRequest, match="Idempotency-Key"):
+            parsed({"prompt": "x"}, key=derived.key)
+
+
+@pytest.mark.parametrize("more", [{"verb": "fork", "key": "run-1:fork"}, {"key": "run-1.fork"}])
+def test_a_fork_asked_again_stays_a_fork(more: dict[str, str]) -> None:
+    """Its record says so; in one that is older than that, the key does."""
+    record = {"run_id": "run-2", "owner": "default", "replay_of": "run-1", "body": {"prompt": "x"}} | more
+    again = Request.recall({"replay": "again", "requested_at": 0}, record)
+    assert (again.verb, again.replay_of, again.copies) == ("fork", "run-1", True)
 
 
 def test_another_callers_key_is_another_run() -> None:

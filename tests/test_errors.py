@@ -13,7 +13,7 @@ def test_an_errors_text_is_its_facts_as_json() -> None:
     facts = json.loads(str(SessionBusy(retry_after=7, session_id="session-a", run_id="run-b")))
     assert facts == {
         "success": False,
-        "error": SessionBusy.sentence,
+        "error": "Another run is working on this session. Try again in 7 seconds.",
         "code": "SessionBusy",
         "retryable": True,
         "session_id": "session-a",

@@ -18,8 +18,9 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from lambdas.contract import Base, Json
+from lambdas.contract import Json
 from lambdas.errors import Refused, RunTimedOut, WorkflowError
+from lambdas.next_step import Pin
 from local import engine
 from tests.by_hand import LEASE_SECONDS, Execution, Fuse, Killed, Workflow, unlinked
 
@@ -46,7 +47,7 @@ class Interleavings(RuleBasedStateMachine):
         self.live: list[Execution] = []
         self.lost: Counter[str] = Counter()
         self.answers: dict[str, Json] = {}
-        self.pinned: dict[str, Base] = {}
+        self.pinned: dict[str, Pin] = {}
         self.seen: dict[str, list[str]] = {session: [] for session in self.sessions}
 
     @rule(key=st.sampled_from(KEYS), fuse=FUSES)
@@ -59,7 +60,7 @@ class Interleavings(RuleBasedStateMachine):
         self._restore(self._one(data), fuse)
 
     def _restore(self, execution: Execution, fuse: Fuse) -> None:
-        before = execution.restored
+        before, staged = execution.restored, self.workflow.staged(execution.run)
         with self._acting(execution):
             restored = self.workflow.restore(execution, fuse)
             if restored.response is not None:
@@ -67,8 +68,10 @@ class Interleavings(RuleBasedStateMachine):
                 execution.restored = before
             elif execution not in self.live:
                 self.live.append(execution)
-        if base := self.workflow.store.base(execution.run):
-            assert self.pinned.setdefault(execution.run, base) == base
+        if pin := self.workflow.store.pinned(execution.run):
+            known = self.pinned.get(execution.run, pin)
+            assert pin == known or (pin.number > known.number and not staged)
+            self.pinned[execution.run] = pin
 
     @precondition(lambda self: any(e.restored and e.restored.task for e in self.live))
     @rule(data=st.data(), fuse=FUSES)
@@ -79,7 +82,7 @@ class Interleavings(RuleBasedStateMachine):
         assert execution.restored.task
         with self._acting(execution):
             execution.told = self.workflow.run(execution.restored.task, fuse)
-        if self.workflow.store.staging(execution.run).result is None:
+        if self.workflow.staged(execution.run) is None:
             self.lost[execution.run] += self.workflow.conversations[execution.run] - asked
 
     @precondition(lambda self: self.live)
@@ -120,12 +123,27 @@ class Interleavings(RuleBasedStateMachine):
 
     @rule(key=st.sampled_from(KEYS))
     def a_whole_execution_goes_by(self, key: str) -> None:
-        """While others stand still: as long as it takes for their leases to expire."""
+        """While others stand still: as long as it takes for their leases to expire.
+
+        It succeeds, unless what it has staged is of a version that another has gone on from.
+        """
         self.leases_expire()
         execution = Execution(str(uuid.uuid4()), key, self._body(key))
-        asked, staged = self.workflow.conversations[execution.run], self.workflow.store.staging(execution.run).result
+        asked, staged = self.workflow.conversations[execution.run], self.workflow.staged(execution.run)
         answer = self.workflow.execute(execution)
         assert staged is None or self.workflow.conversations[execution.run] == asked
+        assert answer["success"] or (staged and answer["code"] == "SessionMoved")
+        if answer["success"]:
+            self._answered(execution, answer)
+
+    @rule(key=st.sampled_from(KEYS))
+    def the_provider_refuses(self, key: str) -> None:
+        """A whole execution that may come again: the model was not asked."""
+        self.leases_expire()
+        execution = Execution(str(uuid.uuid4()), key, self._body(key))
+        self.workflow.refuses = True
+        answer = self.workflow.execute(execution)
+        self.workflow.refuses = False
         if answer["success"]:
             self._answered(execution, answer)
 

@@ -74,10 +74,12 @@ def test_a_moved_session_offers_a_choice(history: Past) -> None:
 
 def test_a_dry_run_counts_what_cannot_be_replayed_as_that(history: Past) -> None:
     """Where the session has moved, is gone, or is at work; and the exit code is 1, unless each can be replayed."""
-    fine, moved = (history.run(number, "failed", ago=9000, session="session-21") for number in (21, 22))
+    body = {"prompt": "Go on", "session_id": "session-21"}
+    fine, moved = (history.run(number, "failed", ago=9000, session="session-21", body=body) for number in (21, 22))
     running = history.run(23, "claimed", ago=9000)
     gone = history.run(24, "failed", ago=9000, body={"prompt": "Go on", "session_id": "session-deleted"})
-    history.pin(moved, "session-21", history.version("session-21", "run-0"))
+    history.pin(moved, history.version("session-21", "run-0"))
+    history.put(f"runs/{moved}/0001-aa/checkpoint.zip", b"x")
     history.version("session-21", "run-9")
     history.lease(running, "session-23", 600)
     dry = replay(history, fine, moved, running, gone, "--dry-run")
@@ -86,8 +88,8 @@ def test_a_dry_run_counts_what_cannot_be_replayed_as_that(history: Past) -> None
     assert "Of 1 the session has gone on." in dry.stderr
     assert dry.returncode == 1
     assert replay(history, fine, "--dry-run").returncode == 0
-    forked = replay(history, moved, gone, "--fork", "--dry-run")
-    assert (forked.returncode, set(outcomes(forked).values())) == (0, {"restart"})
+    forked = replay(history, moved, running, gone, "--fork", "--dry-run")
+    assert (forked.returncode, outcomes(forked)) == (1, {moved: "resume", running: "restart", gone: "gone"})
     rebased = replay(history, moved, gone, "--rebase", "--dry-run")
     assert (rebased.returncode, outcomes(rebased)) == (1, {moved: "rebase", gone: "gone"})
 
@@ -210,13 +212,14 @@ def test_a_failed_run_replayed_is_the_run_itself(serve: Serve) -> None:
 def test_a_session_that_went_on_is_forked_or_asked_anew(serve: Serve) -> None:
     """A replay says SessionMoved; a fork answers in a new session, a rebase in the same; both can be repeated."""
     session = json.loads(serve.ask("Hello", "--json").stdout)["session_id"]
-    # As often as the CLI tries, and once more.
-    failing = "status 529 times 4\nsay better late"
+    # As often as the CLI tries; what the tool did is staged by then.
+    failing = "run echo better > late.txt\ncut times 3"
     refused = json.loads(serve.ask(failing, "--json", "--session", session).stdout)
     name, where = refused["run_id"], ("--state", serve.state)
     assert serve.ask("Meanwhile", "--session", session).returncode == 0
     moved = command("replay", name, *where)
     assert (moved.returncode, outcomes(moved)) == (1, {name: "SessionMoved"})
+    assert outcomes(command("replay", name, "--fork", "--dry-run", *where)) == {name: "resume"}
     forked, again = (made(persistent("replay", name, "--fork", *where)) for _ in range(2))
     assert forked == again
     assert forked[0] != name

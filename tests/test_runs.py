@@ -206,6 +206,7 @@ def test_show_tells_what_is_staged_and_what_a_replay_would_do(history: Past) -> 
     """Commit what is whole, resume from a checkpoint, else start over; a moved session wants a choice."""
     fresh, cut, whole = (history.run(number, "failed") for number in (40, 41, 42))
     for name, objects in ((cut, ["started", "checkpoint.zip"]), (whole, ["started", *WHOLE])):
+        history.pin(name)
         for one in objects:
             history.put(f"runs/{name}/0001-aa/{one}", b"12345")
     assert [shown(history, name)["replay"] for name in (fresh, cut, whole)] == ["restart", "resume", "commit"]
@@ -224,15 +225,16 @@ def shown(history: Past, name: str) -> Json:
 
 
 def test_a_session_that_has_gone_on_is_noticed(history: Past) -> None:
-    """Unless it was this very run that went on with it."""
-    stays, moved, own = (history.run(number, "failed", session="session-50") for number in (50, 51, 52))
+    """It matters to a run of which something is staged; not to one that has nothing to lose."""
+    body = {"prompt": "x", "session_id": "session-50"}
+    cut, fresh = (history.run(number, "failed", session="session-50", body=body) for number in (50, 51))
     first = history.version("session-50", "run-0")
-    for name in (stays, moved, own):
-        history.pin(name, "session-50", first)
-    assert shown(history, stays)["replay"] == "restart"
-    history.version("session-50", own)
+    for name in (cut, fresh):
+        history.pin(name, first)
+    history.put(f"runs/{cut}/0001-aa/checkpoint.zip", b"12345")
+    assert [shown(history, name)["replay"] for name in (cut, fresh)] == ["resume", "restart"]
     history.version("session-50", "run-9")
-    assert [shown(history, name)["replay"] for name in (moved, own)] == ["moved", "restart"]
+    assert [shown(history, name)["replay"] for name in (cut, fresh)] == ["moved", "restart"]
 
 
 def test_an_unknown_run_is_one_sentence(history: Past) -> None:

@@ -226,6 +226,23 @@ def test_the_same_key_gets_the_same_answer_for_nothing(client: Client, model: Sc
     assert (status, answer["code"]) == (422, "IdempotencyMismatch")
 
 
+def test_a_run_without_a_key_is_asked_for_by_the_gateways_id_and_by_its_input(client: Client) -> None:
+    """The id that an answer had sent back as its key, and the console's "New execution" with the input of long ago, are
+    the same run."""
+    status, first, headers = client.post({"prompt": "status 401 times 3\nsay at last"})
+    assert (status, first["code"]) == (502, "ModelUnauthorized")
+    key = headers["x-amz-apigw-id"]
+    given = {"caller": "default", "key": key, "key_given": False, "oversize": False, "requested_at": 1e12}
+    given["body"] = {"prompt": "status 401 times 3\nsay at last"}
+    started = client.service.engine.client("stepfunctions", read_timeout=60).start_sync_execution(
+        stateMachineArn=client.service.deployed.state_machine_arn, input=json.dumps(given)
+    )
+    assert started["status"] == "SUCCEEDED", started
+    answer = json.loads(started["output"])
+    assert (answer["run_id"], answer["stop_reason"]) == (first["run_id"], "end_turn")
+    assert client.post(given["body"], idempotency_key=key)[1]["run_id"] == first["run_id"]
+
+
 def test_a_fork_leaves_its_origin_alone(client: Client) -> None:
     """It starts as a copy, and both go on by themselves."""
     origin = client.ask("write a.txt: origin")
@@ -244,7 +261,8 @@ def test_a_busy_session_says_when_to_come_again(client: Client) -> None:
         assert eventually(lambda: client.keys(f"locks/{session['session_id']}"))
         status, answer, headers = client.post({"prompt": "Me too", "session_id": session["session_id"]})
         assert (status, answer["code"], answer["retryable"]) == (409, "SessionBusy", True)
-        assert int(headers["retry-after"]) > 0
+        assert 1 <= int(headers["retry-after"]) <= 6
+        assert f"Try again in {headers['retry-after']} second" in answer["error"]
         assert "done" in slow.result()["result"]
 
 

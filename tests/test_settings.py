@@ -2,9 +2,18 @@
 
 import pytest
 
-from lambdas.settings import ALONE, STARTED, AgentSettings, Clocks, CommitSettings, MissingSetting, RecordSettings
+from lambdas.settings import (
+    ALONE,
+    STARTED,
+    AgentSettings,
+    Clocks,
+    CommitSettings,
+    MissingSetting,
+    RecordSettings,
+    RestoreSettings,
+)
 
-RECORD = {
+RESTORE = {
     "S3_BUCKET_NAME": "sessions",
     "INTEGRATION_TIMEOUT": "29",
     "MAX_TURNS": "50",
@@ -48,11 +57,18 @@ def test_a_timeout_that_leaves_no_room_is_refused(integration: int) -> None:
         Clocks(integration)
 
 
-@pytest.mark.parametrize("name", RECORD)
+@pytest.mark.parametrize("name", RESTORE)
 def test_a_missing_setting_stops_with_its_name(name: str) -> None:
     """No default stands in for what the deployment forgot."""
     with pytest.raises(MissingSetting, match=name):
-        RecordSettings.read({key: value for key, value in RECORD.items() if key != name})
+        RestoreSettings.read({key: value for key, value in RESTORE.items() if key != name})
+
+
+def test_a_failure_is_recorded_whatever_else_is_set_wrong() -> None:
+    """RecordFailure asks for the bucket alone: a mistake in a cap must not hide what a run died of."""
+    assert RecordSettings.read({"S3_BUCKET_NAME": "sessions", "MAX_TURNS": "many"}) == RecordSettings("sessions")
+    with pytest.raises(MissingSetting, match="S3_BUCKET_NAME"):
+        RecordSettings.read({})
 
 
 @pytest.mark.parametrize("name", COMMIT)
@@ -75,7 +91,7 @@ def test_a_setting_that_the_agent_misses_stops_with_its_name(name: str) -> None:
 def test_a_malformed_setting_stops_with_its_name(name: str, value: str) -> None:
     """A typing error is found at the start, not in the middle of a run."""
     with pytest.raises(MissingSetting, match=name):
-        RecordSettings.read(RECORD | {name: value})
+        RestoreSettings.read(RESTORE | {name: value})
 
 
 def test_the_providers() -> None:

@@ -14,7 +14,7 @@ from syrupy.assertion import SnapshotAssertion
 from syrupy.extensions.json import JSONSnapshotExtension
 
 from lambdas import errors
-from lambdas.settings import AgentSettings, Clocks, CommitSettings, RecordSettings
+from lambdas.settings import AgentSettings, Clocks, CommitSettings, RecordSettings, RestoreSettings
 from stacks.functions import GIVING_BACK
 from stacks.machine import definition
 from stacks.workflow import CDK_JSON
@@ -302,7 +302,7 @@ def test_a_security_group_of_the_deployments_is_taken_as_it_is(synthesized: Any)
 
 def test_functions_find_their_settings(template: Template) -> None:
     """The environment is what settings.py reads: nothing is missing, malformed or left over."""
-    record = {"S3_BUCKET_NAME", "INTEGRATION_TIMEOUT", "MAX_TURNS", "MAX_BUDGET_USD", "ALLOWED_TOOLS"}
+    restore = {"S3_BUCKET_NAME", "INTEGRATION_TIMEOUT", "MAX_TURNS", "MAX_BUDGET_USD", "ALLOWED_TOOLS"}
     for state in STATES:
         environment = _named(template, "Lambda::Function", f"Functions{state}")["Environment"]["Variables"]
         texts = {name: value if isinstance(value, str) else "a reference" for name, value in environment.items()}
@@ -312,14 +312,17 @@ def test_functions_find_their_settings(template: Template) -> None:
         texts = {name: value for name, value in texts.items() if name not in GIVING_BACK}
         if state == "RunClaude":
             agent = AgentSettings.read(texts)
-            assert not record & texts.keys()
+            assert not restore & texts.keys()
         elif state == "PersistSession":
             commit = CommitSettings.read(texts)
             assert (commit.max_session_bytes, commit.max_dead_share) == (1024 * 1024 * 1024, 0.2)
             assert texts.keys() == {"S3_BUCKET_NAME", "MAX_SESSION_BYTES", "MAX_SESSION_FILES", "MAX_DEAD_SHARE"}
+        elif state == "RecordFailure":
+            assert RecordSettings.read(texts).bucket
+            assert texts.keys() == {"S3_BUCKET_NAME"}
         else:
-            assert RecordSettings.read(texts).clocks == Clocks(29)
-            assert texts.keys() == record
+            assert RestoreSettings.read(texts).clocks == Clocks(29)
+            assert texts.keys() == restore
     assert (agent.max_session_bytes, agent.max_session_files) == (commit.max_session_bytes, commit.max_session_files)
 
 

@@ -14,8 +14,9 @@ import pytest
 
 from lambdas.contract import Base, Claim, Result
 from lambdas.errors import AgentCrashed, RunInProgress, SessionBusy, SessionDamaged, SessionMoved, WorkflowError
+from lambdas.next_step import Left, Pin, Staging
 from lambdas.sessions.grants import Grantee
-from lambdas.sessions.store import WHOLE, Lease, Staging, Store
+from lambdas.sessions.store import WHOLE, Lease, Store
 from local import engine
 from tests.by_hand import RULES, commit, result_of
 from tests.forge import session
@@ -163,38 +164,91 @@ def test_of_many_writers_at_once_one_commits(store: Store) -> None:
     assert uploads(store) == []
 
 
-def test_a_session_without_its_metadata_is_damaged(store: Store) -> None:
-    """What is not as this service writes it is not guessed at."""
-    store.s3.put_object(Bucket=store.bucket, Key="session-1.zip", Body=b"x", Metadata={"owner": "alice"})
-    with pytest.raises(SessionDamaged):
-        store.session("session-1", "alice")
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"owner": None},
+        {"turns": None},
+        {"turns": "many"},
+        {"turns": "0"},
+        {"cost-usd": "nan"},
+        {"cost-usd": "-1"},
+        {"directory": "all"},
+        {"directory": "1000000"},
+        {"claude-session": "../x"},
+        {"format": None},
+        {"format": "2"},
+    ],
+)
+def test_a_session_with_wrong_metadata_is_damaged(store: Store, wrong: dict[str, str | None]) -> None:
+    """What is not as a commit writes it is not guessed at, and is not told to be not there, but to others."""
+    sound = metadata(a_claim()) | {"directory": "1"}
+    for meant in (wrong, {}):
+        told = {name: value for name, value in (sound | meant).items() if value is not None}
+        store.s3.put_object(Bucket=store.bucket, Key="session-1.zip", Body=b"x", Metadata=told)
+        if meant:
+            with pytest.raises(SessionDamaged):
+                store.session("session-1", "alice")
+        else:
+            assert store.session("session-1", "alice") is not None
+        assert "owner" in wrong or store.session("session-1", "bob") is None
 
 
 def test_whatever_is_settled_first_stands(store: Store) -> None:
     """Record, base and answer are written once; a second writer gets the first one's."""
     assert store.open_run("run-1", {"n": 1}) == ({"n": 1}, True)
     assert store.open_run("run-1", {"n": 2}) == ({"n": 1}, False)
-    base = turn(store, a_claim(), b"first")
-    assert store.pin("run-1", base) == base
-    assert store.pin("run-1", None) == base
     assert store.answer("run-1", {"a": 1}) == {"a": 1}
     assert store.answer("run-1", {"a": 2}) == {"a": 1}
     assert store.response("run-1") == {"a": 1}
+
+
+def test_a_run_is_pinned_by_one_and_anew_only_over_what_was_read(store: Store) -> None:
+    """An execution that has no lease any more cannot undo what its successor was pinned to; who repeats its own request
+    finds its own work."""
+    base = turn(store, a_claim(), b"first")
+    first = Pin(base, execution="one")
+    assert store.pinned("run-1") is None
+    assert store.pin("run-1", first, None)
+    assert store.pin("run-1", first, None)
+    assert not store.pin("run-1", Pin(base, execution="two"), None)
+    old = store.pinned("run-1")
+    assert old == first
+    assert store.pin("run-1", Pin(None, 1, execution="two"), old)
+    assert not store.pin("run-1", Pin(base, 1, execution="one"), old)
+    assert store.pinned("run-1") == Pin(None, 1)
 
 
 def lease(run: str, execution: str = "", expires_at: float = 100) -> Lease:
     return Lease(run, execution or f"execution-of-{run}", expires_at)
 
 
-def test_a_lease_keeps_others_out_and_says_for_how_long(store: Store) -> None:
-    """Another run is told that the session is busy, another execution of the same run that it is in progress."""
-    store.lease("session-1", lease("run-1"), now=90)
-    store.lease("session-1", lease("run-1"), now=91)
-    with pytest.raises(SessionBusy) as busy:
-        store.lease("session-1", lease("run-2"), now=90)
-    assert busy.value.retry_after == 10
-    with pytest.raises(RunInProgress):
-        store.lease("session-1", lease("run-1", "another execution"), now=90)
+def test_a_lease_keeps_others_out_and_says_when_to_come_again(store: Store) -> None:
+    """Another run is told that the session is busy, another execution of the same run that it is in progress: to come
+    again soon, and later after as long as the holder has been at work by then, but not when it must be over."""
+    store.lease("session-1", lease("run-1"), now=60)
+    store.lease("session-1", lease("run-1"), now=61)
+    for now, wait in ((61, 5), (66, 6), (72, 12), (84, 16), (99.5, 1)):
+        with pytest.raises(SessionBusy) as busy:
+            store.lease("session-1", lease("run-2", expires_at=now + 40), now=now)
+        assert busy.value.retry_after == wait
+        assert busy.value.said.endswith(f"Try again in {wait} seconds." if wait > 1 else "Try again in a second.")
+    with pytest.raises(RunInProgress, match="Ask again in 5 seconds"):
+        store.lease("session-1", lease("run-1", "another execution"), now=61)
+
+
+def test_five_tries_outlast_a_lease_of_half_a_minute(store: Store) -> None:
+    """A client that waits as it is told, from the moment the other began, sees the session free."""
+    now = 1000.0
+    store.lease("session-1", lease("run-1", expires_at=now + 33), now)
+    tries = 1
+    while tries < 10:
+        try:
+            store.lease("session-1", lease("run-2", expires_at=now + 33), now)
+            break
+        except SessionBusy as busy:
+            now, tries = now + (busy.retry_after or 0), tries + 1
+    assert tries <= 5
 
 
 def test_an_expired_lease_is_taken_over_by_one(store: Store) -> None:
@@ -253,13 +307,24 @@ def test_a_staged_result_of_any_other_shape_is_the_agents_failure(store: Store) 
 
 def test_the_newest_attempts_are_the_ones_to_go_on_with(store: Store) -> None:
     """An attempt that staged some of a result staged none, but may have left a checkpoint."""
-    assert store.staging("run-1") == Staging(None, None)
+    assert store.left("run-1") == Left()
     left = {"0001-aa": WHOLE, "0002-bb": [*WHOLE, "checkpoint.zip"], "0003-cc": ["checkpoint.zip", "result.json"]}
     left |= {f"0004-{missing}": [name for name in WHOLE if name != missing] for missing in WHOLE}
     for attempt, names in left.items():
         for name in names:
             store.s3.put_object(Bucket=store.bucket, Key=f"runs/run-1/{attempt}/{name}", Body=b"{}")
-    assert store.staging("run-1") == Staging("runs/run-1/0002-bb/", "runs/run-1/0003-cc/")
+    assert store.left("run-1").staged == Staging("runs/run-1/0002-bb/", "runs/run-1/0003-cc/")
+    assert store.left("run-1", ["runs/run-1/0002-bb/"]).staged.result == "runs/run-1/0001-aa/"
+
+
+def test_what_was_staged_on_another_version_is_none_to_go_on_with(store: Store) -> None:
+    """A run that is pinned anew does not go on from an attempt that still worked on what it was pinned to before."""
+    store.pin("run-1", Pin(None, 1), None)
+    for attempt in ("0001-aa", "0002-bb-1", "0003-cc", "0004-dd-2"):
+        store.s3.put_object(Bucket=store.bucket, Key=f"runs/run-1/{attempt}/checkpoint.zip", Body=b"{}")
+    assert store.left("run-1").staged == Staging(None, "runs/run-1/0002-bb-1/")
+    assert a_claim().pinned(None, 2).staging == "runs/run-1/0001-aa-2/"
+    assert a_claim().pinned(None, 0).staging == "runs/run-1/0001-aa/"
 
 
 def test_the_index_says_where_a_run_stands(store: Store) -> None:

@@ -92,7 +92,7 @@ class Commit:
             _check(claim, result, merged, layout)
             begun.writing.write(layout)
         except (Refusal, Missing):
-            if not self._store.committed(claim):
+            if not self._store.committed(claim.run_id, claim.session_id, claim.base):
                 raise SessionMoved(session_id=claim.session_id, run_id=claim.run_id) from None
 
 

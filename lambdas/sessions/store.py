@@ -3,7 +3,7 @@
     {session_id}.zip                          the session; metadata say what it is and which run committed it
     locks/{session_id}.json                   the lease: a courtesy that spares a second writer its work
     runs/{run_id}/request.json                who asked what; written first
-    runs/{run_id}/base.json                   the session's version that the run works on
+    runs/{run_id}/base.json                   the session's version that the run works on; another while none is staged
     runs/{run_id}/{attempt}/started, checkpoint.zip, changes.zip, messages.json, result.json
                                               staged by RunClaude through grants, the last three at once
     runs/{run_id}/{attempt}/spent.json        US dollars so far, for an attempt that dies without a word
@@ -18,10 +18,12 @@ answer was lost meets its own work, and says so instead of refusing it.
 """
 
 import json
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Collection, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from math import ceil, isfinite
 from typing import Any, cast
 
 from botocore.exceptions import BotoCoreError, ClientError
@@ -33,7 +35,9 @@ from lambdas.errors import (
     SessionBusy,
     SessionDamaged,
     StorageUnavailable,
+    WorkflowError,
 )
+from lambdas.next_step import Left, Pin, Staging
 
 RESULT_BYTES = 8 * 1024 * 1024
 """No honest result.json is larger; a larger one is not read into memory."""
@@ -41,6 +45,9 @@ RESULT_BYTES = 8 * 1024 * 1024
 
 SPENT_BYTES = 32
 """A number is not longer."""
+
+CLAUDE_SESSION = re.compile(r"[0-9A-Za-z-]{1,80}")
+"""A conversation's id names directories, so it is nothing but a name."""
 
 
 @dataclass(frozen=True)
@@ -52,14 +59,8 @@ class Lease:
     expires_at: float
 
 
-@dataclass(frozen=True)
-class Staging:
-    """What earlier attempts of a run left, each as the prefix of its attempt; None where there is none."""
-
-    result: str | None
-    """The newest attempt that staged a whole result."""
-    checkpoint: str | None
-    """The newest attempt that left a checkpoint."""
+FIRST_WAIT = 5
+"""Seconds after which whoever meets a lease is asked to come again, at first."""
 
 
 WHOLE = ("changes.zip", "messages.json", "result.json")
@@ -93,6 +94,19 @@ def storage(doing: str) -> Iterator[None]:
         raise StorageUnavailable(detail=f"{doing}: {error}") from error
 
 
+def in_the_way(lease: Lease | None, run_id: str, now: float) -> type[WorkflowError] | None:
+    """What a run is refused with as long as another execution has this lease."""
+    if lease is None or lease.expires_at <= now:
+        return None
+    return RunInProgress if lease.run_id == run_id else SessionBusy
+
+
+def _number(attempt: str) -> int:
+    """Which pin of its run an attempt worked on; see `Claim.pinned`."""
+    number = attempt.split("-")[2:]
+    return int(number[0]) if number and number[0].isdigit() else 0
+
+
 def session_key(session_id: str) -> str:
     return f"{session_id}.zip"
 
@@ -110,9 +124,10 @@ class Store:
     # The session
 
     def session(self, session_id: str, owner: str) -> Base | None:
-        """The newest version of a session, or None if there is none for this owner."""
+        """The newest version of a session, or None if there is none for this owner. Raises `SessionDamaged` where its
+        metadata are not what a commit writes, or do not say whose it is."""
         head = self._head(session_key(session_id))
-        if head is None or head["Metadata"].get("owner") != owner:
+        if head is None or head["Metadata"].get("owner", owner) != owner:
             return None
         return _base(session_id, head)
 
@@ -121,17 +136,17 @@ class Store:
         head = self._head(session_key(session_id))
         return (_base(session_id, head), head["Metadata"]) if head else None
 
-    def committed(self, claim: Claim) -> bool:
+    def committed(self, run_id: str, session_id: str, base: Base | None) -> bool:
         """Whether a version between the base and now was committed by this very run."""
-        key = session_key(claim.session_id)
+        key = session_key(session_id)
         with storage("listing versions"):
             pages = self.s3.get_paginator("list_object_versions").paginate(Bucket=self.bucket, Prefix=key)
             versions = [v for page in pages for v in page.get("Versions", []) if v["Key"] == key]
         for version in versions:
-            if claim.base and version["VersionId"] == claim.base.version_id:
+            if base and version["VersionId"] == base.version_id:
                 return False
             head = self._head(key, VersionId=version["VersionId"])
-            if head and head["Metadata"].get("run") == claim.run_id:
+            if head and head["Metadata"].get("run") == run_id:
                 return True
         return False
 
@@ -144,11 +159,31 @@ class Store:
     def run(self, run_id: str) -> Json | None:
         return self._read(f"runs/{run_id}/request.json")
 
-    def pin(self, run_id: str, base: Base | None) -> Base | None:
-        """Write the run's base.json if there is none, and return the base that stands."""
-        wanted = {"format": FORMAT, "base": asdict(base) if base else None}
-        pinned, _ = self._settle(f"runs/{run_id}/base.json", wanted)
-        return Base(**pinned["base"]) if pinned["base"] else None
+    def pin(self, run_id: str, pin: Pin, old: Pin | None) -> bool:
+        """Write the run's base.json if there is none, or over the `old` one if it still is that; whether it stands.
+
+        It does not where another execution of the run has been at work meanwhile.
+        """
+        base = asdict(pin.base) if pin.base else None
+        wanted = {"format": FORMAT, "base": base, "number": pin.number, "execution": pin.execution}
+        condition = {"IfMatch": old.etag} if old else {"IfNoneMatch": "*"}
+        try:
+            self._write(f"runs/{run_id}/base.json", wanted, **condition)
+        except (Refusal, Missing):
+            standing = self.pinned(run_id)
+            return standing == pin and standing.execution == pin.execution
+        return True
+
+    def pinned(self, run_id: str) -> Pin | None:
+        """What the run is pinned to; None for one that never came so far."""
+        try:
+            with storage(f"reading the base of {run_id}"):
+                got = self.s3.get_object(Bucket=self.bucket, Key=f"runs/{run_id}/base.json")
+                pinned = json.loads(got["Body"].read())
+        except Missing:
+            return None
+        base = Base(**pinned["base"]) if pinned["base"] else None
+        return Pin(base, pinned.get("number", 0), got["ETag"], pinned.get("execution", ""))
 
     def response(self, run_id: str) -> Json | None:
         return self._read(f"runs/{run_id}/response.json")
@@ -194,19 +229,22 @@ class Store:
         except Missing:
             return ""
 
-    def base(self, run_id: str) -> Base | None:
-        """The base that an earlier run pinned; None too where it got none, or never came so far."""
-        pinned = self._read(f"runs/{run_id}/base.json")
-        return Base(**pinned["base"]) if pinned and pinned["base"] else None
-
-    def staging(self, run_id: str) -> Staging:
-        keys = self._staged(run_id, *WHOLE, "checkpoint.zip")
+    def left(self, run_id: str, unfit: Collection[str] = ()) -> Left:
+        """What the run is pinned to, and what its attempts staged on that, without the results of `unfit` attempts."""
+        pin = self.pinned(run_id)
+        number = pin.number if pin else 0
+        keys = [key for key in self._staged(run_id, *WHOLE, "checkpoint.zip") if _number(key.split("/")[2]) == number]
         attempts = list(dict.fromkeys(key.rpartition("/")[0] + "/" for key in reversed(keys)))
 
-        def newest(*names: str) -> str | None:
-            return next((at for at in attempts if all(at + name in keys for name in names)), None)
+        def newest(among: list[str], *names: str) -> str | None:
+            return next((at for at in among if all(at + name in keys for name in names)), None)
 
-        return Staging(newest(*WHOLE), newest("checkpoint.zip"))
+        fit = [at for at in attempts if at not in unfit]
+        return Left(pin, Staging(newest(fit, *WHOLE), newest(attempts, "checkpoint.zip")))
+
+    def unfit(self, run_id: str) -> list[str]:
+        """The attempts whose results could not be committed, whatever was wrong with them: nor could they again."""
+        return list((self.failure(run_id) or {}).get("unfit", []))
 
     def _staged(self, run_id: str, *names: str) -> list[str]:
         """The keys of these names that attempts of the run left, in the order of the attempts."""
@@ -248,7 +286,9 @@ class Store:
     def lease(self, session_id: str, wanted: Lease, now: float) -> None:
         """Take the session's lease, or find it mine, or take it over if it is expired (`now` in epoch seconds).
 
-        Raises `RunInProgress` where another execution of this run holds it, `SessionBusy` where another run does.
+        Raises `RunInProgress` where another execution of this run holds it, `SessionBusy` where another run does. Both
+        say when to come again: soon, then after as long as the other has been at work by then. So whoever comes again
+        sees it end soon after it does, and with five tries outlasts a lease of half a minute.
         """
         key = f"locks/{session_id}.json"
         for _ in range(5):
@@ -261,11 +301,10 @@ class Store:
             lease, etag = held
             if lease.execution == wanted.execution:
                 return None
-            if lease.expires_at > now:
-                busy = RunInProgress if lease.run_id == wanted.run_id else SessionBusy
-                raise busy(
-                    retry_after=max(1, round(lease.expires_at - now)), session_id=session_id, run_id=wanted.run_id
-                )
+            if busy := in_the_way(lease, wanted.run_id, now):
+                ahead = wanted.expires_at - lease.expires_at  # leases are of one length
+                wait = ceil(min(lease.expires_at - now, max(FIRST_WAIT, ahead)))
+                raise busy(retry_after=wait, session_id=session_id, run_id=wanted.run_id)
             try:
                 return self._write(key, asdict(wanted), IfMatch=etag)
             except Refusal:
@@ -377,7 +416,7 @@ class Store:
 def _base(session_id: str, head: Any) -> Base:
     metadata = head["Metadata"]
     try:
-        return Base(
+        base = Base(
             session_id=session_id,
             version_id=head["VersionId"],
             etag=head["ETag"],
@@ -388,5 +427,22 @@ def _base(session_id: str, head: Any) -> Base:
             size=head["ContentLength"],
             directory=int(metadata["directory"]),
         )
+        wrong = _wrong(base, metadata)
     except (KeyError, ValueError) as error:
         raise SessionDamaged(session_id=session_id, detail=f"metadata of the session: {error!r}") from error
+    if wrong:
+        raise SessionDamaged(session_id=session_id, detail=f"metadata of the session: {', '.join(wrong)}")
+    return base
+
+
+def _wrong(base: Base, metadata: dict[str, str]) -> list[str]:
+    """The names of metadata that no commit writes like this."""
+    sane = {
+        "owner": bool(metadata["owner"]),
+        "format": metadata["format"] == str(FORMAT),
+        "turns": base.turns >= 1,
+        "cost-usd": isfinite(base.cost_usd) and base.cost_usd >= 0,
+        "claude-session": CLAUDE_SESSION.fullmatch(base.claude_session) is not None,
+        "directory": 0 < base.directory <= base.size,
+    }
+    return [name for name, is_sane in sane.items() if not is_sane]

@@ -1,0 +1,217 @@
+"""RestoreSession on a real S3: what a repeat comes to, whatever has become of the run and its session meanwhile."""
+
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from lambdas.contract import Json, Request, asked_run
+from lambdas.errors import ModelOverloaded, SessionBusy, SessionDamaged, SessionMoved
+from lambdas.next_step import Done, Persist, Run, next_step
+from lambdas.sessions.situation import from_outside
+from local import engine
+from tests.by_hand import CALLER, CLOCKS, LEASE_SECONDS, Execution, Fuse, Workflow
+
+
+@pytest.fixture(scope="module")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    with engine.running(tmp_path_factory.mktemp("restore")) as running:
+        yield running.client("s3")
+
+
+@pytest.fixture
+def workflow(s3: Any) -> Workflow:
+    bucket = f"sessions-{uuid.uuid4()}"
+    s3.create_bucket(Bucket=bucket)
+    s3.put_bucket_versioning(Bucket=bucket, VersioningConfiguration={"Status": "Enabled"})
+    return Workflow(s3, bucket)
+
+
+def asking(key: str, session: str | None = None, **envelope: Any) -> Execution:
+    """An execution of the run `key`, by a name of its own."""
+    body: Json = {"prompt": key} | ({"session_id": session} if session else {})
+    return Execution(str(uuid.uuid4()), key, body, envelope=envelope)
+
+
+def refused(workflow: Workflow, execution: Execution) -> Json:
+    """A whole execution whose model refuses before anything is spent."""
+    workflow.refuses = True
+    answer = workflow.execute(execution)
+    workflow.refuses = False
+    assert (answer["code"], answer["retryable"]) == (ModelOverloaded.__name__, True)
+    return answer
+
+
+def staged(workflow: Workflow, execution: Execution) -> Execution:
+    """The execution, dead with its result staged, and its lease over."""
+    task = workflow.restore(execution).task
+    assert task
+    execution.told = workflow.run(task)
+    workflow.now += LEASE_SECONDS + 1
+    return execution
+
+
+def would(workflow: Workflow, key: str, verb: str = "again") -> str:
+    """What `--dry-run` tells."""
+    record = workflow.store.run(asked_run(CALLER, key, None))
+    assert record
+    request = Request.recall({"replay": verb, "requested_at": workflow.now * 1000}, record)
+    known = workflow.store.run(request.run_id)
+    return type(next_step(from_outside(workflow.store, request, known, workflow.now))).__name__
+
+
+def test_a_run_that_was_told_to_come_again_can(workflow: Workflow) -> None:
+    """The model refused, and another's turn came between: nothing had been spent, so it runs on the newest version."""
+    session = workflow.new_session("first")
+    refused(workflow, asking("a", session))
+    other = asking("b", session)
+    assert workflow.execute(other)["success"]
+    assert would(workflow, "a") == Run.__name__
+    again = asking("a", session)
+    assert workflow.execute(again)["success"]
+    assert workflow.history(session)[1:] == [other.run, again.run]
+    assert workflow.conversations[again.run] == 1
+
+
+def test_who_staged_something_has_moved(workflow: Workflow) -> None:
+    """It is paid for, and fits another version only: that is for its operator to decide."""
+    session = workflow.new_session("first")
+    staged(workflow, asking("a", session))
+    workflow.execute(asking("b", session))
+    with pytest.raises(SessionMoved):
+        workflow.restore(asking("a", session))
+    assert would(workflow, "a") == "Refuse"
+
+
+def test_what_comes_late_on_another_version_is_not_committed(workflow: Workflow) -> None:
+    """The run was pinned anew while its first execution still worked: that one's result is of the version before."""
+    session = workflow.new_session("first")
+    late = asking("a", session)
+    task = workflow.restore(late).task
+    assert task
+    workflow.now += LEASE_SECONDS + 1
+    workflow.execute(asking("b", session))
+    second = asking("a", session)
+    workflow.restore(second)  # and dies
+    workflow.now = task.deadline
+    workflow.run(task)
+    assert late.restored
+    with pytest.raises(SessionMoved):
+        workflow.persist(late.restored.claim)
+    workflow.now += 2 * LEASE_SECONDS
+    assert workflow.execute(asking("a", session))["success"]
+    assert workflow.history(session)[1:] == [asked_run(CALLER, "b", None), second.run]
+
+
+def test_a_result_that_cannot_be_committed_is_not_committed_again(workflow: Workflow) -> None:
+    """It says that a repeat can help, so the repeat asks the model anew."""
+    session = workflow.new_session("first")
+    execution = staged(workflow, asking("a", session))
+    assert execution.restored
+    at = f"{execution.restored.claim.staging}changes.zip"
+    workflow.s3.put_object(Bucket=workflow.bucket, Key=at, Body=b"no archive")
+    failure = workflow.execute(asking("a", session))
+    assert (failure["code"], failure["retryable"], failure["resumes"]) == ("AgentCrashed", True, False)
+    again = asking("a", session)
+    assert workflow.execute(again)["success"]
+    assert workflow.conversations[again.run] == 2
+
+
+def test_a_replay_of_a_fork_stays_one(workflow: Workflow) -> None:
+    """Its base is what was pinned, and what the forked run staged is used, though that one's session is gone by now."""
+    session = workflow.new_session("first")
+    origin = staged(workflow, asking("a", session))
+    workflow.execute(asking("b", session))
+    assert would(workflow, "a", "fork") == Persist.__name__
+    fork = asking("a", replay="fork")
+    workflow.restore(fork)  # and dies
+    record = workflow.store.run(fork.run)
+    assert record
+    assert (record["verb"], record["replay_of"]) == ("fork", origin.run)
+    workflow.now += LEASE_SECONDS + 1
+    workflow.s3.delete_object(Bucket=workflow.bucket, Key=f"{session}.zip")
+    assert would(workflow, record["key"]) == would(workflow, "a", "fork") == Persist.__name__
+    answer = workflow.execute(asking(record["key"], replay="again"))
+    assert answer["run_id"] == fork.run
+    assert answer["session_id"] == record["session_id"] != session
+    assert workflow.history(record["session_id"])[1:] == [origin.run]
+    assert workflow.conversations[fork.run] == 0
+    assert would(workflow, "a", "fork") == Done.__name__
+
+
+def test_a_fork_of_a_fork_uses_what_the_first_run_staged(workflow: Workflow) -> None:
+    """Nobody pays twice for it."""
+    origin = staged(workflow, asking("a", workflow.new_session("first")))
+    fork = asking("a", replay="fork")
+    workflow.restore(fork)
+    record = workflow.store.run(fork.run)
+    assert record
+    answer = workflow.execute(asking(record["key"], replay="fork"))
+    assert workflow.history(answer["session_id"])[1:] == [origin.run]
+    assert workflow.conversations.total() == 2
+
+
+def test_a_fork_of_a_run_that_never_began_has_its_sessions_conversation(workflow: Workflow) -> None:
+    """It was refused before it was pinned to anything."""
+    session = workflow.new_session("first")
+    workflow.restore(asking("holder", session))
+    execution = asking("a", session)
+    with pytest.raises(SessionBusy, match=r"Another run is working on this session\. Try again in 5 seconds\."):
+        workflow.restore(execution)
+    answer = workflow.execute(asking("a", replay="fork"))
+    assert answer["session_id"] != session
+    assert workflow.history(answer["session_id"])[:-1] == workflow.history(session)
+
+
+@dataclass
+class Meanwhile(Fuse):
+    """Something else happens before the `at`-th write."""
+
+    happens: Callable[[], Any] = lambda: None
+
+    def __call__(self, write: Callable[[], Any]) -> Any:
+        self.writes += 1
+        if self.writes == self.at:
+            self.happens()
+        return write()
+
+
+@pytest.mark.parametrize("goes_on", [True, False])
+def test_who_wrote_the_record_and_then_was_slow_finds_the_answer(workflow: Workflow, goes_on: bool) -> None:
+    """Another execution of the key did all of it before the first one took the lease: the model is not asked again."""
+    session = workflow.new_session("first") if goes_on else None
+    slow, fast = asking("a", session), asking("a", session)
+    given = workflow.restore(slow, Meanwhile(2, happens=lambda: workflow.execute(fast)))
+    assert given.response
+    assert given.response["run_id"] == fast.run
+    assert workflow.conversations[fast.run] == 1
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_an_old_input_is_a_request_of_now(workflow: Workflow, known: bool) -> None:
+    """The console's "New execution" sends the input of a past one: its run has all the time that it needs, and stands
+    in the index where it stood."""
+    session, asked_at = workflow.new_session("first"), workflow.now
+    if known:
+        refused(workflow, asking("a", session))
+    workflow.now += 7200
+    execution = asking("a", session, requested_at=asked_at * 1000)
+    restored = workflow.restore(execution)
+    assert restored.task
+    assert restored.task.deadline == workflow.now + CLOCKS.agent
+    assert restored.claim.recorded_at == asked_at + (0 if known else 7200)
+    workflow.run(restored.task)
+    assert workflow.persist(restored.claim)["success"]
+
+
+def test_a_damaged_session_is_not_told_to_be_gone(workflow: Workflow) -> None:
+    """Nor can a repeat help."""
+    session = workflow.new_session("first")
+    head = workflow.s3.head_object(Bucket=workflow.bucket, Key=f"{session}.zip")["Metadata"]
+    damaged = {name: value for name, value in head.items() if name != "owner"}
+    workflow.s3.put_object(Bucket=workflow.bucket, Key=f"{session}.zip", Body=b"x" * 1000, Metadata=damaged)
+    with pytest.raises(SessionDamaged) as found:
+        workflow.restore(asking("a", session))
+    assert (found.value.status, found.value.retryable) == (500, False)
