@@ -13,8 +13,8 @@ from botocore.exceptions import ClientError
 from cli.endpoint import Unusable, announced, of_state, outputs, typed
 from cli.printing import to_stderr
 from local import engine
-from local.deploy import BUCKET
 from local.engine import Engine, EngineFailed
+from local.guard import BUCKET
 
 CONNECTIONS = 16
 """More than the threads of any command."""

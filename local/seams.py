@@ -46,6 +46,8 @@ def secret_of(key: str, token: str) -> str | None:
 def _asking_who(build: Callable[..., Any]) -> Callable[..., Any]:
     def asking(worker: Any, generation: Any, pending: Any) -> Any:
         class Asking(build(worker, generation, pending)):  # type: ignore[misc]
+            path: str
+
             def parse_request(self) -> bool:
                 if not super().parse_request():
                     return False

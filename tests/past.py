@@ -15,8 +15,8 @@ from lambdas.contract import Base
 from lambdas.next_step import Pin
 from lambdas.sessions.store import Store
 from local import engine
-from local.deploy import BUCKET
 from local.engine import Engine
+from local.guard import BUCKET
 
 Json = dict[str, Any]
 

@@ -11,7 +11,7 @@ import pytest
 
 from cli import backend
 from lambdas import errors
-from local.deploy import BUCKET
+from local.guard import BUCKET
 from tests.commands import Serve
 from tests.eventually import eventually
 from tests.foreign import program

@@ -21,11 +21,13 @@ from botocore.awsrequest import AWSRequest
 from botocore.config import Config
 from botocore.credentials import Credentials
 from botocore.exceptions import ClientError
+from h2.connection import H2Connection
+from h2.events import ResponseReceived
 
 from local import deploy, engine
 from local.deploy import CODE_BUCKET, CODE_KEY, Deployed
 from local.engine import ACCOUNT, REGION, Engine
-from local.guard import BUCKET, ROOT_KEY, SEAL
+from local.guard import BUCKET, READY, ROOT_KEY, SEAL, UNVERIFIED_BYTES
 from tests.test_engine import Workflow, with_stand_ins
 
 Json = dict[str, Any]
@@ -201,6 +203,8 @@ def test_the_body_is_what_was_signed(sealed: Sealed) -> None:
     call = Sent("POST", "/", target, body, service="states").signed(sealed.engine)
     assert call.status(sealed.engine) == 400  # there is none of that name
     assert replace(call, body=body.replace(b"arn", b"ARN", 1)).status(sealed.engine) == 403
+    long = replace(call, body=b" " * UNVERIFIED_BYTES + body).signed(sealed.engine)
+    assert long.status(sealed.engine) == 403  # it is not read to its end to learn whose it is
 
 
 DIGITS = "\u0660" * 12
@@ -228,10 +232,10 @@ def started_open(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
 
 
 AMBIGUOUS = {
-    "host by name": Sent(host="localhost:80"),
-    "bucket in the host": Sent(target=f"/{KEY}", host=f"{BUCKET}.localhost:80"),
-    "service in the host": Sent(target="/", host="x.lambda-url.us-east-1.localhost:80"),
-    "another address": Sent(host="127.0.0.2:80"),
+    "host by name": Sent(host="localhost:8080"),
+    "bucket in the host": Sent(target=f"/{KEY}", host=f"{BUCKET}.localhost:8080"),
+    "service in the host": Sent(target="/", host="x.lambda-url.us-east-1.localhost:8080"),
+    "another address": Sent(host="127.0.0.2:8080"),
     "empty segment": Sent(target=f"//{BUCKET}/{KEY}"),
     "segment of dots": Sent(target=f"/{BUCKET}/../{BUCKET}/{KEY}"),
     "encoded dots": Sent(target=f"/{BUCKET}/%2E%2E/{BUCKET}/{KEY}"),
@@ -447,14 +451,29 @@ def test_the_emulators_own_interface_is_closed(sealed: Sealed, started_open: Eng
         assert Sent("POST", path, body=b"{}").signed(started_open).status(started_open) == 403
 
 
-def test_nothing_speaks_but_http_1(sealed: Sealed) -> None:
-    """No WebSocket, and no HTTP/2 by upgrade, which names hosts in another way."""
+def test_no_websocket_is_opened(sealed: Sealed) -> None:
+    """The engine has some, with ways of their own to say who asks."""
     host = sealed.engine.url.removeprefix("http://")
     upgrade = {"Host": host, "Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13"}
-    assert (
-        Sent(target="/", headers=upgrade | {"Sec-WebSocket-Key": "AAAAAAAAAAAAAAAAAAAAAA=="}).status(sealed.engine)
-        == 403
-    )
+    asked = Sent(target="/", headers=upgrade | {"Sec-WebSocket-Key": "AAAAAAAAAAAAAAAAAAAAAA=="})
+    assert asked.status(sealed.engine) == 403
+
+
+def test_http_2_is_not_spoken(sealed: Sealed) -> None:
+    """It names the host in two places; the server would speak it to whoever begins with it."""
+    host, port = sealed.engine.url.removeprefix("http://").split(":")
+    client = H2Connection()
+    client.initiate_connection()
+    asked = {":method": "GET", ":scheme": "http", ":authority": f"{host}:{port}", ":path": READY}
+    client.send_headers(1, list(asked.items()), end_stream=True)
+    with socket.create_connection((host, int(port)), timeout=30) as connection:
+        connection.sendall(client.data_to_send())
+        answered: list[ResponseReceived] = []
+        while not answered:
+            events = client.receive_data(connection.recv(65536))
+            answered = [event for event in events if isinstance(event, ResponseReceived)]
+    assert dict(answered[0].headers or [])[b":status"] == b"403"
+    assert get(sealed.engine.url + READY) == 200
 
 
 def test_the_credentials_of_roles_cannot_be_reckoned(sealed: Sealed) -> None:

@@ -18,8 +18,8 @@ from cli.history import Event, console_link, logged, visits
 from cli.records import UNFINISHED, Entry, Records, each
 from lambdas.sessions.store import WHOLE
 from local import histories
-from local.deploy import BUCKET
 from local.engine import ACCOUNT, REGION
+from local.guard import BUCKET
 from tests.commands import Serve, at_terminal, command, plain
 from tests.eventually import eventually
 from tests.past import Past, failure, hour, past, response, run_id

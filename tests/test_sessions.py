@@ -7,9 +7,8 @@ import re
 import pytest
 
 from lambdas.sessions.store import Store
-from local.deploy import BUCKET
 from local.engine import REGION
-from local.guard import ROOT_KEY
+from local.guard import BUCKET, ROOT_KEY
 from tests.commands import Serve, command
 from tests.forge import ROOTS, item, staged
 from tests.past import Past
