@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cli.endpoint import Endpoint, announce
+from lambdas import contract
 from lambdas.contract import Base
 from lambdas.next_step import Pin
 from lambdas.sessions.store import Store
@@ -38,7 +39,6 @@ ECHO = {
             "Output": {
                 "stop_reason": "end_turn",
                 "result": "{% $states.input.replay & ' for ' & $states.input.caller %}",
-                "run_id": "{% $states.input.key %}",
                 "session_id": "session-new",
                 "cost_usd": 0.25,
             },
@@ -80,8 +80,10 @@ class Past:
 
     def run(self, number: int, outcome: str, *, ago: float = 60, session: str | None = None, **more: Any) -> str:
         """A run indexed under `outcome`; `more` replaces fields of its request. Returns its id."""
-        name, moment, session = run_id(number), time.time() - ago, session or f"session-{number}"
-        self.put(f"runs/{name}/request.json", request(name, moment, session) | more)
+        asked = {"owner": "default", "key": f"key-{number}"} | more
+        name = contract.run_id(asked["owner"], asked["key"])
+        moment, session = time.time() - ago, session or f"session-{number}"
+        self.put(f"runs/{name}/request.json", request(name, moment, session) | asked)
         self.put(f"index/hours/{hour(moment)}/{outcome}/{name}")
         self.put(f"index/sessions/{session}/{name}")
         if outcome == "done":

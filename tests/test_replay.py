@@ -39,7 +39,7 @@ def test_a_replay_asks_the_machine_in_the_runs_own_name(history: Past) -> None:
         assert abs(given.pop("requested_at") / 1000 - time.time()) < 60
         assert given == {
             "caller": "alice",
-            "key": name,
+            "key": "key-1",
             "key_given": True,
             "oversize": False,
             "body": None,
