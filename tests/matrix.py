@@ -256,6 +256,9 @@ A *large commit* is that of a session of 9 MiB, which is copied inside S3 in par
 
 Nothing of a run stays on the machine in any row: a function that was killed is swept up after by the process that
 outlives it, within a moment, which is waited for and checked. In AWS that goes with the function's sandbox.
+
+What no table lists, a hundred kills of any process at any instant, is `PYTHONPATH=. python -m tests.chaos`; with
+`--disk full` or `--disk refusing` the engine's disk is in trouble, too.
 """
 
 
