@@ -2,6 +2,8 @@
 
 import sys
 import uuid
+from collections.abc import Iterator
+from pathlib import Path
 from types import UnionType
 from typing import Any
 
@@ -20,6 +22,13 @@ CONNECT = 10
 
 PATH_CHARS = 4096
 """What Linux allows in a path."""
+CAUSE_CHARS = 1000
+"""Of the end of a failure's cause; `show` has all that is recorded."""
+PROMPT_CHARS = 200
+"""What of a prompt stands in a line to be pasted."""
+
+NO_TEXT = 3
+"""The exit code of a run that ended without a final text."""
 
 Answer = dict[str, Any]
 
@@ -36,6 +45,10 @@ FILE: dict[str, type | UnionType] = {"path": str, "change": str, "size": int}
 """What is shown, with its types."""
 
 
+class Unanswered(Unusable):
+    """The service has the request, but its answer did not come: the run may go on."""
+
+
 def post(endpoint: Endpoint, body: dict[str, Any], console: Console, key: str) -> Answer:
     """The service's answer, whatever its status. Raises `Unusable` where none came."""
     headers = {"Content-Type": "application/json", "Idempotency-Key": key}
@@ -45,8 +58,12 @@ def post(endpoint: Endpoint, body: dict[str, Any], console: Console, key: str) -
     with console.status("Claude is working…"):
         try:
             response = urllib3.request("POST", endpoint.url, json=body, headers=headers, timeout=timeout, retries=False)
-        except urllib3.exceptions.HTTPError as error:
+        except (urllib3.exceptions.NewConnectionError, urllib3.exceptions.ConnectTimeoutError) as error:
             raise Unusable(f"{endpoint.url} does not answer ({error}). Is the service running?") from error
+        except urllib3.exceptions.HTTPError as error:
+            raise Unanswered(f"{endpoint.url} was asked, but gave no answer ({error}).") from error
+        except (ValueError, UnicodeError) as error:  # of http.client, for what no header or URL can hold
+            raise Unusable(f"The key, or the URL, holds what cannot be sent ({error}).") from error
     try:
         answer: Answer = response.json()
     except (ValueError, RecursionError):
@@ -70,34 +87,77 @@ def _has(found: Answer, shape: dict[str, type | UnionType]) -> bool:
 
 
 def run(endpoint: Endpoint, prompt: str, session: str | None, key: str | None, as_json: bool) -> int:
-    """Asks, prints the answer to stdout and all else to stderr; 0 if it succeeded, else 1."""
+    """Asks, prints the answer to stdout and all else to stderr.
+
+    0 for a final text, 1 for a failure, 3 for a run that ended without a final text.
+    """
     console, key = to_stderr(), key or str(uuid.uuid4())
-    answer = post(endpoint, {"prompt": prompt} | ({"session_id": session} if session else {}), console, key)
+    of_session = ("--session", session) if session else ()
+    asked = (*("--key", key), *of_session, *endpoint.options, *_again(prompt))
+    body = {"prompt": prompt} | ({"session_id": session} if session else {})
+    try:
+        answer = post(endpoint, body, console, key)
+    except (KeyboardInterrupt, Unanswered):
+        console.print(f"The run may go on. Its answer, once it is there: {typed('ask', *asked)}", soft_wrap=True)
+        raise
     if as_json:
         print(document(answer, sys.stdout))
     else:
-        report(answer, console, key)
-    return 0 if answer["success"] else 1
+        report(answer, console, endpoint, asked)
+    return 1 if not answer["success"] else 0 if answer["result"] else NO_TEXT
 
 
-def report(answer: Answer, console: Console, key: str) -> None:
-    """An answer or a failure, for people."""
+def _again(prompt: str) -> tuple[str, ...]:
+    """The prompt as an argument; a long one, or one of several lines, comes from a file better."""
+    return ("--", prompt) if len(prompt) <= PROMPT_CHARS and prompt.isprintable() else ("-",)
+
+
+def report(answer: Answer, console: Console, endpoint: Endpoint, asked: tuple[str, ...]) -> None:
+    """An answer or a failure, for people. `asked` is what `ask` was given, to be typed again."""
     if answer["success"]:
-        _show(answer, console)
+        _show(answer, console, endpoint)
         return
     said = whole(f"{answer['code']}: {answer['error']}", console.file)
     console.print(Text(said, "red"), soft_wrap=True)
     if answer["code"] == "Forbidden":
         console.print(f"The API's key is taken from {KEY_VARIABLE} where that is set.", style="dim", soft_wrap=True)
+    run_id = answer.get("run_id")
+    if run_id and endpoint.state:
+        for told in _cause(endpoint.state, run_id):
+            console.print(told, soft_wrap=True)
+    if run_id:
+        # Whoever has a URL alone cannot look into the record.
+        look = "" if "--url" in endpoint.options else f". What happened: {typed('show', run_id, *endpoint.options)}"
+        console.print(f"This is {line(run_id, 100)}{look}", style="dim", soft_wrap=True)
     if answer["retryable"]:
         again = "Asking the same again can help, and pays for nothing twice"
-        console.print(f"{again}: {typed('ask', '--key', key)} …", style="dim", soft_wrap=True)
+        console.print(f"{again}: {typed('ask', *asked)}", style="dim", soft_wrap=True)
 
 
-def _show(answer: Answer, console: Console) -> None:
+def _cause(state: Path, run_id: str) -> Iterator[str]:
+    """What the record says of a failure on this machine, whose user may read it anyway."""
+    from botocore.exceptions import BotoCoreError, ClientError  # a third of a second that only a failure costs
+
+    from cli import backend
+    from cli.records import Records
+
+    try:
+        with backend.found(state, None, starts=False) as found:
+            failure = Records(found.client("s3"), found.bucket).read(f"runs/{run_id}/failure.json") or {}
+    except (BotoCoreError, ClientError) as error:
+        yield f"Its cause could not be read: {error}"
+        return
+    if detail := str(failure.get("detail") or "").strip():
+        yield f"Its cause: {whole(detail[-CAUSE_CHARS:], sys.stderr)}"
+
+
+def _show(answer: Answer, console: Console, endpoint: Endpoint) -> None:
     """The final text on stdout; what it took, and how to go on, on stderr."""
-    result = answer["result"] or f"(no final text: the run stopped at {answer['stop_reason']})"
-    print(whole(result, sys.stdout), flush=True)
+    if answer["result"]:
+        print(whole(answer["result"], sys.stdout), flush=True)
+    else:
+        stopped = line(str(answer.get("stop_reason")), 40)
+        console.print(f"There is no final text: the run stopped at {stopped}.", style="yellow", soft_wrap=True)
     for file in answer["files"][:20]:
         change = Text(f"  {line(file['change'], 20)}", "dim")
         console.print(change + Text(f" {line(file['path'], PATH_CHARS)} ({_bytes(file['size'])})"), soft_wrap=True)
@@ -105,7 +165,7 @@ def _show(answer: Answer, console: Console) -> None:
         console.print(sentence, style="yellow", soft_wrap=True)
     seconds, turns = answer["duration_ms"] / 1000, answer["num_turns"]
     took = f"{turns} turn{'s' * (turns != 1)}, {seconds:.1f} s, ${answer['cost_usd']:.4f}"
-    on = typed("ask", "--session", answer["session_id"])
+    on = typed("ask", "--session", answer["session_id"], *endpoint.options)
     console.print(f"{took}. Go on with: {on} …", style="dim", soft_wrap=True)
 
 

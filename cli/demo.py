@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 
 from cli import ask, endpoint
-from cli.endpoint import Endpoint, typed
+from cli.endpoint import Endpoint, of_state, typed
 from cli.printing import to_stderr
 from cli.serve import kept_in, serving
 
@@ -34,7 +34,8 @@ def _asked(service: Endpoint, body: dict[str, Any], console: Console) -> ask.Ans
     print(f"\n> {body['prompt']}", flush=True)
     key = str(uuid.uuid4())
     answer = ask.post(service, body, console, key)
-    ask.report(answer, console, key)
+    of_session = ("--session", body["session_id"]) if "session_id" in body else ()
+    ask.report(answer, console, service, ("--key", key, *of_session, *service.options, "--", body["prompt"]))
     return answer if answer["success"] else None
 
 
@@ -47,5 +48,6 @@ def _service(state: Path, console: Console) -> Iterator[tuple[Endpoint, dict[str
         return
     with serving(state, "127.0.0.1", 0, console) as (started, name):
         console.print(f"Answering: {name}\nThe agent {kept_in(started)}.", soft_wrap=True)
-        yield Endpoint(started.url, started.key), {} if started.sandbox else WITHOUT_A_SHELL
-    console.print(f"\nThe service is ended. Start it yourself: {typed('serve')}", soft_wrap=True)
+        mine = Endpoint(started.url, started.key, name, of_state(state), state)
+        yield mine, {} if started.sandbox else WITHOUT_A_SHELL
+    console.print(f"\nThe service is ended. Start it yourself: {typed('serve', *of_state(state))}", soft_wrap=True)

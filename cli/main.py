@@ -45,7 +45,8 @@ _SERVE = """Runs the whole workflow on this machine: the template that goes to A
 Docker. With ANTHROPIC_API_KEY (and ANTHROPIC_BASE_URL, if set) that model answers, otherwise a scripted stand-in."""
 
 _ASK = """Posts the prompt and waits for the answer, which goes to standard output; all else goes to standard error.
-Exits with 0 for an answer, with 1 for a failure, and with 2 where there is no service to ask."""
+Exits with 0 for an answer, with 1 for a failure, with 2 where there is no service to ask, and with 3 for a run that
+ended without a final text."""
 
 _DEMO = """Asks two questions of one session, the second about what the first did. Starts the service for that, and ends
 it, if none runs."""

@@ -99,7 +99,7 @@ def _outcome(run_id: str, done: Json) -> Outcome:
     """An execution's end, whatever it is."""
     if done["status"] == "SUCCEEDED":
         answer = json.loads(done["output"])
-        said, new = cut_short(answer) or "done", answer.get("run_id")
+        said, new = cut_short(answer) or answer.get("stop_reason") or "done", answer.get("run_id")
         prompted = line(answer.get("result") or "", 200)
         made = new if new != run_id else None
         return Outcome(run_id, True, said, prompted, answer.get("cost_usd"), made, answer.get("session_id"))

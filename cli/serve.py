@@ -1,6 +1,7 @@
 """`claude-workflow serve`: everything in one command, until Ctrl-C."""
 
 import errno
+import json
 import os
 import shlex
 import signal
@@ -8,12 +9,15 @@ import socket
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from http import HTTPStatus
 from pathlib import Path
 
+import certifi
+import urllib3
 from rich.console import Console
 
 from cli.endpoint import Endpoint, Unusable, announce, api_key, withdraw
-from cli.printing import to_stderr
+from cli.printing import line, to_stderr
 from local import sandbox, service
 from local.api import NotUnderstood
 from local.deploy import DeployFailed
@@ -23,6 +27,9 @@ from local.service import Model, Service
 
 ANTHROPIC = "https://api.anthropic.com"
 
+CHECK_SECONDS = 5.0
+"""How long the provider may take to answer at the start."""
+
 REMEMBERED = 1
 """Requests that the stand-in keeps; only tests look at them."""
 
@@ -30,7 +37,7 @@ REMEMBERED = 1
 @contextmanager
 def answering(environ: Mapping[str, str]) -> Iterator[tuple[Model, str]]:
     """Who answers, and what to call it: the user's provider if there is a key, else the scripted stand-in."""
-    if key := environ.get("ANTHROPIC_API_KEY"):
+    if key := environ.get("ANTHROPIC_API_KEY", "").strip():
         url = environ.get("ANTHROPIC_BASE_URL") or ANTHROPIC
         yield Model(url, key), f"the model at {url} (your ANTHROPIC_API_KEY pays)"
         return
@@ -47,6 +54,8 @@ def serving(
     key = _prepared(state)
     _check_address(host, port)
     with answering(os.environ) as (model, name), console.status("Starting …") as status:
+        if warning := _checked(model):
+            console.print(warning, style="yellow", soft_wrap=True)
         try:
             with service.running(
                 state, model, key, host=host, port=port, unsandboxed=unsandboxed, say=status.update
@@ -59,6 +68,41 @@ def serving(
                     withdraw(state)
         except (EngineFailed, DeployFailed, NotUnderstood) as failed:
             raise Unusable(str(failed)) from failed
+
+
+def _checked(model: Model) -> str | None:
+    """A warning where no run could reach the model. Raises `Unusable` where the provider refuses the key.
+
+    Asking for the list of models costs nothing. A gateway that is not Anthropic's may not have it, or forbid that path
+    alone: so only 401 says that the key is wrong, and 404 or 405 say nothing. The way there is that of runs: straight,
+    past any HTTPS_PROXY.
+    """
+    if not model.url.startswith(("http://", "https://")):
+        raise Unusable(f"ANTHROPIC_BASE_URL is no URL: {model.url} does not begin with http:// or https://.")
+    headers = {"x-api-key": model.key, "anthropic-version": "2023-06-01"}
+    url = f"{model.url.rstrip('/')}/v1/models?limit=1"
+    try:
+        with urllib3.PoolManager(ca_certs=certifi.where(), retries=False, timeout=CHECK_SECONDS) as pool:
+            answer = pool.request("GET", url, headers=headers)
+    except ValueError as error:  # what no URL or header can hold
+        raise Unusable("ANTHROPIC_API_KEY or ANTHROPIC_BASE_URL holds what cannot be sent. Set them anew.") from error
+    except urllib3.exceptions.HTTPError as error:
+        why = str(error.__cause__ or error)
+        return f"The model at {model.url} cannot be reached ({why}). Runs fail until it can: check the network."
+    said = _provider_said(answer.data).replace(model.key, "…")
+    if answer.status == HTTPStatus.UNAUTHORIZED:
+        raise Unusable(f"{model.url} refuses the key in ANTHROPIC_API_KEY{said}. Set the right one, or none.")
+    if answer.status == HTTPStatus.FORBIDDEN:
+        return f"{model.url} answered 403 when it was asked for its models{said}. Runs may fail."
+    return None
+
+
+def _provider_said(body: bytes) -> str:
+    """The sentence in an error of the Messages API, in brackets; empty where there is none."""
+    try:
+        return f" ({line(json.loads(body)['error']['message'], 200)})"
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return ""
 
 
 def _backend(running: Service) -> dict[str, str]:
@@ -98,7 +142,7 @@ def _check_sandbox(state: Path) -> None:
     """A real model gets a shell only where the machine keeps it in."""
     _prepared(state)
     try:
-        held = not os.environ.get("ANTHROPIC_API_KEY") or sandbox.holding(state)
+        held = not os.environ.get("ANTHROPIC_API_KEY", "").strip() or sandbox.holding(state)
     except EngineFailed as failed:
         raise Unusable(str(failed)) from failed
     if not held:

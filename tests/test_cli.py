@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import socket
@@ -14,7 +15,10 @@ from pathlib import Path
 
 import pytest
 
+from cli.endpoint import Unusable
+from cli.serve import _checked
 from local.model import MARK
+from local.service import Model
 from tests.commands import COMMAND, ENVIRONMENT, ROOT, Serve, assert_nothing_runs, at_terminal, command
 from tests.eventually import eventually
 from tests.loopback import Answering, listening
@@ -65,7 +69,33 @@ def test_a_real_model_gets_no_shell_where_nothing_keeps_it_in(serve: Serve, tmp_
     assert "--unsandboxed" in done.stderr
     started = Serve.start(tmp_path, "--unsandboxed", like=serve.state, **key)
     assert "The agent runs as you" in started.said()
+    assert "The model at http://127.0.0.1:1 cannot be reached" in started.said()
     assert started.end() == 0
+
+
+class Provider(Answering):
+    """Refuses every key by the path it is asked under."""
+
+    def do_GET(self) -> None:
+        says = {"error": {"type": "authentication_error", "message": f"invalid x-api-key {self.headers['x-api-key']}"}}
+        self.answer(int(self.path.split("/")[1]), json.dumps(says).encode())
+
+
+def test_a_wrong_key_is_found_at_the_start(tmp_path: Path) -> None:
+    """One sentence with the provider's own, and without the key; nothing is started for it."""
+    with listening(Provider) as url:
+        real = {"ANTHROPIC_API_KEY": "sk-wrong", "ANTHROPIC_BASE_URL": f"{url}/401"}
+        said = one_sentence(command("serve", "--port", "0", "--unsandboxed", "--state", tmp_path, env=real))
+        assert "refuses the key in ANTHROPIC_API_KEY (invalid x-api-key …)" in said
+        assert "sk-wrong" not in said
+        assert not (tmp_path / "engine.log").exists()
+        for status, warns in ((403, "Runs may fail"), (404, None)):
+            found = _checked(Model(f"{url}/{status}", "sk-wrong"))
+            assert (found is None) == (warns is None)
+            assert "sk-wrong" not in str(found)
+            assert not warns or warns in str(found)
+    with pytest.raises(Unusable, match="is no URL"):
+        _checked(Model("nowhere", "sk-wrong"))
 
 
 def test_a_scratch_directory_of_somebody_elses_is_one_sentence(serve: Serve, tmp_path: Path) -> None:
@@ -165,6 +195,10 @@ def test_a_failure_exits_with_1_and_its_code(serve: Serve, prompt: str, code: st
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith(f"{code}: ")
     assert ("again can help" in done.stderr) == again
+    assert re.search(
+        rf"This is run-\w+\. What happened: claude-workflow show run-\w+ --state {serve.state}\n", done.stderr
+    )
+    assert "Its cause: " in done.stderr
 
 
 def test_a_failed_question_is_asked_again_under_its_key(serve: Serve) -> None:
@@ -231,7 +265,9 @@ def test_a_provider_that_failed_is_named_beside_the_answer(stranger: str) -> Non
     """The run is saved, and it is said what cut it short; a stranger's words stay one word of the line to paste."""
     done = command("ask", "Hello", "--url", f"{stranger}/cut-short")
     assert "The model's provider failed once during this run (no connection)." in done.stderr
-    assert "--session 'session-1; reboot'" in done.stderr
+    assert f"--session 'session-1; reboot' --url {stranger}/cut-short …" in done.stderr
+    assert (done.returncode, done.stdout) == (3, "")
+    assert "There is no final text: the run stopped at deadline." in done.stderr
 
 
 def test_without_a_service_ask_says_what_to_do(tmp_path: Path) -> None:
