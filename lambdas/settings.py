@@ -5,7 +5,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-SANDBOXES = ("none", "landlock", "bubblewrap", "seatbelt")
+SANDBOXES = ("none", "landlock", "readonly", "bubblewrap", "seatbelt")
 """What can keep the agent from the rest of the machine. Behind each but `none`, a service that runs as root gives the
 agent a user id of its own."""
 

@@ -115,13 +115,20 @@ def running(state: Path) -> Iterator[Engine]:
     """
     state.mkdir(parents=True, exist_ok=True, mode=0o700)
     with _only_one(state) as lock, _scratch(state) as scratch, (state / "engine.log").open("wb") as log:
-        mend(state / "s3")
+        _mend(state)
         engine, process = _start(state, scratch, lock, log)
         try:
             _await_ready(engine, process)
             yield engine
         finally:
             _stop(process)
+
+
+def _mend(state: Path) -> None:
+    try:
+        mend(state / "s3")
+    except OSError as refused:
+        raise EngineFailed(f"{refused.filename} cannot be used: {refused.strerror}.") from refused
 
 
 @contextmanager
@@ -246,9 +253,10 @@ def main() -> None:
     from hypercorn.config import Config as Serving
     from ministack.app import app  # its import reads the environment and takes most of the start
 
-    from local import seams
+    from local import disk, seams
     from local.histories import Histories
 
+    disk.install()
     open_files()
     serving = Serving()
     serving.bind = [f"fd://{sys.argv[1]}"]

@@ -13,10 +13,17 @@ from lambdas.agent.wall import Wall, home_directory
 from lambdas.errors import Internal
 from local.engine import EngineFailed
 
-NAMES = {"bubblewrap": "bubblewrap", "landlock": "Landlock", "seatbelt": "sandbox-exec"}
+NAMES = {
+    "bubblewrap": "bubblewrap",
+    "readonly": "Landlock and a mount namespace",
+    "landlock": "Landlock",
+    "seatbelt": "sandbox-exec",
+}
 
-ATTEMPT = 'cat -- "$1"; ls -A -- "$2"; echo changed > "$1"; touch -- "$3"; echo up'
-"""What must come to nothing but its last word: reading a secret and the home directory, changing it, making a file."""
+ATTEMPT = 'cat -- "$1"; ls -A -- "$2"; echo changed > "$1"; touch -- "$3"'
+"""What must come to nothing: reading a secret and the home directory, changing it, making a file."""
+MODES = 'chmod 600 -- "$1"; chmod 700 -- "$4"; touch -d @1 -- "$1" "$4"'
+"""What Landlock alone does not keep from a user: setting mode and times, of the secret and of the state."""
 
 SECONDS = 20
 
@@ -31,7 +38,8 @@ def holding(state: Path) -> str | None:
     """The first sandbox here in which a run reads nothing in `state` and at home, and writes to neither; or None.
 
     With a user id of its own, Landlock keeps the agent in, and asks for nothing. With the user's own id it would leave
-    it chmod and stat on everything; bubblewrap does not. Raises EngineFailed where a run could not even begin.
+    it chmod and stat on everything; in a mount namespace it leaves stat, and bubblewrap neither. Raises EngineFailed
+    where a run could not even begin.
 
     Root of a user namespace (`unshare -r`, some containers) has only the user ids that the namespace maps.
     """
@@ -40,9 +48,9 @@ def holding(state: Path) -> str | None:
     elif os.geteuid() == 0:
         kinds = ["landlock", "bubblewrap"]
     else:
-        kinds = ["bubblewrap", "landlock"]
+        kinds = ["bubblewrap", "readonly", "landlock"]
     try:
-        return next((kind for kind in kinds if _holds(kind, state)), None)
+        return next((kind for kind in kinds if holds(kind, state)), None)
     except (Internal, PermissionError) as refused:
         raise EngineFailed(
             f"{scratch()} is somebody else's. Remove it, or name another directory: TMPDIR."
@@ -56,15 +64,24 @@ def holding(state: Path) -> str | None:
         ) from refused
 
 
-def _holds(kind: str, state: Path) -> bool:
+def holds(kind: str, state: Path) -> bool:
+    """Whether a run in this sandbox comes to nothing outside its own directories."""
     session = str(uuid.uuid4())
     wall, made = Wall.of(kind, session), state / f"made-{session}"
     with tempfile.NamedTemporaryFile(dir=state) as secret, Scratch(scratch() / session, wall) as within:
         secret.write(b"secret")
         secret.flush()
         shell = str(within.launcher(Path("/bin/sh"), environment(within)))
-        command = [shell, "-c", ATTEMPT, "sh", secret.name, str(home_directory()), str(made)]
+        before = _changed(secret.name, state)
+        modes = "" if kind == "landlock" and wall.uid is None else MODES
+        script = f"{ATTEMPT}; {modes}\necho up"
+        command = [shell, "-c", script, "sh", secret.name, str(home_directory()), str(made), str(state)]
         done = subprocess.run(command, cwd=within.workspace, capture_output=True, timeout=SECONDS)
-        kept = Path(secret.name).read_bytes() == b"secret" and not made.exists()
+        kept = _changed(secret.name, state) == before and not made.exists()
     made.unlink(missing_ok=True)
     return kept and done.stdout == b"up\n"
+
+
+def _changed(*paths: str | Path) -> list[int]:
+    """When contents, modes or times of each were changed last: not even its owner sets that."""
+    return [Path(path).stat().st_ctime_ns for path in paths]

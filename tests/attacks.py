@@ -22,6 +22,7 @@ PTRACE_ATTACH = 16
 SHM_RDONLY = 0o10000
 WORLD = 0o1666
 USER_KEYRING = -4
+WEB = (socket.AF_INET, socket.AF_INET6)
 
 Told = dict[str, Any]
 LIBC = ctypes.CDLL(None, use_errno=True)
@@ -106,8 +107,11 @@ def changes(told: Told) -> list[str]:
 
 
 def modes(told: Told) -> list[str]:
-    """What Landlock does not know."""
-    return [tried(Path(path).chmod, 0o600) for path in told["secret"]]
+    """What Landlock does not know: of what is others', and of the directories that it is in."""
+    paths = [place for path in map(Path, told["secret"]) for place in (path, path.parent)]
+    changes: list[Callable[[Path], object]] = [lambda path: path.chmod(path.stat().st_mode), os.utime]
+    changes.append(lambda path: os.chown(path, os.getuid(), os.getgid()))
+    return [tried(change, path) for path in paths for change in changes]
 
 
 def sockets(told: Told) -> list[str]:
@@ -127,6 +131,51 @@ def spoken(family: int, protocol: int, address: Any, flags: int) -> bytes:
         else:
             line.connect(address)
         return line.recv(1000)
+
+
+def listens(told: Told) -> list[str]:
+    """Being the server that others mean: on a port of choice, on the IPv6 side of a service's, or on any at all."""
+    places = [(socket.AF_INET6, ("::1", told["port"])), (socket.AF_INET, ("127.0.0.1", 0)), (socket.AF_INET, None)]
+    looks = [tried(listened, family, address) for family, address in places]
+    looks.append(tried(held, "::1", told["port"]))
+    shared = [(socket.SO_REUSEPORT, socket.SOCK_STREAM), (socket.SO_REUSEPORT, socket.SOCK_DGRAM)]
+    return looks + [tried(joined, *one) for one in [*shared, (socket.SO_REUSEADDR, socket.SOCK_DGRAM)]]
+
+
+def listened(family: int, address: Any) -> Any:
+    with socket.socket(family) as server:
+        if address:
+            server.bind(address)
+        server.listen()
+        return server.getsockname()
+
+
+def held(address: str, port: int) -> None:
+    with socket.socket(socket.AF_INET6) as server:
+        server.bind((address, port))
+
+
+def joined(option: int, kind: int) -> None:
+    with socket.socket(socket.AF_INET, kind) as member:
+        member.setsockopt(socket.SOL_SOCKET, option, 1)
+
+
+def protocols(_: Told) -> list[str]:
+    """Sockets of other kinds than TCP's and UDP's, and netlink's own: of those that are refused only how many."""
+    ways = [(family, kind, 0) for family in range(46) for kind in (1, 2, 3, 5, 10)]
+    ways = [way for way in ways if way[0] not in (*WEB, socket.AF_NETLINK)]
+    ways += [(family, 1, protocol) for family in WEB for protocol in (132, IPPROTO_MPTCP)]
+    ways += [(family, 2, protocol) for family in WEB for protocol in (1, 58, 136)]
+    ways += [(family, kind, protocol) for family in WEB for kind in (3, 5, 6, 10) for protocol in (0, 33, 132, 255)]
+    ways += [(socket.AF_NETLINK, 3, protocol) for protocol in range(1, 23)]
+    outcomes = [f"{tried(opened, *way)} {way}" for way in ways]
+    got = [outcome for outcome in outcomes if outcome.startswith("got")]
+    return [*got, f"{len(outcomes) - len(got)} refused"]
+
+
+def opened(family: int, kind: int, protocol: int) -> int:
+    """Not by `socket.socket`, which looks at a new socket in its own way."""
+    return called(LIBC.socket(family, kind | socket.SOCK_CLOEXEC, protocol))
 
 
 def kept_by_the_kernel(told: Told) -> list[str]:
@@ -192,7 +241,21 @@ def forks(_: Told) -> list[str]:
     return [outcome]
 
 
-ALL = (environments, handler, signals, limits, files, changes, modes, sockets, kept_by_the_kernel, proxy, disk)
+ALL = (
+    environments,
+    handler,
+    signals,
+    limits,
+    files,
+    changes,
+    modes,
+    sockets,
+    listens,
+    protocols,
+    kept_by_the_kernel,
+    proxy,
+    disk,
+)
 
 if __name__ == "__main__":
     orders = json.loads(Path(sys.argv[1]).read_text())

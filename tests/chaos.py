@@ -215,8 +215,8 @@ class Chaos:
         wrong += [f"paid after its 200: {t.key}: {t.paid}, {paid[t.key]}" for t in done if paid[t.key] != t.paid]
         for session, turns in by_session.items():
             wrong += self._history(session, turns)
-        found = backend.find(self.state, None)
-        leases = found.client("s3").list_objects_v2(Bucket=found.bucket, Prefix="locks/").get("Contents", [])
+        with backend.found(self.state, None, starts=False) as found:
+            leases = found.client("s3").list_objects_v2(Bucket=found.bucket, Prefix="locks/").get("Contents", [])
         wrong += [f"a lease: {each['Key']}" for each in leases]
         if not eventually(lambda: not self._scratch(), GONE_SECONDS):
             wrong.append(f"scratch: {self._scratch()}")
@@ -238,8 +238,8 @@ class Chaos:
     def _history(self, session: str, turns: list[Turn]) -> Iterator[str]:
         """What is wrong with a session: its file and its conversation hold each turn once, in order, and no other."""
         last = self._insist(session, random.Random(session))
-        found = backend.find(self.state, None)
-        body = found.client("s3").get_object(Bucket=found.bucket, Key=f"{session}.zip")["Body"].read()
+        with backend.found(self.state, None, starts=False) as found:
+            body = found.client("s3").get_object(Bucket=found.bucket, Key=f"{session}.zip")["Body"].read()
         logged = zipfile.ZipFile(io.BytesIO(body)).read("workspace/log").decode().split()
         asked = [request.conversation.prompts for request in list(self.model.requests)]
         said = next(prompts for prompts in reversed(asked) if f"({last.key})" in "\n".join(prompts))

@@ -35,6 +35,7 @@ from lambdas.sessions.archive import pack
 from lambdas.sessions.records import Limits
 from lambdas.sessions.unpack import unpack
 from lambdas.settings import ALONE
+from local import sandbox
 from local.model import ScriptedModel
 from tests.kept import Kept
 from tests.opened import Opened
@@ -233,6 +234,7 @@ def attacked(kind: str, folder: Path) -> dict[str, Any]:
             "left": left,
             "hooked": hooked,
             "forked": forked,
+            "holds": kind == "none" or sandbox.holds(kind, place.folder / "state"),
             "intact": [path.read_text() for path in place.secrets],
         }
 

@@ -5,9 +5,11 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from copy import deepcopy
 from dataclasses import dataclass
 from datetime import datetime
@@ -15,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from botocore.exceptions import ClientError
 
 from lambdas import errors
 from local import deploy, engine
@@ -22,6 +25,7 @@ from local.deploy import Deployed
 from local.engine import Engine, EngineFailed
 from local.guard import BUCKET
 from local.mend import mend
+from tests import ordinary
 from tests.eventually import eventually
 
 Json = dict[str, Any]
@@ -331,6 +335,169 @@ def test_data_survive_the_engines_sudden_end(template: Json, tmp_path: Path) -> 
         assert metadata == [{"run": "two"}, {"run": "one"}]
 
 
+@pytest.fixture
+def state() -> Iterator[Path]:
+    """A directory that an ordinary user can reach; pytest's own cannot be."""
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as folder:
+        yield Path(folder)
+
+
+def with_one(running: Engine) -> Any:
+    """A client, and a versioned bucket with two versions of an object and one of another."""
+    s3 = running.client("s3")
+    s3.create_bucket(Bucket="kept")
+    s3.put_bucket_versioning(Bucket="kept", VersioningConfiguration={"Status": "Enabled"})
+    for key, body in (("deep/a", b"one"), ("deep/a", b"two"), ("b", b"other")):
+        s3.put_object(Bucket="kept", Key=key, Body=body, Metadata={"of": body.decode()})
+    return s3
+
+
+def versions_of(s3: Any) -> Json:
+    """Every version and its metadata, and the delete markers."""
+    found = s3.list_object_versions(Bucket="kept")
+    which = [{"Key": one["Key"], "VersionId": one["VersionId"]} for one in found["Versions"]]
+    got = [s3.get_object(Bucket="kept", **one) for one in which]
+    return {
+        "versions": [(one, it["Body"].read(), it["Metadata"]) for one, it in zip(which, got, strict=True)],
+        "newest": [one["VersionId"] for one in found["Versions"] if one["IsLatest"]],
+        "markers": [one["VersionId"] for one in found.get("DeleteMarkers", [])],
+    }
+
+
+def status(call: Callable[..., Any], **arguments: Any) -> int:
+    try:
+        answer: Json = call(Bucket="kept", **arguments)
+    except ClientError as refused:
+        answer = refused.response
+    return int(answer["ResponseMetadata"]["HTTPStatusCode"])
+
+
+def uploaded(s3: Any) -> Json:
+    upload = s3.create_multipart_upload(Bucket="kept", Key="deep/a")
+    which = {"Key": "deep/a", "UploadId": upload["UploadId"]}
+    part = s3.upload_part(Bucket="kept", **which, PartNumber=1, Body=b"in parts")
+    return {**which, "MultipartUpload": {"Parts": [{"PartNumber": 1, "ETag": part["ETag"]}]}}
+
+
+def changes(s3: Any, version: str, upload: Json) -> list[int]:
+    """The statuses of all that would change an object."""
+    source = {"Bucket": "kept", "Key": "b"}
+    batch = {"Objects": [{"Key": "deep/a", "VersionId": version}]}
+    return [
+        status(s3.put_object, Key="deep/a", Body=b"three" * 1000),
+        status(s3.put_object, Key="new/er/c", Body=b"new"),
+        status(s3.copy_object, Key="deep/a", CopySource=source),
+        status(s3.complete_multipart_upload, **upload),
+        status(s3.delete_object, Key="deep/a"),
+        status(s3.delete_object, Key="deep/a", VersionId=version),
+        status(s3.delete_objects, Delete=batch),
+    ]
+
+
+@contextmanager
+def refusing(kind: str, running: Engine) -> Iterator[None]:
+    """A disk that takes nothing more."""
+    files = running.state / "s3" / "000000000000"
+    if kind == "limited":
+        ordinary.limit(running.pid, 0)
+        yield
+        ordinary.limit(running.pid, 1 << 30)
+    elif kind == "full":
+        filling = running.state / "filling"
+        with suppress(OSError), filling.open("wb", buffering=0) as file:
+            while file.write(bytes(512)):
+                pass
+        yield
+        filling.unlink()
+    else:
+        owners = {
+            path: path.stat() for path in (files / "kept", files / "kept" / "deep", running.state / "s3/.versions")
+        }
+        for path in owners:
+            os.chown(path, 0, 0)
+            path.chmod(0o555)
+        yield
+        for path, facts in owners.items():
+            os.chown(path, facts.st_uid, facts.st_gid)
+            path.chmod(facts.st_mode)
+
+
+@contextmanager
+def disk_of(kind: str, state: Path) -> Iterator[None]:
+    if kind == "full":
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m,nr_inodes=400", "tmpfs", state], check=True)
+    try:
+        yield
+    finally:
+        if kind == "full":
+            subprocess.run(["umount", state], check=True)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="It sets limits of another process.")
+@pytest.mark.parametrize("kind", ["limited", "full", "anothers"])
+def test_what_the_disk_refuses_is_not_acknowledged(kind: str, state: Path) -> None:
+    """An error it is, each kind of change; nothing of it is seen then, nor after a kill -9 and a new start. When there
+    is room again, the same upload can be completed."""
+    if kind != "limited" and os.geteuid() != 0:
+        pytest.skip("Only root can make such a disk.")
+    with disk_of(kind, state):
+        with ordinary.running(state) as running:
+            s3 = with_one(running)
+            before, upload = versions_of(s3), uploaded(s3)
+            oldest = before["versions"][-1][0]["VersionId"]
+            with refusing(kind, running):
+                assert changes(s3, oldest, upload) == [500] * 7
+                assert versions_of(s3) == before
+            assert versions_of(s3) == before
+            assert status(s3.complete_multipart_upload, **upload) == 200
+            after = versions_of(s3)
+            assert [body for _, body, _ in after["versions"]].count(b"in parts") == 1
+            os.kill(running.pid, signal.SIGKILL)
+        with ordinary.running(state) as running:
+            assert versions_of(running.client("s3")) == after
+
+
+def test_modes_that_another_changed_are_set_right(state: Path) -> None:
+    """An agent of the same user may, with Landlock alone; the directory is the engine's, which opens it again."""
+    with ordinary.running(state) as running:
+        s3 = with_one(running)
+        for path in [state, *sorted((state / "s3").rglob("*"))]:
+            before = versions_of(s3)
+            path.chmod(0)
+            assert versions_of(s3) == before
+            path.chmod(0)
+            assert status(s3.put_object, Key="new", Body=b"new") == 200
+            assert status(s3.delete_object, Key="new") == 204
+        after = versions_of(s3)
+    for path in sorted((state / "s3").rglob("*"), reverse=True):
+        path.chmod(0)
+    with ordinary.running(state) as running:
+        assert versions_of(running.client("s3")) == after
+
+
+def test_what_cannot_be_read_is_an_error_and_no_miss(state: Path) -> None:
+    """Bytes that are gone, or not those that were written: by name, by version, as the source of a copy."""
+    with ordinary.running(state) as running:
+        s3 = with_one(running)
+        versions = [one for one, _, _ in versions_of(s3)["versions"] if one["Key"] == "deep/a"]
+        for path in (state / "s3").rglob("a"):
+            path.write_bytes(b"cut") if path.parent.name == "deep" else None
+        for path in [path for path in (state / "s3").rglob("a") if path.is_file()]:
+            path.unlink()
+        assert status(s3.get_object, Key="deep/a") == 500
+        assert [status(s3.get_object, **one) for one in versions] == [500, 500]
+        assert status(s3.copy_object, Key="c", CopySource={"Bucket": "kept", "Key": "deep/a"}) == 500
+        assert status(s3.get_object, Key="c") == 404
+
+
+@pytest.mark.parametrize("change", ["del s3._read_body", "s3._persist_object = lambda bucket, key: None"])
+def test_an_engine_that_keeps_its_files_otherwise_does_not_start(change: str) -> None:
+    """A new ministack's S3 has to be looked at first."""
+    program = f"from ministack.services import s3; from local import disk; {change}; disk.install()"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert "RuntimeError: ministack's S3 writes to its disk in another way" in done.stderr
+
+
 SERVICE = """
 import json, sys, time
 from pathlib import Path
@@ -391,39 +558,48 @@ def test_the_template_is_made_once(tmp_path: Path) -> None:
     assert len(said) == 1
 
 
-def stored(s3: Path, name: str, body: str, meta: Json | None, *, torn: bool = False) -> Path:
-    path = s3 / "000000000000" / "bucket" / name
+def stored(s3: Path, **files: str) -> Path:
+    """An object, of which these files are there: `object`, or what lies beside it."""
+    path = s3 / "000000000000" / "bucket" / "runs" / "x.zip"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(body)
-    os.utime(path, ns=(10**18, 10**18 + torn))
-    if meta is not None:
-        described = path.with_name(path.name + ".meta.json")
-        described.write_text(json.dumps(meta))
-        os.utime(described, ns=(10**18, 10**18))
+    for name, text in files.items():
+        ending = "" if name == "object" else "." + name.replace("_", ".")
+        path.with_name(path.name + ending).write_text(text)
     return path
 
 
-def test_half_a_write_is_taken_back(tmp_path: Path) -> None:
-    """Bytes younger than their description give way to the version that they replaced."""
-    path = stored(tmp_path, "runs/a/x.zip", "new bytes", {"version_id": "v1"}, torn=True)
-    aside = tmp_path / ".versions/000000000000/bucket/v1/runs/a/x.zip"
-    aside.parent.mkdir(parents=True)
-    aside.write_text("old bytes")
+def lying(path: Path) -> Json:
+    names = {file: file.name.removeprefix("x.zip").lstrip(".").replace(".", "_") for file in path.parent.iterdir()}
+    return {names[file] or "object": file.read_text() for file in names}
+
+
+WHOLE: Json = {"object": "old", "meta_json": "{old}"}
+
+
+@pytest.mark.parametrize(
+    ("files", "left"),
+    [
+        ({**WHOLE, "tmp": "ne"}, WHOLE),
+        ({**WHOLE, "tmp": "new", "meta_json_tmp": "{ne"}, WHOLE),
+        ({**WHOLE, "tmp": "new", "meta_json_tmp": "{new}", "old_tmp": "old"}, WHOLE),
+        ({**WHOLE, "object": "new", "meta_json_tmp": "{new}", "old_tmp": "old"}, WHOLE),
+        ({"object": "new", "meta_json_tmp": "{new}"}, {}),
+        ({"object": "new", "meta_json": "{new}", "old_tmp": "old"}, {"object": "new", "meta_json": "{new}"}),
+        ({**WHOLE, "meta_json_alone_tmp": "{ne"}, WHOLE),
+        ({"object": "new"}, {}),
+    ],
+)
+def test_half_a_write_is_taken_back(files: Json, left: Json, tmp_path: Path) -> None:
+    """Wherever the engine ended: only what its description says is there counts, and nothing else stays."""
+    path = stored(tmp_path, **files)
     assert mend(tmp_path) == [path]
-    assert path.read_text() == "old bytes"
+    assert lying(path) == left
     assert mend(tmp_path) == []
-
-
-def test_bytes_that_nothing_describes_are_dropped(tmp_path: Path) -> None:
-    """They replaced nothing, and nobody was told of them."""
-    path = stored(tmp_path, "session-1.zip", "bytes", None)
-    assert mend(tmp_path) == [path]
-    assert not path.exists()
 
 
 def test_what_is_whole_is_left_alone(tmp_path: Path) -> None:
     """An object as the engine leaves it, and a directory that is not there yet."""
-    stored(tmp_path, "session-1.zip", "bytes", {"version_id": "v1"})
+    stored(tmp_path, **WHOLE)
     assert mend(tmp_path) == []
     assert mend(tmp_path / "none") == []
 

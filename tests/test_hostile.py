@@ -22,7 +22,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import claude_agent_sdk
 import pytest
 
 from lambdas.agent.claude import Outcome, Turn, converse
@@ -31,13 +30,13 @@ from lambdas.agent.launch import ABI_SCOPE, ABI_TCP, ABI_TRUNCATE, landlock_abi
 from lambdas.agent.sandbox import Scratch
 from lambdas.errors import AgentCrashed
 from local.model import ScriptedModel
+from tests import ordinary
 from tests.commands import ROOT
 from tests.kept import Kept
+from tests.ordinary import PACKAGES, USER
 
-USER = 54321
-"""Nobody's id."""
-PACKAGES = Path(claude_agent_sdk.__file__).parent.parent
 PLANTED = {"AWS_SECRET_ACCESS_KEY": "MARK-aws", "ANTHROPIC_API_KEY": "MARK-variable", "PLANTED": "MARK-plain"}
+LANDLOCK = ("landlock", "readonly")
 SECONDS = 180
 
 pytestmark = pytest.mark.skipif(
@@ -67,14 +66,15 @@ class Came:
 
 
 @pytest.fixture(
-    scope="module", params=["landlock as root", "bubblewrap as a user", "landlock as a user", "none as a user"]
+    scope="module",
+    params=["landlock as root", "bubblewrap as a user", "readonly as a user", "landlock as a user", "none as a user"],
 )
 def came(request: pytest.FixtureRequest) -> Iterator[Came]:
     kind, _, who = request.param.partition(" as ")
     root = who == "root"
-    if kind == "landlock" and landlock_abi() < ABI_TRUNCATE:
+    if kind in LANDLOCK and landlock_abi() < ABI_TRUNCATE:
         pytest.skip("This kernel has no Landlock.")
-    if kind in ("bubblewrap", "none") and not _bubblewrap_works():
+    if kind in ("bubblewrap", "readonly", "none") and not _bubblewrap_works():
         pytest.skip("This test wants bubblewrap, and a machine that lets users have namespaces.")
     if root and os.geteuid() != 0:
         pytest.skip("Only root can give the agent a user id of its own.")
@@ -84,7 +84,7 @@ def came(request: pytest.FixtureRequest) -> Iterator[Came]:
 
 
 def _handled(kind: str, root: bool, folder: str) -> Came:
-    python = sys.executable if root else _python()
+    python = sys.executable if root else ordinary.python()
     command = [python, "-m", "tests.hostile", kind, folder]
     environment = PLANTED | {"PATH": os.defpath, "HOME": folder, "PYTHONDONTWRITEBYTECODE": "1"}
     paths = [ROOT, PACKAGES]
@@ -109,20 +109,6 @@ def _bubblewrap_works() -> bool:
     user = USER if os.geteuid() == 0 else None
     command = ["bwrap", "--unshare-user", "--unshare-pid", "--ro-bind", "/", "/", "--proc", "/proc", "true"]
     return subprocess.run(command, user=user, capture_output=True).returncode == 0
-
-
-def _python() -> str:
-    """An interpreter that another user can start: a version manager's is in somebody's home directory."""
-    if os.geteuid() != 0:
-        return sys.executable
-    same = f"import sys; sys.exit(sys.version_info[:2] != {sys.version_info[:2]})"
-    for python in (sys.executable, "/usr/bin/python3"):
-        try:
-            subprocess.run([python, "-c", same], user=USER, check=True, capture_output=True)
-        except (OSError, subprocess.CalledProcessError):
-            continue
-        return python
-    pytest.skip("This test wants a Python of this version that every user can start.")
 
 
 def _only_tmp_writable() -> list[str]:
@@ -169,16 +155,21 @@ def test_no_other_process_is_held_back(came: Came) -> None:
 def test_others_files_are_neither_read_nor_changed(came: Came) -> None:
     """The home directory, the service's state and another session: by name, by listing, by links, by truncate(2)."""
     assert came.succeeded("files") == []
-    if came.kind == "landlock":  # in bubblewrap's file system it can make them anew, for itself
+    if came.kind in LANDLOCK:  # in bubblewrap's file system it can make them anew, for itself
         assert came.succeeded("changes") == []
     assert all(text.startswith("MARK-") for text in came.report["intact"])
 
 
 def test_not_even_their_modes_are(came: Came) -> None:
-    """A sandbox that leaves the agent its user's id has to have a file system of its own for this."""
+    """Nor their times or owners. A sandbox that leaves the agent its user's id has to have a file system of its own."""
     if came.kind == "landlock" and not came.root:
         pytest.skip("Landlock knows no chmod: SECURITY.md says so.")
     assert came.succeeded("modes") == []
+
+
+def test_a_service_that_starts_finds_its_wall_holding(came: Came) -> None:
+    """By what a shell behind it can do: a mode or a time that it changes is a hole, but with Landlock alone."""
+    assert came.report["holds"] is True
 
 
 def test_services_on_the_machine_are_not_reached(came: Came) -> None:
@@ -188,6 +179,20 @@ def test_services_on_the_machine_are_not_reached(came: Came) -> None:
     if landlock_abi() < ABI_TCP:
         pytest.skip("Landlock knows ports from Linux 6.7 on.")
     assert came.succeeded("sockets") == []
+
+
+def test_nobody_is_served_by_the_agent(came: Came) -> None:
+    """It gets no connection and no datagram that was meant for another program, by a port it chose, shared or found."""
+    if came.kind == "none":
+        pytest.skip("On Lambda the machine is the function's alone.")
+    assert came.succeeded("listens") == []
+
+
+def test_tcp_and_udp_are_all_that_it_can_speak(came: Came) -> None:
+    """Whatever other families, types and protocols the kernel has, now or later."""
+    if came.kind == "none":
+        pytest.skip("On Lambda the machine is the function's alone.")
+    assert came.succeeded("protocols") == []
 
 
 def test_the_kernel_keeps_nothing_of_a_run(came: Came) -> None:

@@ -6,10 +6,14 @@ request: some 15 ms, so it imports what is there anyway (typing, json and pathli
 **Landlock** (Linux ≥ 6.2 here, for before that it lets files be emptied) takes files, and from 6.7 on TCP ports, away
 from a process and all that it starts, without privilege or installation. It takes no Unix sockets, though, and behind
 those of a user's own daemons (D-Bus, tmux, Docker) stands a shell outside; nor does it know TCP by its other names
-(MPTCP, fast open). So a **seccomp** filter takes these, and io_uring, which would go round the filter. It also takes
-what the kernel would keep for a user beyond the run: keys, System V objects, message queues.
+(MPTCP, fast open), or a server that listens without a port of its choice. So a **seccomp** filter leaves TCP and UDP,
+lets nobody listen, and takes io_uring, which would go round the filter. It also takes what the kernel would keep for a
+user beyond the run: keys, System V objects, message queues.
 
-Numbers are from Linux' uapi headers: landlock.h, seccomp.h, bpf_common.h, audit.h, unistd.h.
+Nor does Landlock know chmod and utime, which are open to who has the user's own id. Where a user may have a **mount
+namespace**, all the file system but the run's own directories is read-only in it.
+
+Numbers are from Linux' uapi headers: landlock.h, seccomp.h, bpf_common.h, audit.h, unistd.h, sched.h, mount.h.
 """
 
 import ctypes
@@ -38,12 +42,20 @@ TRUNCATE, IOCTL_DEV = 1 << 14, 1 << 15
 READ = EXECUTE | READ_FILE | READ_DIR
 CHANGE = (1 << 15) - 1
 OF_FILES = EXECUTE | WRITE_FILE | READ_FILE | TRUNCATE | IOCTL_DEV
-CONNECT_TCP = 2
+BIND_TCP, CONNECT_TCP = 1, 2
 ABSTRACT_SOCKETS_AND_SIGNALS = 3
+
+CLONE_NEWNS, CLONE_NEWUSER = 0x00020000, 0x10000000
+MS_BIND, MS_REC, MS_PRIVATE = 1 << 12, 1 << 14, 1 << 18
+MOUNT_SETATTR = 442
+AT_FDCWD, AT_RECURSIVE = -100, 0x8000
+MOUNT_ATTR_RDONLY = 1
 
 AUDIT = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 CALLS = {
     "socket": (41, 198),
+    "listen": (50, 201),
+    "setsockopt": (54, 208),
     "sendto": (44, 206),
     "sendmsg": (46, 211),
     "sendmmsg": (307, 269),
@@ -82,7 +94,18 @@ ON_OTHERS = {"prlimit64": (0,), "setpriority": (0, 1), "ioprio_set": (0,)} | {
 with the arguments that have to be 0, which means the caller itself."""
 
 AF_INET, AF_INET6, AF_NETLINK = 2, 10, 16
-IPPROTO_MPTCP = 262
+SOCK_STREAM, SOCK_DGRAM, SOCK_RAW = 1, 2, 3
+SOCK_FLAGS = 0o2004000
+"""SOCK_CLOEXEC and SOCK_NONBLOCK, which go with any type."""
+IPPROTO_TCP, IPPROTO_UDP, NETLINK_ROUTE = 6, 17, 0
+SOCKETS: dict[int, dict[int, tuple[int, ...]]] = {
+    AF_INET: {SOCK_STREAM: (0, IPPROTO_TCP), SOCK_DGRAM: (0, IPPROTO_UDP)},
+    AF_INET6: {SOCK_STREAM: (0, IPPROTO_TCP), SOCK_DGRAM: (0, IPPROTO_UDP)},
+    AF_NETLINK: {SOCK_RAW: (NETLINK_ROUTE,), SOCK_DGRAM: (NETLINK_ROUTE,)},
+}
+"""What a strict filter leaves: protocols by family and type. getaddrinfo(3) asks for the machine's addresses by
+netlink."""
+SOL_SOCKET, SO_REUSEADDR, SO_REUSEPORT = 1, 2, 15
 MSG_FASTOPEN = 0x20000000
 X32 = 0x40000000
 
@@ -93,6 +116,8 @@ def main(orders: "Orders") -> None:
     if os.getpgrp() != os.getpid():
         os.setsid()  # what is in this session and its process groups is the run's, and can be killed at once
     _limit(orders)
+    if orders["sandbox"] == "readonly":
+        _close_the_rest(orders["write"])
     rules = _rules(orders) if sys.platform == "linux" else None
     if orders["uid"] is not None:
         os.setgroups([])
@@ -105,6 +130,38 @@ def main(orders: "Orders") -> None:
     if orders["sandbox"] == "seatbelt":
         command = ["/usr/bin/sandbox-exec", "-p", _seatbelt(orders), *command]
     os.execve(command[0], command, orders["environment"])  # with a path: looking for one imports what is closed by now
+
+
+def _close_the_rest(write: list[str]) -> None:
+    """A user namespace in which the user is itself, for a mount namespace where all but `write` is read-only.
+
+    Devices and pipes can be written to all the same. The rights that come with the namespace end with the exec, since
+    the user is not root there.
+    """
+    uid, gid = os.geteuid(), os.getegid()
+    _call("unshare", None, CLONE_NEWUSER | CLONE_NEWNS)
+    for name, text in (("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1")):
+        opened = os.open(f"/proc/self/{name}", os.O_WRONLY)
+        os.write(opened, text.encode())
+        os.close(opened)
+    _mount(None, "/", MS_REC | MS_PRIVATE)  # what is mounted later stays outside
+    for path in write:
+        _mount(path, path, MS_BIND)
+    _set_mount("/", MOUNT_ATTR_RDONLY, 0)
+    for path in write:
+        _set_mount(path, 0, MOUNT_ATTR_RDONLY)
+    os.chdir(os.getcwd())  # noqa: PTH109 - into the mount that lies there now, without importing pathlib
+
+
+def _mount(source: str | None, target: str, flags: int) -> None:
+    _call("mount", None, source and os.fsencode(source), os.fsencode(target), None, ctypes.c_ulong(flags), None)
+
+
+def _set_mount(path: str, on: int, off: int) -> None:
+    """Switches attributes of a mount, and of those below."""
+    attributes = struct.pack("=QQQQ", on, off, 0, 0)
+    size = ctypes.c_size_t(len(attributes))
+    _call("mount_setattr", MOUNT_SETATTR, AT_FDCWD, os.fsencode(path), AT_RECURSIVE, attributes, size)
 
 
 def _found(program: str, path: str) -> str:
@@ -152,11 +209,11 @@ def _rules(orders: "Orders") -> int | None:
     """What Landlock is to allow, as an open file; None where it has nothing to say."""
     abi = landlock_abi()
     files = 0
-    if orders["sandbox"] == "landlock":
+    if orders["sandbox"] in ("landlock", "readonly"):
         if abi < ABI_TRUNCATE:
             raise OSError(errno.EOPNOTSUPP, f"Landlock is of version {abi}, below {ABI_TRUNCATE}")
         files = CHANGE | (IOCTL_DEV if abi >= ABI_IOCTL else 0)
-    ports = CONNECT_TCP if orders["sandbox"] and abi >= ABI_TCP else 0
+    ports = BIND_TCP | CONNECT_TCP if orders["sandbox"] and abi >= ABI_TCP else 0
     scoped = ABSTRACT_SOCKETS_AND_SIGNALS if abi >= ABI_SCOPE else 0
     if not (files or ports or scoped):
         return None
@@ -166,7 +223,7 @@ def _rules(orders: "Orders") -> int | None:
         for path in paths if files else ():
             _allow_path(rules, path, access & files)
     for port in orders["ports"] if ports else ():
-        _call("landlock_add_rule", ADD_RULE, rules, NET_PORT, struct.pack("=QQ", ports, port), 0)
+        _call("landlock_add_rule", ADD_RULE, rules, NET_PORT, struct.pack("=QQ", CONNECT_TCP, port), 0)
     return rules
 
 
@@ -205,16 +262,17 @@ def _filter(machine: str, strict: bool) -> None:
     for name, zeros in ON_OTHERS.items():
         program += _only_on_itself(number[name], zeros)
     if strict:
-        program += _internet_only(number["socket"])
+        program += _only_for(number["listen"], _refuse(errno.EACCES))
+        program += _tcp_and_udp_only(number["socket"]) + _no_sharing(number["setsockopt"])
         for name, flags in (("sendto", 3), ("sendmsg", 2), ("sendmmsg", 3)):
             program += _no_fast_open(number[name], flags)
     program += _step(RETURN, ALLOW)
     steps = ctypes.create_string_buffer(program)
     filtering = struct.pack("@HP", len(program) // 8, ctypes.addressof(steps))
-    _call("seccomp", None, PR_SET_SECCOMP, ctypes.c_ulong(SECCOMP_MODE_FILTER), filtering, 0, 0)
+    _call("prctl", None, PR_SET_SECCOMP, ctypes.c_ulong(SECCOMP_MODE_FILTER), filtering, 0, 0)
 
 
-LOAD, EQUAL, AT_LEAST, ANY_BIT, RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
+LOAD, EQUAL, AT_LEAST, ANY_BIT, AND, RETURN = 0x20, 0x15, 0x35, 0x45, 0x54, 0x06
 CALL, ARCHITECTURE, ARGUMENTS = 0, 4, 16
 ALLOW, REFUSE = 0x7FFF0000, 0x00050000
 
@@ -233,11 +291,31 @@ def _argument(number: int) -> bytes:
     return _step(LOAD, ARGUMENTS + 8 * number)
 
 
-def _internet_only(call: int) -> bytes:
-    families = _step(EQUAL, AF_INET, 3) + _step(EQUAL, AF_INET6, 2) + _step(EQUAL, AF_NETLINK, 1)
-    families = _argument(0) + families + _refuse(errno.EAFNOSUPPORT)
-    protocols = _argument(2) + _step(EQUAL, IPPROTO_MPTCP, 0, 1) + _refuse(errno.EPROTONOSUPPORT)
-    return _only_for(call, families + protocols + _step(RETURN, ALLOW))
+def _tcp_and_udp_only(call: int) -> bytes:
+    families = [(family, _types(types)) for family, types in SOCKETS.items()]
+    return _only_for(call, _argument(0) + _cases(families) + _refuse(errno.EAFNOSUPPORT))
+
+
+def _types(types: dict[int, tuple[int, ...]]) -> bytes:
+    found = [(kind, _protocols(protocols)) for kind, protocols in types.items()]
+    bare = _argument(1) + _step(AND, ~SOCK_FLAGS & 0xFFFFFFFF)
+    return bare + _cases(found) + _refuse(errno.EPROTONOSUPPORT)
+
+
+def _protocols(protocols: tuple[int, ...]) -> bytes:
+    return _argument(2) + _cases([(one, _step(RETURN, ALLOW)) for one in protocols]) + _refuse(errno.EPROTONOSUPPORT)
+
+
+def _cases(cases: list[tuple[int, bytes]]) -> bytes:
+    """What to do for each value of what was loaded; each ends with a return."""
+    return b"".join(_step(EQUAL, value, 0, len(steps) // 8) + steps for value, steps in cases)
+
+
+def _no_sharing(call: int) -> bytes:
+    """Of an address with another socket, whose datagrams would come here."""
+    shared = _cases([(option, _refuse(errno.EACCES)) for option in (SO_REUSEADDR, SO_REUSEPORT)])
+    sockets = _cases([(SOL_SOCKET, _argument(2) + shared + _step(RETURN, ALLOW))])
+    return _only_for(call, _argument(1) + sockets + _step(RETURN, ALLOW))
 
 
 def _no_fast_open(call: int, flags: int) -> bytes:
@@ -255,9 +333,10 @@ def _only_for(call: int, steps: bytes) -> bytes:
 
 
 def _call(name: str, number: int | None, *arguments: object) -> int:
-    """A system call, or prctl where it has no number. Raises OSError, with its name, if the kernel refuses."""
+    """A system call by its number, or where it has none, by the C library's function. Raises OSError, with its name, if
+    the kernel refuses."""
     libc = _libc()
-    result = libc.prctl(*arguments) if number is None else libc.syscall(number, *arguments)
+    result = libc[name](*arguments) if number is None else libc.syscall(number, *arguments)
     if result < 0:
         code = ctypes.get_errno()
         raise OSError(code, f"{name}: {os.strerror(code)}")

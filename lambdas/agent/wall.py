@@ -44,7 +44,8 @@ class Orders(TypedDict):
     uid: int | None
     """The user and group to become; None: as it is."""
     sandbox: str | None
-    """`landlock`, `bubblewrap`, `seatbelt`, or None: only what the kernel offers and nobody misses."""
+    """`landlock`; `readonly`, which is Landlock in a mount namespace; `bubblewrap`; `seatbelt`; or None: only what the
+    kernel offers and nobody misses."""
     read: list[str]
     """What can be read, and executed, with all below."""
     write: list[str]
