@@ -199,7 +199,7 @@ class AgentCrashed(WorkflowError):
 
 
 class RunTimedOut(WorkflowError):
-    """A hard limit cut the run off: the backstop behind the run's own deadline."""
+    """A hard limit cut the run off, the backstop behind its own deadline; or would have, while its work was saved."""
 
     status = 504
     retryable = True

@@ -9,6 +9,7 @@ import asyncio
 import gc
 import json
 import logging
+import math
 import os
 import tempfile
 import time
@@ -24,6 +25,7 @@ import botocore.session
 from botocore.exceptions import BotoCoreError, ClientError
 
 from lambdas.agent.bedrock import bedrock
+from lambdas.agent.checkpoint import Leashed
 from lambdas.agent.claude import CONTINUE, Outcome, Turn, converse
 from lambdas.agent.credentials import Proxy, Secret, Upstream, anthropic, supabase
 from lambdas.agent.sandbox import Scratch, refuse_careless, seal, swept
@@ -34,19 +36,23 @@ from lambdas.errors import (
     DiskFull,
     ModelOverloaded,
     ModelUnauthorized,
+    RunTimedOut,
     StorageUnavailable,
     WorkflowError,
 )
-from lambdas.sessions.archive import Packed, pack
+from lambdas.sessions.archive import Packed, pack, packing_seconds
 from lambdas.sessions.grants import Grantee, Stored
 from lambdas.sessions.records import RATIO, Limits
 from lambdas.sessions.resumed import Resumed
-from lambdas.sessions.tree import Change, Fingerprint, settle, shown
+from lambdas.sessions.tree import Change, Fingerprint, Keep, settle, shown
 from lambdas.sessions.unpack import unpack
 from lambdas.settings import AgentSettings
 
 FILES_NAMED = 1000
 """How many changed files result.json names; `files_total` counts them all."""
+
+REMOVING_SECONDS = 1.0
+"""How long before the function's own time limit staging is given up: that limit would end it without a word."""
 
 OBJECTS = 250_000
 """How many are made before garbage is looked for among them: a large session's files are not looked through."""
@@ -55,10 +61,10 @@ KEPT_OF_CLAUDE = ("tool-results", "subagents")
 """What a transcript refers to, beside it; the rest of Claude's configuration directory is remade at every start."""
 
 
-def handler(event: Json, context: object) -> Json:
+def handler(event: Json, context: Any) -> Json:
     """The Lambda entry point: `Task` → `RunResult`."""
     try:
-        return worker().run(Task.load(event)).dump()
+        return worker().run(Task.load(event), time.time() + context.get_remaining_time_in_millis() / 1000).dump()
     finally:
         gc.collect()  # the SDK's objects hold each other, and with them what is known of the session's files
 
@@ -85,8 +91,9 @@ class Worker:
     grantee: Grantee
     upstreams: list[Upstream]
 
-    def run(self, task: Task) -> RunResult:
-        """Raises one of the model's errors, `AgentCrashed`, `SessionTooLarge` or one of `Internal`."""
+    def run(self, task: Task, end: float = math.inf) -> RunResult:
+        """Raises one of the model's errors, `AgentCrashed`, `SessionTooLarge`, `RunTimedOut` where what came of it is
+        not staged before the function ends (at `end`, epoch seconds), or one of `Internal`."""
         pinned = task.grants.session
         session = self.grantee.open(pinned, task.size, task.directory) if pinned else None
         with ThreadPoolExecutor(1) as beside:
@@ -95,7 +102,7 @@ class Worker:
                 raise AgentCrashed(detail="this attempt was started before: the model is not asked again")
         try:
             body = json.loads(request.result())["body"]
-            return self._run(task, body, session)
+            return self._run(task, body, session, end)
         except WorkflowError as error:
             raise self._told(task, error) from None
         except OSError as error:
@@ -103,7 +110,7 @@ class Worker:
                 raise
             raise self._told(task, DiskFull(detail=str(error))) from None
 
-    def _run(self, task: Task, body: Json, session: Stored | None) -> RunResult:
+    def _run(self, task: Task, body: Json, session: Stored | None, end: float) -> RunResult:
         with swept(self.settings.wiped), Scratch(self._root(task), self._wall(task)) as scratch:
             before = self._restore(task, session, scratch)
             settle(before, scratch.private)
@@ -114,7 +121,7 @@ class Worker:
                 outcome = asyncio.run(converse(_turn(task, body), scratch, proxy, saver, task.deadline))
             scratch.clear()
             try:
-                return self._stage(task, scratch, outcome, before)
+                return self._stage(task, scratch, outcome, before, partial(_in_time, end))
             except WorkflowError as error:
                 raise error.but(cost_usd=outcome.cost_usd) from error
             except OSError as error:
@@ -145,15 +152,25 @@ class Worker:
     def _resumed(self, session: Stored | None, checkpoint: Grant) -> Resumed:
         return Resumed(session, self.grantee.open(checkpoint), self._limits)
 
-    def _stage(self, task: Task, scratch: Scratch, outcome: Outcome, before: Mapping[str, Fingerprint]) -> RunResult:
+    def _stage(
+        self,
+        task: Task,
+        scratch: Scratch,
+        outcome: Outcome,
+        before: Mapping[str, Fingerprint],
+        go_on: Callable[[], None],
+    ) -> RunResult:
         """What came of it, under the attempt: three objects, which only together are a result."""
         with ThreadPoolExecutor(2) as beside, tempfile.TemporaryFile() as archive:
             staging = [beside.submit(self.put_json, task.grants.messages, outcome.messages)]
-            packed = self.pack(task, scratch, before, archive)
+            packed = self.pack(task, scratch, before, archive, go_on)
             result = _result(outcome, packed)
             staging.append(beside.submit(self.put_json, task.grants.result, result.dump()))
-            archive.seek(0)
-            self.put(task.grants.changes, archive, packed.size)
+            archive.flush()
+            with Leashed(archive.fileno(), closefd=False) as leashed:
+                leashed.go_on = go_on
+                leashed.seek(0)
+                self.put(task.grants.changes, leashed, packed.size)
             for each in staging:
                 each.result()
         return RunResult.of(task.run_id, result)
@@ -166,9 +183,8 @@ class Worker:
         out: BinaryIO,
         go_on: Callable[[], None] = lambda: None,
     ) -> Packed:
-        """What changed in the session by now; `go_on` is asked for every directory, and may raise."""
-        keep = {"claude": partial(_kept, task.claude_session)}
-        return pack(_roots(scratch), out, self._limits, keep, before, go_on)
+        """What changed in the session by now; `go_on` is asked all the time, and may raise."""
+        return pack(_roots(scratch), out, self._limits, _keep(task), before, go_on)
 
     def put(self, grant: Grant, body: Any, size: int) -> None:
         """Stage one object."""
@@ -207,6 +223,9 @@ class _Saver:
     def upload(self, archive: BinaryIO, size: int) -> None:
         self.worker.put(self.task.grants.checkpoint, archive, size)
 
+    def saving_seconds(self) -> float:
+        return packing_seconds(_roots(self.scratch), _keep(self.task), self.before, time.monotonic)
+
     def spent(self, usd: float) -> None:
         self.worker.put_json(self.task.grants.spent, usd)
 
@@ -229,6 +248,17 @@ def _turn(task: Task, body: Json) -> Turn:
 
 def _roots(scratch: Scratch) -> dict[str, Path]:
     return {"workspace": scratch.workspace, "claude": scratch.claude}
+
+
+def _keep(task: Task) -> dict[str, Keep]:
+    """Of Claude's directory not all is kept."""
+    return {"claude": partial(_kept, task.claude_session)}
+
+
+def _in_time(end: float) -> None:
+    """Raises `RunTimedOut` when no more is left than the scratch directory takes to be removed."""
+    if time.time() > end - REMOVING_SECONDS:
+        raise RunTimedOut(detail="what the run changed could not be saved in the time that was left")
 
 
 def _of_workspace(changes: Sequence[Change]) -> list[Change]:

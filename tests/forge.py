@@ -6,7 +6,7 @@ import zlib
 from collections.abc import Callable
 from typing import Any
 
-from lambdas.sessions.records import Directory, Member, central_record, end_record, local_header, order
+from lambdas.sessions.records import SECOND, Directory, Member, central_record, end_record, local_header, order
 
 FILE, LINK, DIR = stat.S_IFREG, stat.S_IFLNK, stat.S_IFDIR
 
@@ -17,7 +17,7 @@ def item(path: str, content: bytes = b"", mode: int = FILE | 0o644) -> Item:
     """A member and its bytes as they should be: each case spoils one thing."""
     deflate = zlib.compressobj(6, zlib.DEFLATED, -15)
     data = deflate.compress(content) + deflate.flush() if content and stat.S_ISREG(mode) else content
-    return Member(path, mode, 1, len(content), len(data), zlib.crc32(content)), data
+    return Member(path, mode, SECOND, len(content), len(data), zlib.crc32(content)), data
 
 
 def lying(entry: Item, **lies: Any) -> Item:

@@ -26,6 +26,8 @@ class Kept:
     """Seconds that an upload takes."""
     costs: list[float] = field(default_factory=list)
     """In US dollars, as they were told."""
+    saving: Callable[[], float] = lambda: 0.0
+    """Seconds that the end is told to take."""
 
     def pack(self, out: BinaryIO, go_on: Callable[[], None]) -> int:
         roots = {"workspace": self.scratch.workspace, "claude": self.scratch.claude}
@@ -37,6 +39,9 @@ class Kept:
         self.archives.append(archive.read())
         assert len(self.archives[-1]) == size
         self.times.append(time.monotonic())
+
+    def saving_seconds(self) -> float:
+        return self.saving()
 
     def spent(self, usd: float) -> None:
         self.costs.append(usd)

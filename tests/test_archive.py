@@ -1,5 +1,6 @@
 """The session's zip: what goes in comes out, every tool opens it, and no archive, however made, does harm."""
 
+import base64
 import io
 import os
 import random
@@ -22,10 +23,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lambdas.errors import Internal, SessionDamaged, SessionTooLarge, StorageUnavailable
-from lambdas.sessions.archive import Packed, pack
+from lambdas.errors import Internal, SessionDamaged, SessionTooLarge, SessionUnreadable, StorageUnavailable
+from lambdas.sessions.archive import Packed, pack, packing_seconds
 from lambdas.sessions.index import Index
 from lambdas.sessions.records import (
+    SECOND,
     Directory,
     Limits,
     Member,
@@ -38,7 +40,7 @@ from lambdas.sessions.tree import Change, settle
 from lambdas.sessions.unpack import Contents, unpack
 from tests.eventually import eventually
 from tests.foreign import program
-from tests.forge import DIR, FILE, LINK, ROOTS, forged, item, lying, patched
+from tests.forge import DIR, FILE, LINK, ROOTS, forged, item, lying, patched, staged
 from tests.looked_at import snapshot
 from tests.opened import Opened
 
@@ -96,7 +98,7 @@ def unprivileged() -> Iterator[None]:
 
 
 def photo(root: Path) -> Photo:
-    """Mode (not of links), mtime in seconds, and content or target of all that is in a tree."""
+    """Mode (not of links), mtime in nanoseconds, and content or target of all that is in a tree."""
     taken: Photo = {}
     pending = [os.fsencode(root)]
     while pending:
@@ -110,7 +112,7 @@ def photo(root: Path) -> Photo:
             data = Path(os.fsdecode(path)).read_bytes()
         elif stat.S_ISDIR(facts.st_mode):
             pending += [os.fsencode(below) for below in Path(os.fsdecode(path)).iterdir()]
-        taken[path[len(os.fsencode(root)) :]] = (mode, facts.st_mtime_ns // 10**9, data)
+        taken[path[len(os.fsencode(root)) :]] = (mode, facts.st_mtime_ns, data)
     return taken
 
 
@@ -170,6 +172,17 @@ def assert_tools_open(path: Path) -> None:
         assert done.returncode == 0, (label, done.stdout[-500:], done.stderr[-500:])
     with zipfile.ZipFile(path) as archive:
         assert archive.testzip() is None
+
+
+BEFORE = zlib.decompress(
+    base64.b85decode(
+        b"c-jl_W@Zs#00AZk{Wu0Bz|O$QkeriPnv$v?8p6uJ$a2XuI{>bl5luB0P<45JQFd`bVlq?%Gm-`l1_q!8v7HA`^MH+JU=Tvl;G3A8nwFW93f9N~"
+        b")X2!r@Z*1?l|rIkG8d|?2bPotFay~j%!gt~PG(*<*Z?M=0Y#;GsFusl{msG;b}0h`FN!{(Qm{5gkiA?CU;isB>L+F9=@(}Jt!8A>WyT#q5Fo(t"
+        b"))7Qw1{Xp%wg5xu)&tU5gAZl^_5g%|C5`bY24Dmyx=YXl5eEJ*T!LZ{N|2(v20cV!;BDg_6hn~1H^7^f4Wxz@2m=`z803Lik-<60S=ZP|AwNx_"
+        b"BqLQJC9^0sxg@`+(n=vY&D=QI(%2FJ7~+F|"
+    )
+)
+"""A session as it was written when modification times were kept to the second."""
 
 
 def furnish(base: Path) -> None:
@@ -252,9 +265,33 @@ def test_info_zip_restores_links_modes_and_times(base: Path) -> None:
         b"/nothing/at/all",
         "/größe 測試 🎉.txt".encode(),
     ):
-        assert theirs[path] == mine[path], path
+        mode, nanoseconds, data = mine[path]
+        assert theirs[path] == (mode, nanoseconds // SECOND * SECOND, data), path
     for path in (b"/to-file", b"/dangling", b"/python"):
         assert theirs[path][2] == mine[path][2], path
+
+
+def test_what_is_newer_stays_newer(base: Path) -> None:
+    """Files, links and directories that were made in one second are in their order again, for `make` and its like."""
+    workspace = base / "workspace"
+    (workspace / "object").touch()
+    (workspace / "source").touch()
+    (workspace / "link").symlink_to("source")
+    (workspace / "folder").mkdir()
+    for fraction, name in enumerate(("object", "source", "link", "folder")):
+        times = 1_800_000_000 * SECOND + 250_000_000 + fraction
+        os.utime(workspace / name, ns=(times, times), follow_symlinks=False)
+    into = restored(packed(base)[0], base)
+    assert_same(base, into)
+    assert (into / "workspace/source").stat().st_mtime_ns > (into / "workspace/object").stat().st_mtime_ns
+
+
+def test_a_session_of_before_there_were_fractions_opens(base: Path) -> None:
+    """It is byte for byte what is written today of files with whole seconds."""
+    into = restored(BEFORE, base)
+    assert packed(into)[0] == BEFORE
+    assert (into / "workspace/Makefile").stat().st_mtime_ns == 1_800_000_000 * SECOND
+    assert (into / "workspace/run").read_text() == "#!/bin/sh\n"
 
 
 def test_restores_without_privilege(base: Path) -> None:
@@ -283,17 +320,85 @@ def test_sockets_fifos_and_set_id_bits_are_left_out(base: Path) -> None:
     }
 
 
-def test_a_file_that_cannot_be_read_fails_by_name(base: Path) -> None:
-    """Nothing is lost in silence: an unreadable file or directory stops the packing and is named."""
+SHUT = {"closed": 0, "unlisted": 0o300, "impassable": 0o600, "named": 0o400}
+
+
+@pytest.fixture
+def shut(base: Path) -> Iterator[Path]:
+    """A scratch directory of an ordinary user's, with files and directories that he may not read, list or pass."""
     with unprivileged():
-        (base / "nobody").mkdir()
-        for name in ("closed.txt", "shut"):
-            workspace = base / "nobody" / name
-            workspace.mkdir()
-            (workspace / "closed.txt").touch() if name == "closed.txt" else (workspace / "shut").mkdir()
-            (workspace / name).chmod(0)
-            with pytest.raises(Internal, match=name):
-                pack({"workspace": workspace, "claude": base / "claude"}, io.BytesIO(), LIMITS)
+        for name in ("workspace", "claude"):
+            (base / "home" / name).mkdir(parents=True)
+        for name, mode in SHUT.items():
+            folder = base / "home/workspace" / name
+            (folder / "below").mkdir(parents=True)
+            (folder / "below/file").write_text(name)
+            (folder / "below/file").chmod(0o200)
+            (folder / "large").write_bytes(bytes(5 << 20))
+            (folder / "large").chmod(0)
+            (folder / "below").chmod(mode)
+            folder.chmod(mode)
+        yield base / "home"
+
+
+def test_what_a_run_shut_against_itself_is_kept(shut: Path, base: Path) -> None:
+    """Content and modes come back, and come back again."""
+    limits = Limits(100, 1 << 30, 1100)
+    archive, said = packed(shut, limits)
+    modes = {member.path: member.mode for member in said.members}
+    for name, mode in SHUT.items():
+        assert modes[f"workspace/{name}"] == modes[f"workspace/{name}/below"] == DIR | mode
+        assert modes[f"workspace/{name}/large"] == FILE
+        assert modes[f"workspace/{name}/below/file"] == FILE | 0o200
+    again = restored(archive, base, limits)
+    assert packed(again, limits)[0] == archive
+    open_up(again)
+    (again / "workspace/closed/below/file").chmod(0o600)
+    assert (again / "workspace/closed/below/file").read_text() == "closed"
+
+
+def test_what_was_opened_to_be_packed_is_shut_again(shut: Path) -> None:
+    """Wherever a checkpoint is given up: the run goes on, and finds its modes as it left them."""
+    limits = Limits(100, 1 << 30, 1100)
+    (shut / "workspace").chmod(0o300)
+    archive, asked = packed(shut, limits)[0], 0
+
+    def never() -> None:
+        nonlocal asked
+        asked += 1
+        if asked == stop:
+            raise Internal
+
+    for stop in range(1, 60):
+        asked = 0
+        with suppress(Internal):
+            pack(roots_of(shut), io.BytesIO(), limits, go_on=never)
+        if asked < stop:
+            break
+    assert 20 < stop < 59
+    assert packed(shut, limits)[0] == archive
+    assert stat.S_IMODE((shut / "workspace").stat().st_mode) == 0o300
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="Only root makes what another user may not read.")
+def test_what_cannot_be_read_fails_by_name(base: Path) -> None:
+    """Nothing is lost in silence: another user's file or directory stops the packing and is named."""
+    for name in ("closed.txt", "shut"):
+        workspace = base / "workspace" / name
+        workspace.mkdir()
+        (workspace / "closed.txt").touch() if name == "closed.txt" else (workspace / "shut").mkdir()
+        (workspace / name).chmod(0)
+        with unprivileged(), pytest.raises(SessionUnreadable, match=name):
+            pack({"workspace": workspace, "claude": base / "claude"}, io.BytesIO(), LIMITS)
+
+
+def test_a_transcript_can_be_read_whatever_a_run_did_to_it(base: Path) -> None:
+    """Else no run could go on with the session; what the workspace holds is as it was."""
+    items = [item(f"{root}/d", mode=DIR) for root in ("claude", "workspace")]
+    items += [item(f"{root}/d/x", b"x", FILE) for root in ("claude", "workspace")]
+    into = restored(staged(*ROOTS, *items), base)
+    assert [stat.S_IMODE((into / "claude" / path).stat().st_mode) for path in ("d", "d/x")] == [0o500, 0o400]
+    assert stat.S_IMODE((into / "workspace/d").stat().st_mode) == 0
 
 
 def test_a_root_that_became_a_link_is_not_followed(base: Path) -> None:
@@ -395,6 +500,38 @@ def test_changes_are_seen_without_reading(base: Path) -> None:
     ]
 
 
+def test_how_long_packing_will_take_is_told_while_the_run_goes_on(base: Path) -> None:
+    """By what is not as it was, however it is changing; where looking takes longer, that does too."""
+    workspace = base / "workspace"
+    (workspace / "same").mkdir()
+    for number in range(1000):
+        (workspace / f"same/{number}").touch()
+    before = snapshot(roots_of(base))
+    settle(before, base)
+
+    def seconds(took: float = 0.0, **keep: Any) -> float:
+        return packing_seconds(roots_of(base), keep, before, iter([0.0, took]).__next__)
+
+    assert seconds() == 0.0
+    (workspace / "same/1").write_bytes(bytes(30_000_000))
+    (workspace / "same/2").chmod(0o755)
+    (workspace / "same/3").unlink()
+    assert 0.5 < seconds() < 0.51
+    for number in range(1000):
+        (workspace / str(number)).touch()
+    many = seconds()
+    assert 0.6 < many < 0.65
+    assert seconds(took=0.01) == many
+    assert many < seconds(took=0.03) < seconds(took=60.0) == 3 * many
+    assert seconds(workspace=lambda path: path != "workspace/same") < 0.2
+    (workspace / "loop").symlink_to("/")
+    (workspace / "same").rename(base / "away")
+    assert seconds() < 0.2
+    workspace.rename(base / "elsewhere")
+    workspace.symlink_to(base / "away")
+    assert seconds() == 0
+
+
 def test_five_thousand_files_over_two_turns(base: Path) -> None:
     """A 60 MB workspace of 5,000 files with modes and links is identical after two turns."""
     noise, workspace = random.Random(2), base / "workspace"
@@ -462,12 +599,12 @@ def test_more_than_65535_members(base: Path) -> None:
 def test_members_of_more_than_four_gibibytes() -> None:
     """Sizes and offsets of more than 32 bits are written to the ZIP64 field and read back."""
     large = Member("workspace/large", FILE | 0o600, 1, 6 << 30, 5 << 30, 7, 9 << 30)
-    near = Member("workspace/near", FILE | 0o600, 1, (1 << 32) - 2, 4, 7, 1)
-    far = Member("workspace/far", FILE | 0o600, 1, 3, 4, 7, 9 << 30)
+    near = Member("workspace/near", FILE | 0o600, SECOND, (1 << 32) - 2, 4, 7, 1)
+    far = Member("workspace/far", FILE | 0o600, SECOND, 3, 4, 7, 9 << 30)
     raw = b"".join(map(central_record, (far, large, near)))
     directory = Directory(3, 0, len(raw), zlib.crc32(raw))
     assert list(Index(raw, directory).members()) == [far, large, near]
-    assert len(local_header(large)) == large.data - large.offset == 30 + 15 + 20 + 9
+    assert len(local_header(large)) == large.data - large.offset == 30 + 15 + 20 + 9 + 8
 
 
 @pytest.mark.parametrize("piece", [1, 7, 1000])
@@ -593,6 +730,7 @@ def by_zipfile() -> bytes:
 
 
 X = item("workspace/x", b"content " * 100)
+FINE = lying(X, mtime=SECOND + 1)
 HUGE = item("workspace/huge", bytes(3 << 20))
 NOISE = item("workspace/noise", random.Random(8).randbytes(100_000))
 GOOD = forged(*ROOTS, X)
@@ -664,6 +802,16 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
     "data descriptor": (forged(*ROOTS, X, record=patched(8, "<H", 8)), "not as a session's archive"),
     "made on DOS": (forged(*ROOTS, X, record=patched(4, "<H", 20)), "not as a session's archive"),
     "unknown extra field": (forged(*ROOTS, X, record=with_extra), "not as a session's archive"),
+    "a fraction of nothing": (forged(*ROOTS, FINE, record=patched(70, "<I", 0)), "not as a session's archive"),
+    "a fraction of over a second": (
+        forged(*ROOTS, FINE, record=patched(70, "<I", SECOND)),
+        "not as a session's archive",
+    ),
+    "a fraction after the last second": (
+        forged(*ROOTS, lying(FINE, mtime=2**31 * SECOND - 1), record=patched(70, "<I", 2**32 - 1)),
+        "not as a session's archive",
+    ),
+    "another local fraction": (forged(*ROOTS, FINE, local=patched(54, "<I", 5)), "local header differs"),
     "ZIP64 without its field": (
         forged(*ROOTS, X, record=patched(42, "<I", 0xFFFFFFFF)),
         "ZIP64 field is cut",
@@ -795,7 +943,10 @@ names = (
     if RAW_NAMES
     else st.from_regex(rb"[a-z0-9]{1,12}", fullmatch=True)
 )
-times = st.integers(-(2**31), 2**31 - 1)
+times = st.one_of(
+    st.integers(-(2**31), 2**31 - 1).map(lambda seconds: seconds * SECOND),
+    st.integers(-(2**31) * SECOND, 2**31 * SECOND - 1),
+)
 leaves = st.one_of(
     st.tuples(st.just("file"), st.binary(max_size=2000), st.sampled_from([0o644, 0o755, 0o400, 0o666]), times),
     st.tuples(st.just("link"), names, st.just(0), times),
@@ -816,13 +967,13 @@ def grow(root: Path, tree: dict[bytes, Any]) -> None:
             grow(path, node)
             path.chmod(0o555)
             continue
-        kind, data, mode, seconds = node
+        kind, data, mode, mtime = node
         if kind == "link":
             path.symlink_to(os.fsdecode(data))
         else:
             path.write_bytes(data)
             path.chmod(mode)
-        os.utime(path, (seconds, seconds), follow_symlinks=False)
+        os.utime(path, ns=(mtime, mtime), follow_symlinks=False)
 
 
 @QUICK
@@ -833,7 +984,9 @@ def test_any_tree_survives(workspace: dict[bytes, Any], claude: dict[bytes, Any]
         grow(base / "workspace", workspace)
         grow(base / "claude", claude)
         archive, said = packed(base)
-        assert [member for member, _ in Contents(Index.of(Opened(archive)), LIMITS)] == said.members
+        index = Index.of(Opened(archive))
+        assert [member for member, _ in Contents(index, LIMITS)] == said.members
+        assert len(archive) - index.at == said.session_directory
         assert_same(base, restored(archive, base))
 
 

@@ -28,7 +28,7 @@ from lambdas.agent.claude import CONTINUE, Outcome, Turn, converse
 from lambdas.agent.credentials import Proxy, Secret, anthropic
 from lambdas.agent.sandbox import Scratch
 from lambdas.contract import Allowance, Grant, Grants, Task
-from lambdas.errors import AgentCrashed, ModelRejected, StorageUnavailable, WorkflowError
+from lambdas.errors import AgentCrashed, ModelRejected, RunTimedOut, StorageUnavailable, WorkflowError
 from lambdas.run_claude import Worker
 from lambdas.sessions.grants import Grantee
 from lambdas.sessions.unpack import unpack
@@ -311,6 +311,9 @@ class Counted:
         assert archive.read() == b"archive"[:size]
         self.count += 1
 
+    def saving_seconds(self) -> float:
+        return 0.0
+
     def spent(self, usd: float) -> None:
         raise AssertionError(f"a checkpoint costs nothing, and not {usd}")
 
@@ -463,15 +466,22 @@ def a_task(bucket: Bucket, attempt: str, claude_session: str, checkpoint: str | 
     )
 
 
+def settings_of(model_url: str, place: Path) -> AgentSettings:
+    return AgentSettings(
+        provider="anthropic", model_url=model_url, bedrock_model=None, secret_arn="", supabase_url=None,
+        max_session_bytes=1 << 30, max_session_files=1000, scratch=str(place / "agents"),
+    )  # fmt: skip
+
+
+def worker_of(settings: AgentSettings) -> Worker:
+    return Worker(settings, Grantee(), [anthropic(Secret(lambda: "key"), settings.model_url)])
+
+
 def test_the_handler_stages_checkpoints_and_goes_on_from_one(
     bucket: Bucket, thinking: Thinking, tmp_path: Path
 ) -> None:
     """An attempt that died leaves a checkpoint and no result; the next, given it, ends in the answer."""
-    settings = AgentSettings(
-        provider="anthropic", model_url=thinking.url, bedrock_model=None, secret_arn="", supabase_url=None,
-        max_session_bytes=1 << 30, max_session_files=1000, scratch=str(tmp_path / "agents"),
-    )  # fmt: skip
-    worker = Worker(settings, Grantee(), [anthropic(Secret(lambda: "key"), thinking.url)])
+    worker = worker_of(settings_of(thinking.url, tmp_path))
     session, cli = str(uuid.uuid4()), tmp_path / "cli"
     bucket.saved = Cut(thinking, cli).saved
     bucket.objects["/request"] = json.dumps({"body": {"prompt": THREE.format(cli=cli)}}).encode()
@@ -490,6 +500,30 @@ def test_the_handler_stages_checkpoints_and_goes_on_from_one(
     ]
 
 
+def test_what_is_not_saved_in_time_fails_by_its_name(bucket: Bucket, tmp_path: Path) -> None:
+    """Before the function's own limit ends it without a word: with what it cost, and what a replay goes on from."""
+    with Thinking(at=2) as model:
+        worker = worker_of(settings_of(model.url, tmp_path))
+        bucket.saved = lambda _: model.go_on.set()
+        bucket.objects["/request"] = json.dumps({"body": {"prompt": "run echo one >> log\nsay Done."}}).encode()
+        session = str(uuid.uuid4())
+        with pytest.raises(RunTimedOut) as caught:
+            worker.run(a_task(bucket, "1", session), end=time.time())
+        assert (caught.value.cost_usd or 0) > 0
+        assert not {"/1/changes", "/1/result"} & set(bucket.puts)
+        assert b"could not be saved" in bucket.objects["/1/detail"]
+        assert worker.run(a_task(bucket, "2", session, checkpoint="1")).stop_reason == "end_turn"
+
+
+def test_the_deadline_comes_earlier_by_what_saving_takes(model: ScriptedModel, scratch: Scratch) -> None:
+    """What a run changed is looked at while it goes on: it ends while there is time to save that."""
+    made = scratch.workspace / "made"
+    saver = Kept(scratch, saving=lambda: 2.0 * SECONDS if made.exists() else 0.0)
+    outcome = run(a_turn(f"run touch made; sleep {SECONDS}"), saver, model.url)
+    assert outcome.stop_reason == "deadline"
+    assert outcome.duration_ms < SECONDS * 1000 / 2
+
+
 @pytest.fixture
 def small(tmp_path: Path) -> Iterator[Path]:
     """A disk of 64 MB, which is all the place there is, as /tmp on Lambda."""
@@ -503,7 +537,7 @@ def small(tmp_path: Path) -> Iterator[Path]:
 
 def worked(settings: AgentSettings, task: Task) -> str:
     """What comes of a run, in a process whose temporary directory is another."""
-    worker = Worker(settings, Grantee(), [anthropic(Secret(lambda: "key"), settings.model_url)])
+    worker = worker_of(settings)
     try:
         return worker.run(task).stop_reason
     except WorkflowError as error:
@@ -527,10 +561,7 @@ def test_a_full_disk(
     """What no session keeps is removed first; a disk without room for a run, or for its archive, fails it by name."""
     with suppress(OSError), (small / "full").open("wb") as file:
         file.write(bytes(before << 20))
-    settings = AgentSettings(
-        provider="anthropic", model_url=model.url, bedrock_model=None, secret_arn="", supabase_url=None,
-        max_session_bytes=1 << 30, max_session_files=1000, scratch=str(small / "agents"),
-    )  # fmt: skip
+    settings = settings_of(model.url, small)
     prompt = f"run cat /dev/urandom > {filled}\nrun echo on > note\nsay Done."
     bucket.objects["/request"] = json.dumps({"body": {"prompt": prompt}}).encode()
     monkeypatch.setenv("TMPDIR", str(small))

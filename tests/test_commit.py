@@ -41,7 +41,7 @@ from tests.by_hand import Killed, commit, result_of
 from tests.forge import DIR, FILE, LINK, ROOTS, forged, item, lying, staged
 from tests.looked_at import snapshot
 from tests.opened import Opened
-from tests.test_archive import assert_same, assert_tools_open, grow, names, open_up, roots_of, scratch, trees
+from tests.test_archive import BEFORE, assert_same, assert_tools_open, grow, names, open_up, roots_of, scratch, trees
 
 LIMITS = Limits(members=150_000, bytes=1 << 30, ratio=RATIO)
 RULES = Rules(LIMITS, 0.5)
@@ -237,6 +237,19 @@ def test_a_turn_goes_on_from_a_checkpoint(s3: Any, tree: Any, before: list[Act],
         for change in after:
             act(again / "workspace", *change)
         session.commit()
+
+
+def test_a_session_of_before_there_were_fractions_is_gone_on_with(store: Store) -> None:
+    """What did not change keeps its record, beside what has a time between two seconds now."""
+    with scratch() as base:
+        session = Turns(store, base)
+        session.base = commit_of(store, None, BEFORE)
+        session.known = unpack(Opened(archive_of(store)), base, LIMITS)
+        settle(session.known, base)
+        (base / "workspace/Makefile").write_text("a: a.c b.c\n")
+        os.utime(base / "workspace/Makefile", ns=(1, 1_800_000_000_000_000_007))
+        index = Index.of(Opened(session.commit()))
+        assert [member.mtime % 1_000_000_000 for member in index.members()] == [0, 0, 7, 0, 0]
 
 
 def test_a_hostile_checkpoint_is_refused() -> None:

@@ -370,7 +370,7 @@ def tree(archive: bytes, into: Path) -> dict[str, Any]:
         facts = path.lstat()
         content = hashlib.sha256(path.read_bytes()).hexdigest() if stat.S_ISREG(facts.st_mode) else None
         content = str(path.readlink()) if path.is_symlink() else content
-        times = None if path.is_symlink() else int(facts.st_mtime)
+        times = None if path.is_symlink() else facts.st_mtime_ns
         found[str(path.relative_to(into))] = (stat.filemode(facts.st_mode), times, content)
     return found
 

@@ -68,6 +68,9 @@ class Saver(Protocol):
     def upload(self, archive: BinaryIO, size: int) -> None:
         """Make it the checkpoint of this attempt."""
 
+    def saving_seconds(self) -> float:
+        """About how long saving what the run has changed by now would take, at its end."""
+
     def spent(self, usd: float) -> None:
         """What the attempt has cost by now. Raises StorageUnavailable."""
 
@@ -182,7 +185,7 @@ class Checkpoints:
         self, frozen: AbstractContextManager[None], packing: Callable[[], None], sending: Callable[[], None]
     ) -> None:
         """Pack, let the run go on, upload; `packing` and `sending` are asked all the time and raise to end it."""
-        with TemporaryFile(buffering=0) as file, _Leashed(file.fileno(), "r+b", closefd=False) as archive:
+        with TemporaryFile(buffering=0) as file, Leashed(file.fileno(), "r+b", closefd=False) as archive:
             with frozen:
                 if not self._transcript.complete():
                     raise Internal(detail="the transcript lags behind")
@@ -208,7 +211,7 @@ def _in_time(end: float) -> None:
         raise Internal(detail="the checkpoint takes too long")
 
 
-class _Leashed(FileIO):
+class Leashed(FileIO):
     """A file that asks at every read and write whether to go on."""
 
     go_on: Callable[[], None]

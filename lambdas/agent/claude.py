@@ -129,7 +129,8 @@ class Outcome:
 
 async def converse(turn: Turn, scratch: Scratch, proxy: Proxy, saver: Saver, deadline: float) -> Outcome:
     """Run one turn. At `deadline` (epoch seconds) it is interrupted and ends as completed, `stop_reason` "deadline";
-    sooner where it has made so many files that their removal will take the rest of the time.
+    sooner where it has changed so much that saving it, or made so many files that removing them, will take the rest of
+    the time.
 
     Returns a few seconds after the deadline at the latest, whatever the CLI does; every process that the run
     started is dead then. Raises ModelUnauthorized, ModelRejected, ModelRateLimited, ModelOverloaded (also if
@@ -164,6 +165,7 @@ class _Agent:
         options = _options(turn, scratch, proxy, self._keep_stderr)
         transcript = partial(_transcript, scratch, turn.claude_session)
         self.checkpoints = Checkpoints(saver, proxy, self._processes.frozen, transcript, deadline)
+        self._saver = saver
         self._spending = Spending(saver.spent)
         self._transport = _Tee(options, self.checkpoints, self._note_spent)
         self._client = ClaudeSDKClient(options, transport=self._transport)
@@ -216,13 +218,14 @@ class _Agent:
             pass  # they are kept by the transport
 
     async def _crowd(self, deadline: float) -> None:
-        """Ends when the time that is left is needed to remove the run's files."""
-        took = 0.0
-        while True:
-            await asyncio.sleep(max(COUNT_SECONDS, 3 * took))
+        """Ends when the time that is left is needed to save what the run changed, or to remove its files."""
+        took = late = 0.0
+        while (left := deadline - late - time.time()) > 0:
+            await asyncio.sleep(min(left, max(COUNT_SECONDS, 3 * took)))
             began = time.time()
             if crowded(self._root, TAIL_FILES + int((deadline - began) / FILE_SECONDS)):
                 return
+            late = self._saver.saving_seconds()
             took = time.time() - began
 
     async def _interrupt(self, talk: asyncio.Task[None]) -> None:

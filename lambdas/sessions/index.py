@@ -18,8 +18,8 @@ from lambdas.sessions.tree import shown
 
 _FIELDS = struct.Struct("<20x2I2H10xI")  # compressed size, size, lengths of name and extra fields, offset
 _RECORD = 46
-_HEADER = 30 + 9
-"""A local header without its name; that of a member of over 4 GiB is longer."""
+_HEADER = 30
+"""A local header without its name and its extra fields; those are the record's, but for a member of over 4 GiB."""
 _WIDE = 0xFFFF_FFFF
 _SLASH = ord("/")
 
@@ -77,7 +77,7 @@ class Index:
         while position < len(raw):
             compressed, size, names, extras, offset = fields(raw, position)
             start, named = position, position + _RECORD
-            name, end = raw[named : named + names], offset + _HEADER + names + compressed
+            name, end = raw[named : named + names], offset + _HEADER + names + extras + compressed
             position = named + names + extras
             if size == _WIDE or offset == _WIDE:
                 member = parsed(raw[start:position])

@@ -7,9 +7,10 @@ differs from the directory) is refused without a rule of its own. Only what dese
 looked at first.
 
 Per member: UNIX mode in the external attributes (a link is S_IFLNK with its target as content, as Info-ZIP
-stores it), mtime in the UT extra field (0x5455, whole seconds, signed, so before 1980 too), the UTF-8 flag
-where the name is UTF-8 and not ASCII, raw bytes where it is neither, sizes before the data and never in a
-data descriptor, ZIP64 where needed. The archive's comment holds the CRC-32 of the directory: modes stand
+stores it), mtime in the UT extra field (0x5455, whole seconds, signed, so before 1980 too) and, where it has a
+fraction of a second, that in a field of our own (`ns`, nanoseconds in 32 bits), which other tools pass over; the
+UTF-8 flag where the name is UTF-8 and not ASCII, raw bytes where it is neither, sizes before the data and never
+in a data descriptor, ZIP64 where needed. The archive's comment holds the CRC-32 of the directory: modes stand
 nowhere else, and nothing else would notice damage. Bytes that belong to no member are legal: they are what
 an incremental commit leaves of replaced members. The directory's order is `order`'s, wherever members lie.
 
@@ -48,6 +49,9 @@ _END64 = struct.Struct("<4sQ2H2I4Q")
 _LOCATOR = struct.Struct("<4sIQI")
 _END = struct.Struct("<4s4H2IH")
 _UT = struct.Struct("<5si")  # the extra field of the modification time
+_NS = struct.Struct("<4sI")  # that of its fraction; sessions from before there was one open as they are
+SECOND = 1_000_000_000
+"""Nanoseconds."""
 WIDE_BYTES = 28
 """The most that a ZIP64 field takes in the directory."""
 _ZIP64_BYTES = 20  # its field in a local header, which has both sizes
@@ -101,7 +105,7 @@ class Member(NamedTuple):
     mode: int
     """As `st_mode` has it: the kind, and the nine permission bits."""
     mtime: int
-    """Whole seconds since 1970; what 32 bits can't say (before 1901, after 2038) as near as they can."""
+    """Nanoseconds since 1970; whole seconds that 32 bits can't say (before 1901, after 2038) as near as they can."""
     size: int = 0
     compressed: int = 0
     crc: int = 0
@@ -132,7 +136,8 @@ class Member(NamedTuple):
     def data(self) -> int:
         """Where its content begins."""
         name = path_bytes(self.path) + self.is_directory
-        return self.offset + _LOCAL.size + name + _UT.size + (_ZIP64_BYTES if _is_wide(self) else 0)
+        times = _UT.size + (_NS.size if self.mtime % SECOND else 0)
+        return self.offset + _LOCAL.size + name + times + (_ZIP64_BYTES if _is_wide(self) else 0)
 
     @property
     def end(self) -> int:
@@ -164,20 +169,21 @@ def path_bytes(path: str) -> int:
     return len(path) if path.isascii() else len(os.fsencode(path))
 
 
-def directory_bytes(members: int, directories: int, paths: int) -> int:
-    """What an archive of so many members ends with; `paths` are the bytes of all their paths.
+def directory_bytes(members: int, directories: int, fractions: int, paths: int) -> int:
+    """What an archive of so many members ends with; `fractions` of them have an mtime between two seconds, and `paths`
+    are the bytes of all their paths.
 
     Each member whose size or offset needs more than 32 bits takes up to `WIDE_BYTES` more.
     """
-    return members * (_CENTRAL.size + _UT.size) + paths + directories + len(end_record(Directory(members, 0, 0, 0)))
+    records = members * (_CENTRAL.size + _UT.size) + fractions * _NS.size + paths + directories
+    return records + len(end_record(Directory(members, 0, 0, 0)))
 
 
 def local_header(member: Member) -> bytes:
     """What stands before a member's content; its length depends on path and size alone."""
     name, wide = _name(member), _is_wide(member)
     sizes = (_MAX32, _MAX32) if wide else (member.compressed, member.size)
-    extra = _zip64(member.size, member.compressed) if wide else b""
-    extra += _UT.pack(b"UT\5\0\1", member.mtime)
+    extra = (_zip64(member.size, member.compressed) if wide else b"") + _times(member)
     fields = (*_common(member, name), member.crc, *sizes, len(name), len(extra))
     return _LOCAL.pack(b"PK\3\4", 45 if wide else 20, *fields) + name + extra
 
@@ -196,7 +202,7 @@ def central_record(member: Member) -> bytes:
     extra = b""
     if wide or far:
         extra = _zip64(*((member.size, member.compressed) if wide else ()), *((member.offset,) if far else ()))
-    extra += _UT.pack(b"UT\5\0\1", member.mtime)
+    extra += _times(member)
     lengths = (len(name), len(extra), 0, 0, 0)
     attributes = member.mode << 16 | (0x10 if member.is_directory else 0)
     fields = (*_common(member, name), member.crc, *sizes, *lengths, attributes, _MAX32 if far else member.offset)
@@ -281,9 +287,11 @@ def parsed(raw: bytes) -> Member:
         size, compressed, extra = *_wide(extra, 2), extra[:4] + extra[20:]
     if offset == _MAX32:
         (offset,) = _wide(extra, 1)
-    mode, mtime = attributes >> 16, int.from_bytes(raw[-4:], "little", signed=True)
-    member = Member(path, mode, mtime, size, compressed, crc, offset)
-    known = mode & ~0o777 in _KINDS or member.is_whiteout
+    times = raw[-_UT.size :] if raw[-_UT.size :].startswith(b"UT") else raw[-_UT.size - _NS.size :]
+    seconds, fraction = int.from_bytes(times[5:9], "little", signed=True), int.from_bytes(times[13:], "little")
+    mode = attributes >> 16
+    member = Member(path, mode, seconds * SECOND + fraction, size, compressed, crc, offset)
+    known = (mode & ~0o777 in _KINDS or member.is_whiteout) and fraction < SECOND
     if not known or central_record(member) != raw:
         raise damaged(f"{shown(path)}: {_reason(raw)}")
     return member
@@ -322,13 +330,20 @@ def _name(member: Member) -> bytes:
 def _common(member: Member, name: bytes) -> tuple[int, int, int, int]:
     """Flags, method, and the MS-DOS time and date."""
     flags = 0 if name.isascii() or not _is_utf8(name) else 0x800
-    return flags, 8 if member.size and member.is_file else 0, *_dos(member.mtime)
+    return flags, 8 if member.size and member.is_file else 0, *_dos(member.mtime // SECOND)
+
+
+def _times(member: Member) -> bytes:
+    """The extra fields of the modification time."""
+    seconds, fraction = divmod(member.mtime, SECOND)
+    told = _UT.pack(b"UT\5\0\1", seconds)
+    return told + _NS.pack(b"ns\4\0", fraction) if fraction else told
 
 
 @lru_cache(4096)
-def _dos(mtime: int) -> tuple[int, int]:
+def _dos(seconds: int) -> tuple[int, int]:
     """Time and date in UTC, from 1980, for tools that don't read UT; many files are of one second."""
-    moment = time.gmtime(max(315_532_800, mtime))
+    moment = time.gmtime(max(315_532_800, seconds))
     clock = moment.tm_hour << 11 | moment.tm_min << 5 | moment.tm_sec // 2
     return clock, moment.tm_year - 1980 << 9 | moment.tm_mon << 5 | moment.tm_mday
 

@@ -4,9 +4,9 @@ import os
 import stat
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Self
 
 from lambdas.errors import SessionTooLarge, SessionUnreadable
 
@@ -63,17 +63,60 @@ Keep = Callable[[str], bool]
 """Whether a path is of interest; a directory that is not is not entered."""
 
 
-def walk(root: Path, prefix: str, keep: Keep | None = None) -> Iterator[list[tuple[str, os.stat_result]]]:
+class Unlocked:
+    """What a run shut against its own user, opened to him while this lasts; a context manager. Afterwards all modes are
+    as the run left them.
+
+    Nothing may change the tree meanwhile.
+    """
+
+    def __init__(self) -> None:
+        self._modes: list[tuple[str, int]] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for path, mode in reversed(self._modes):
+            os.chmod(path, mode)  # noqa: PTH101 - a Path costs as much again
+
+    def directory(self, path: str, facts: os.stat_result) -> None:
+        """Let it be listed, and passed through; `facts` are its `lstat`. Raises OSError where it is another user's."""
+        if facts.st_mode & _OPEN != _OPEN and not os.access(path, os.R_OK | os.X_OK, effective_ids=True):
+            mode = stat.S_IMODE(facts.st_mode)
+            os.chmod(path, mode | _OPEN)  # noqa: PTH101
+            self._modes.append((path, mode))
+
+    def file(self, path: str) -> int:
+        """Open a regular file to read, which may be anything by now: nothing here follows a link, or waits."""
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        try:
+            return os.open(path, flags)
+        except PermissionError:
+            mode = stat.S_IMODE(os.lstat(path).st_mode)
+            os.chmod(path, mode | stat.S_IRUSR)  # noqa: PTH101
+            try:
+                return os.open(path, flags)
+            finally:
+                os.chmod(path, mode)  # noqa: PTH101
+
+
+def walk(
+    root: Path, prefix: str, keep: Keep | None = None, unlocked: Unlocked | None = None
+) -> Iterator[list[tuple[str, os.stat_result]]]:
     """Every file, link and directory below `root` with its `lstat`: all of a directory at a time, before what is below.
 
     Paths begin with `prefix`. Sockets, FIFOs and devices are left out, and not opened: a FIFO would hang. Links are
-    never followed. `keep` is asked about every path once. Raises SessionUnreadable, by name, for what can't be read,
-    and SessionTooLarge for a path of over 3,000 bytes.
+    never followed. `keep` is asked about every path once. What can't be listed is `unlocked`. Raises SessionUnreadable,
+    by name, for what can't be read, and SessionTooLarge for a path of over 3,000 bytes.
     """
     with naming(root.name):
         # A run may have put a link in its place: to / for instance.
-        if not stat.S_ISDIR(root.lstat().st_mode):
+        facts = root.lstat()
+        if not stat.S_ISDIR(facts.st_mode):
             raise NotADirectoryError(str(root))
+        if unlocked:
+            unlocked.directory(str(root), facts)
     base, pending = os.fspath(root), [""]
     while pending:
         parent = pending.pop()
@@ -96,6 +139,9 @@ def walk(root: Path, prefix: str, keep: Keep | None = None) -> Iterator[list[tup
                 found.append((path, facts))
                 if kind == stat.S_IFDIR:
                     pending.append(below)
+                    if unlocked and facts.st_mode & _OPEN != _OPEN:
+                        with naming(path):
+                            unlocked.directory(f"{base}/{below}", facts)
         yield found
 
 
@@ -108,6 +154,42 @@ def _listing(path: str) -> Iterator[Iterator["os.DirEntry[str]"]]:
             yield entries
     finally:
         os.close(handle)
+
+
+class Amount(NamedTuple):
+    """How much a run has changed by now."""
+
+    changed: int
+    """Files, links and directories."""
+    size: int
+    """Bytes that those hold."""
+    seen: int
+    """How many there are in all."""
+
+
+def amount(root: Path, prefix: str, since: Mapping[str, Fingerprint], keep: Keep | None = None) -> Amount:
+    """What of the tree that `walk` goes through is not as in a snapshot. The tree may be changing: what is gone
+    meanwhile, or shut, is not counted."""
+    base, pending = os.fspath(root), [""]
+    changed = size = seen = 0
+    while pending:
+        parent = pending.pop()
+        head = f"{parent}/" if parent else ""
+        with suppress(OSError), _listing(f"{base}/{parent}" if parent else base) as entries:  # never a link to /
+            for entry in entries:
+                below = head + entry.name
+                path = prefix + below
+                if keep and not keep(path):
+                    continue
+                with suppress(FileNotFoundError):
+                    facts = entry.stat(follow_symlinks=False)
+                    seen += 1
+                    if since.get(path) != (facts.st_mode, facts.st_size, facts.st_ctime_ns, facts.st_ino):
+                        changed += 1
+                        size += facts.st_size
+                    if stat.S_ISDIR(facts.st_mode):
+                        pending.append(below)
+    return Amount(changed, size, seen)
 
 
 def fingerprint(facts: os.stat_result) -> Fingerprint:
@@ -134,5 +216,6 @@ def settle(known: Mapping[str, Fingerprint], where: Path) -> None:
     probe.unlink()
 
 
+_OPEN = stat.S_IRUSR | stat.S_IXUSR
 _CARRIED = (stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK)
 _KIND = 0o170000  # what stat.S_IFMT takes of a mode

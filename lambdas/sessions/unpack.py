@@ -176,7 +176,8 @@ class _Making:
 
     def file(self, member: Member, content: Iterator[bytes]) -> None:
         """Exclusively, so that nothing that is there is opened or followed."""
-        handle = os.open(f"{self._into}/{member.path}", _NEW, stat.S_IMODE(member.mode))
+        mode = _mode(member)
+        handle = os.open(f"{self._into}/{member.path}", _NEW, mode)
         try:
             for piece in content:
                 rest = memoryview(piece)
@@ -184,10 +185,10 @@ class _Making:
                     rest = rest[os.write(handle, rest) :]
             if self._owner is not None:
                 os.fchown(handle, self._owner, self._owner)
-            os.utime(handle, (member.mtime, member.mtime))
+            os.utime(handle, ns=(member.mtime, member.mtime))
             facts = os.fstat(handle)
-            if facts.st_mode != member.mode:  # the umask took some of it
-                os.fchmod(handle, stat.S_IMODE(member.mode))
+            if stat.S_IMODE(facts.st_mode) != mode:  # the umask took some of it
+                os.fchmod(handle, mode)
                 facts = os.fstat(handle)
             self.made[member.path] = fingerprint(facts)
         finally:
@@ -199,10 +200,9 @@ class _Making:
             os.mkdir(f"{self._into}/{member.path}", 0o700)  # noqa: PTH102 - a Path costs as much again
 
     def finished(self, member: Member) -> None:
-        """A directory's mode and mtime come after all that is in it; the roots stay open to their owner."""
+        """A directory's mode and mtime come after all that is in it."""
         path = f"{self._into}/{member.path}"
-        mode = stat.S_IMODE(member.mode) | (0o700 if member.path in ROOTS else 0)
-        os.chmod(path, mode)  # noqa: PTH101 - a Path costs as much again
+        os.chmod(path, _mode(member))  # noqa: PTH101 - a Path costs as much again
         self._finish(member, path)
 
     def link(self, member: Member, target: bytes) -> None:
@@ -216,5 +216,16 @@ class _Making:
     def _finish(self, member: Member, path: str) -> None:
         if self._owner is not None:
             os.chown(path, self._owner, self._owner, follow_symlinks=False)
-        os.utime(path, (member.mtime, member.mtime), follow_symlinks=False)
+        os.utime(path, ns=(member.mtime, member.mtime), follow_symlinks=False)
         self.made[member.path] = fingerprint(os.lstat(path))
+
+
+def _mode(member: Member) -> int:
+    """The permissions that a member gets. The roots are open to their owner, and what is Claude's can be read by him,
+    whatever a run did to it: without its transcript, no run could go on with the session."""
+    mode = stat.S_IMODE(member.mode)
+    if member.path in ROOTS:
+        return mode | stat.S_IRWXU
+    if member.path.startswith("claude/"):
+        return mode | (stat.S_IRUSR | stat.S_IXUSR if member.is_directory else stat.S_IRUSR)
+    return mode
