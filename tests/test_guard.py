@@ -100,13 +100,14 @@ class Sent:
     service: str = "s3"
     key: str = ROOT_KEY
     host: str | None = None
-    at: datetime = field(default_factory=lambda: datetime.now(UTC))
+    late: timedelta = timedelta()
+    """How long before it is sent it says to have been signed."""
 
     def signed(self, engine: Engine) -> "Sent":
         """With the signature of root's secret, for this key and this moment."""
         host = self.host or engine.url.removeprefix("http://")
         request = AWSRequest(self.method, f"http://{host}{self.target}", headers=dict(self.headers), data=self.body)
-        request.context["timestamp"] = self.at.strftime("%Y%m%dT%H%M%SZ")
+        request.context["timestamp"] = (datetime.now(UTC) - self.late).strftime("%Y%m%dT%H%M%SZ")
         auth = (S3SigV4Auth if self.service == "s3" else SigV4Auth)(
             Credentials(self.key, engine.root), self.service, REGION
         )
@@ -258,8 +259,9 @@ AMBIGUOUS = {
     "a signature in the query, too": Sent(target=f"{PATH}?X-Amz-Credential=test"),
     "another version's, too": Sent(target=f"{PATH}?AWSAccessKeyId=test"),
     "header that a parameter stands for": Sent(target=f"{PATH}?x-amz-copy-source=a"),
-    "signed ten minutes ago": Sent(at=datetime.now(UTC) - timedelta(minutes=10)),
-    "signed for later": Sent(at=datetime.now(UTC) + timedelta(hours=1)),
+    "signed ten minutes ago": Sent(late=timedelta(minutes=10)),
+    "signed for later": Sent(late=timedelta(hours=-1)),
+    "root in a session": Sent(headers={"X-Amz-Security-Token": "any"}),
     "method of none": Sent("PATCH"),
 }
 
