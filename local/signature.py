@@ -15,7 +15,7 @@ from botocore.auth import S3SigV4Auth, S3SigV4QueryAuth, SigV4Auth
 from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials
 
-SCOPE = r"(?P<key>[A-Za-z0-9]{16,64})/(?P<day>[0-9]{8})/(?P<region>[a-z0-9-]+)/(?P<service>[a-z0-9-]+)/aws4_request"
+SCOPE = r"(?P<key>[A-Za-z0-9]+)/(?P<day>[0-9]{8})/(?P<region>[a-z0-9-]+)/(?P<service>[a-z0-9-]+)/aws4_request"
 NAMES = r"(?P<names>[a-z0-9-]+(?:;[a-z0-9-]+)*)"
 SUM = r"(?P<sum>[0-9a-f]{64})"
 AUTHORIZATION = re.compile(f"AWS4-HMAC-SHA256 Credential={SCOPE}, SignedHeaders={NAMES}, Signature={SUM}")

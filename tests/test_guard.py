@@ -100,13 +100,14 @@ class Sent:
     service: str = "s3"
     key: str = ROOT_KEY
     host: str | None = None
-    at: datetime = field(default_factory=lambda: datetime.now(UTC))
+    late: timedelta = timedelta()
+    """How long before it is sent it says to have been signed."""
 
     def signed(self, engine: Engine) -> "Sent":
         """With the signature of root's secret, for this key and this moment."""
         host = self.host or engine.url.removeprefix("http://")
         request = AWSRequest(self.method, f"http://{host}{self.target}", headers=dict(self.headers), data=self.body)
-        request.context["timestamp"] = self.at.strftime("%Y%m%dT%H%M%SZ")
+        request.context["timestamp"] = (datetime.now(UTC) - self.late).strftime("%Y%m%dT%H%M%SZ")
         auth = (S3SigV4Auth if self.service == "s3" else SigV4Auth)(
             Credentials(self.key, engine.root), self.service, REGION
         )
@@ -155,13 +156,17 @@ def credential(key: str) -> Callable[[Sent], Sent]:
     return other
 
 
+def _another_second(date: str) -> str:
+    return f"{date[:-2]}{(int(date[-2]) + 1) % 10}Z"
+
+
 AFTER = [
     Change("another method", lambda sent: replace(sent, method="HEAD")),
     Change("another object", lambda sent: replace(sent, target=f"/{BUCKET}/session-2.zip")),
     Change("another query", lambda sent: replace(sent, target=f"{PATH}?versionId=1")),
     Change("absolute target", lambda sent: replace(sent, target=f"http://127.0.0.1{PATH}")),
     Change("another day", header("X-Amz-Date", "20260101T000000Z")),
-    Change("a second more", lambda sent: header("X-Amz-Date", sent.headers["X-Amz-Date"][:-2] + "9Z")(sent)),
+    Change("another second", lambda s: header("X-Amz-Date", _another_second(s.headers["X-Amz-Date"]))(s)),
     Change("a header that the engine heeds", header("x-amz-request-payer", "requester")),
     Change("a session", header("X-Amz-Security-Token", "any")),
     Change("a body", lambda sent: replace(sent, body=b"x")),
@@ -258,8 +263,9 @@ AMBIGUOUS = {
     "a signature in the query, too": Sent(target=f"{PATH}?X-Amz-Credential=test"),
     "another version's, too": Sent(target=f"{PATH}?AWSAccessKeyId=test"),
     "header that a parameter stands for": Sent(target=f"{PATH}?x-amz-copy-source=a"),
-    "signed ten minutes ago": Sent(at=datetime.now(UTC) - timedelta(minutes=10)),
-    "signed for later": Sent(at=datetime.now(UTC) + timedelta(hours=1)),
+    "signed ten minutes ago": Sent(late=timedelta(minutes=10)),
+    "signed for later": Sent(late=timedelta(hours=-1)),
+    "root in a session": Sent(headers={"X-Amz-Security-Token": "any"}),
     "method of none": Sent("PATCH"),
 }
 
@@ -307,6 +313,10 @@ LINKS: dict[str, Callable[[Sealed], int]] = {
     "used to delete": lambda s: get(s.link(), "DELETE"),
     "used to copy": lambda s: get(
         s.link("put_object", Key="session-4.zip"), "PUT", b"", x_amz_copy_source=f"{BUCKET}/{KEY}"
+    ),
+    "signed to copy": lambda s: get(
+        *(s.link("copy_object", Key="session-4.zip", CopySource=f"{BUCKET}/{KEY}"), "PUT", b""),
+        x_amz_copy_source=f"{BUCKET}/{KEY}",
     ),
     "with metadata": lambda s: get(s.link("put_object", Key="session-4.zip"), "PUT", b"", x_amz_meta_owner="me"),
     "without its condition": lambda s: get(s.link("put_object", Key="session-4.zip", IfNoneMatch="*"), "PUT", b"x"),
