@@ -136,7 +136,10 @@ class RequestTooLarge(Refused):
     """The body is over 240 KiB: Step Functions carries 256 KiB between states."""
 
     status = 413
-    sentence = "The request body is larger than 240 KiB. Put large material into the session's files instead."
+    sentence = (
+        "The request body is larger than 240 KiB. Send long material in several prompts of one session, each to be "
+        "written to a file there, or name an address from which the agent can fetch it."
+    )
 
 
 class IdempotencyMismatch(Refused):

@@ -22,7 +22,10 @@ from typing import Any, BinaryIO
 from zipfile import ZipFile
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
+from lambdas.agent import frames
 from lambdas.agent.checkpoint import SHARE, Checkpoints
 from lambdas.agent.claude import CONTINUE, Outcome, Turn, converse
 from lambdas.agent.credentials import Proxy, Secret, anthropic
@@ -366,13 +369,46 @@ def test_a_transcript_that_never_catches_up_is_given_up(tmp_path: Path, capfd: p
     assert "no checkpoint: Internal" in capfd.readouterr().err
 
 
-def test_no_checkpoint_after_the_result(tmp_path: Path) -> None:
+def test_no_checkpoint_after_the_end(tmp_path: Path) -> None:
     """The run saves everything itself then."""
     with checkpoints(tmp_path / "none") as (taking, saver, answers):
-        taking.note({"type": "result"})
-        taking.note(RESULT)
-        assert not answers.held
+        pass
+    taking.note(RESULT)
+    assert not answers.held
     assert saver.count == 0
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.floats() | st.sampled_from(["user", "system", "result", "tool_result", "tool_use"]),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["type", "message", "content", "id", "tool_use_id", "uuid"]), inner)
+    ),
+    max_leaves=12,
+)
+
+
+@given(frame=st.dictionaries(st.sampled_from(["type", "message", "parent_tool_use_id", "uuid", "origin"]), JSON))
+@example(frame={"type": "system", "subtype": "permission_denied", "message": "This command would remove …"})
+@example(frame={"type": "user", "message": {"content": [{"type": "tool_result"}, "text", None]}})
+@example(frame={"type": []})
+def test_whatever_claude_code_prints_ends_nothing(frame: dict[str, Any]) -> None:
+    """A frame of a shape that nobody knows is passed over by all that looks at it on its way."""
+    taking = Checkpoints(Counted(), Answers(), nullcontext, lambda: None, time.time() + SECONDS)
+    taking.note(frame)
+    assert frames.is_message(frame) in (True, False)
+    assert frames.for_the_sdk(frame) in (True, False)
+    assert frames.ends(frame, "a prompt") in (True, False)
+
+
+def test_a_transcript_nested_without_end_ends_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """It is the agent's to write; the line is passed over, and the checkpoint taken."""
+    transcript = tmp_path / "transcript.jsonl"
+    with checkpoints(transcript) as (taking, saver, _):
+        transcript.write_text("[" * 100_000 + "\n" + json.dumps(RESULT) + "\n")
+        taking.note(RESULT)
+        assert eventually(lambda: saver.count == 1)
+    assert capfd.readouterr().err == ""
 
 
 def test_the_end_does_not_wait_for_a_checkpoint(tmp_path: Path, scratch: Scratch) -> None:

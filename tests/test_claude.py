@@ -1,17 +1,21 @@
 """One turn of the agent: the real CLI through the real SDK and the real proxy, against the scripted model."""
 
 import asyncio
+import http.client
 import json
 import time
 import uuid
 from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
-from lambdas.agent.claude import Outcome, Turn, converse
+from lambdas.agent.claude import OUTLIVING, Outcome, Turn, converse
 from lambdas.agent.credentials import Proxy, Secret, anthropic
+from lambdas.agent.frames import blocks
 from lambdas.agent.sandbox import Scratch
 from lambdas.errors import (
     AgentCrashed,
@@ -39,10 +43,10 @@ def again(turn: Turn, prompt: str, **wishes: Any) -> Turn:
     return replace(turn, prompt=prompt, resume=True, **wishes)
 
 
-def run(turn: Turn, scratch: Scratch, url: str, seconds: float = 60) -> Outcome:
+def run(turn: Turn, scratch: Scratch, url: str, seconds: float = 60, saver: Kept | None = None) -> Outcome:
     """Run a turn against the model at `url`; the deadline is `seconds` away."""
     with Proxy([anthropic(Secret(lambda: "sk-the-real-key"), url)]) as proxy:
-        return asyncio.run(converse(turn, scratch, proxy, Kept(scratch), time.time() + seconds))
+        return asyncio.run(converse(turn, scratch, proxy, saver or Kept(scratch), time.time() + seconds))
 
 
 def cut(prompt: str, scratch: Scratch, url: str) -> tuple[Turn, Outcome]:
@@ -92,7 +96,7 @@ HARD = "\n".join(
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("prompt", [HARD + "\n" + "x" * 100_000 + "\n\n", "/help", "@/etc/passwd", "!ls", "--help"])
+@pytest.mark.parametrize("prompt", [HARD + "\n" + "x" * 100_000 + "\n\n", "/compact", "@/etc/passwd", "!ls", "--help"])
 def test_prompts_arrive_byte_for_byte(prompt: str, model: ScriptedModel, scratch: Scratch) -> None:
     """A prompt reaches the model as it was given; nothing in it is expanded, run or attached."""
     run(first(prompt), scratch, model.url)
@@ -128,6 +132,69 @@ def test_disallowed_tools_do_not_exist(model: ScriptedModel, scratch: Scratch) -
     assert "Write" in offered
     assert "Bash" not in offered
     assert not evil.exists()
+
+
+def test_tools_that_outlive_a_run_do_not_exist(model: ScriptedModel, scratch: Scratch) -> None:
+    """Neither offered nor run, not even where the caller allows them by name; and no other tool is new to us."""
+    outcome = run(first('tool Monitor {"command": "sleep 100", "description": "x"}'), scratch, model.url)
+    assert "No such tool available" in str(outcome.result)
+    assert set(outcome.messages[0]["tools"]) == {
+        *("Bash", "Edit", "EnterWorktree", "ExitWorktree", "NotebookEdit", "Read", "ReportFindings", "Skill", "Task"),
+        *("ToolSearch", "WebFetch", "WebSearch", "Write"),
+    }
+    allowed = run(first("hello", allowed_tools=("Read", *OUTLIVING)), scratch, model.url)
+    assert allowed.messages[0]["tools"] == ["Read"]
+
+
+def left_running(transcript: Path) -> None:
+    """Make of the transcript's call one of a monitor that was at work when its process ended, as such calls stand
+    there: no run can begin one any more, but sessions have them from earlier."""
+    records = [json.loads(line) for line in transcript.read_text().splitlines()]
+    for record in records:
+        for block in blocks(record):
+            if block["type"] == "tool_use":
+                block |= {"name": "Monitor", "input": {"command": "sleep 100", "description": "x"}}
+        if "toolUseResult" in record:
+            record["toolUseResult"] = {"taskId": "left", "timeoutMs": 300_000, "persistent": False}
+    transcript.write_text("".join(json.dumps(record, separators=(",", ":")) + "\n" for record in records))
+
+
+def test_a_prompt_after_a_turn_that_left_something_running(model: ScriptedModel, scratch: Scratch) -> None:
+    """The CLI tells the model of it first, with a result of its own: the run's is the one of the prompt."""
+    turn = first("run echo 1")
+    run(turn, scratch, model.url)
+    left_running(next(scratch.claude.glob("projects/*/*.jsonl")))
+    saver, asked = Kept(scratch), len(model.requests)
+    later = run(again(turn, "run echo 2; sleep 1\nrun echo 3"), scratch, model.url, saver=saver)
+    assert [message.get("origin") for message in later.messages if message["type"] == "result"] == [
+        {"kind": "task-notification"},
+        None,
+    ]
+    assert "“run echo 2; sleep 1" in str(later.result)
+    assert (later.num_turns, len(model.requests) - asked) == (3, 3)
+    assert later.cost_usd > 0
+    assert saver.archives
+
+
+def test_a_run_is_deaf_once_it_has_its_result(model: ScriptedModel, scratch: Scratch) -> None:
+    """What is still at work in the CLI asks the model nothing more: the proxy is shut before the CLI has ended."""
+    with Proxy([anthropic(Secret(lambda: "key"), model.url)]) as proxy:
+        asyncio.run(converse(first("hello"), scratch, proxy, Kept(scratch), time.time() + 60))
+        url = urlsplit(proxy.environment["ANTHROPIC_BASE_URL"])
+        late = http.client.HTTPConnection(url.netloc, timeout=0.5)
+        headers = {"x-api-key": proxy.environment["ANTHROPIC_API_KEY"]}
+        late.request("POST", f"{url.path}/v1/messages", json.dumps(model.requests[0].body), headers)
+        with pytest.raises(TimeoutError):
+            late.getresponse()
+        late.close()
+    assert len(model.requests) == 1
+
+
+def test_a_call_that_the_cli_denies(model: ScriptedModel, scratch: Scratch) -> None:
+    """It says so in a message of a shape of its own; the model is told, and the run goes on."""
+    outcome = run(first("run touch a\nrun rm *\nsay Done."), scratch, model.url)
+    assert (outcome.stop_reason, (scratch.workspace / "a").exists()) == ("end_turn", True)
+    assert [message.get("subtype") for message in outcome.messages].count("permission_denied") == 1
 
 
 def test_no_tools_at_all(model: ScriptedModel, scratch: Scratch) -> None:

@@ -404,3 +404,23 @@ def test_answers_can_be_held_back(service: Service, proxy: Proxy) -> None:
         assert not reading.done()
         proxy.release()
         assert reading.result(60) == b"firstsecond"
+
+
+def test_once_it_is_shut_no_further_call_goes_through(service: Service) -> None:
+    """One under way is answered to its end; the next waits for what does not come, and ends with the proxy."""
+    with Proxy([anthropic(Secret(lambda: "sk-1"), service.url)]) as proxy, ThreadPoolExecutor() as pool:
+        with asked(proxy, act="slow") as response:
+            proxy.shut()
+            service.go_on.set()
+            assert response.read() == b"firstsecond"
+
+        def ask() -> None:
+            with pytest.raises((ConnectionError, http.client.HTTPException)), asked(proxy):
+                pass
+
+        waiting = pool.submit(ask)
+        time.sleep(0.3)
+        assert not waiting.done()
+        proxy.__exit__()
+        waiting.result(60)
+    assert len(service.seen) == 1

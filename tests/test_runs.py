@@ -93,12 +93,12 @@ NARROW = """\
 time (UTC)      run                                           owner
 took            session                                       outcome
 cost            prompt
-TIME            run-69f59c273b6e669ac32a6dd5e1b2cb63          default
+TIME            run-ef916f06426ad4b2f7f28a1d4550a691          default
 1.2 s           session-fa326321-97ad-4c07-9aeb-39309a61fc01  done, model failed
-$0.1250         Prompt of run-69f59c273b6e669ac32a6dd5e1b2cb  (529 ×7)
-TIME            run-1da51b8d8ff98f6a48f80ae79fe3ca6c          default
+$0.1250         Prompt of run-ef916f06426ad4b2f7f28a1d4550a6  (529 ×7)
+TIME            run-c10dccf4f3d47a16752d7a86cbf3ce26          default
                 session-fa326321-97ad-4c07-9aeb-39309a61fc01  failed,
-$0.5000         Prompt of run-1da51b8d8ff98f6a48f80ae79fe3ca  AgentCrashed
+$0.5000         Prompt of run-c10dccf4f3d47a16752d7a86cbf3ce  AgentCrashed
 
    $0.6250  owner default
    $0.6250  session-fa326321-97ad-4c07-9aeb-39309a61fc01
@@ -107,8 +107,8 @@ $0.5000         Prompt of run-1da51b8d8ff98f6a48f80ae79fe3ca  AgentCrashed
 
 WIDE = """\
 time (UTC)      run                                   session                                       owner       outcome                      cost       took     prompt
-TIME            run-69f59c273b6e669ac32a6dd5e1b2cb63  session-fa326321-97ad-4c07-9aeb-39309a61fc01  default     done, model failed (529 ×7)  $0.1250    1.2 s    Prompt of run-69f59c273b6e669ac32a6dd5e
-TIME            run-1da51b8d8ff98f6a48f80ae79fe3ca6c  session-fa326321-97ad-4c07-9aeb-39309a61fc01  default     failed, AgentCrashed         $0.5000             Prompt of run-1da51b8d8ff98f6a48f80ae79
+TIME            run-ef916f06426ad4b2f7f28a1d4550a691  session-fa326321-97ad-4c07-9aeb-39309a61fc01  default     done, model failed (529 ×7)  $0.1250    1.2 s    Prompt of run-ef916f06426ad4b2f7f28a1d4
+TIME            run-c10dccf4f3d47a16752d7a86cbf3ce26  session-fa326321-97ad-4c07-9aeb-39309a61fc01  default     failed, AgentCrashed         $0.5000             Prompt of run-c10dccf4f3d47a16752d7a86c
 """  # noqa: E501 - 200 columns
 
 

@@ -30,6 +30,7 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, Self
 
+from lambdas.agent.frames import blocks, kind
 from lambdas.errors import Internal, WorkflowError
 
 if TYPE_CHECKING:
@@ -113,8 +114,7 @@ class Checkpoints:
         with self._changed:
             if message.get("parent_tool_use_id") is None:  # a subagent's are in a transcript of their own
                 self._transcript.expected |= ids
-            self._closed |= message.get("type") == "result"
-            self._wanted |= message.get("type") == "user" and bool(ids)
+            self._wanted |= kind(message) == "user" and bool(ids)
             if self._wanted and self._due <= time.monotonic() and not self._closed:
                 self._answers.hold()  # now: the next answer may be here before the thread is
             self._changed.notify()
@@ -242,7 +242,7 @@ class _Transcript:
         end = text.rfind(b"\n") + 1
         self._read += end
         for line in text[:end].split(b"\n"):
-            with suppress(ValueError, TypeError, KeyError, AttributeError):  # not the CLI's writing, then
+            with suppress(ValueError, RecursionError):  # not the CLI's writing, then
                 self._found |= _ids(json.loads(line))
         return end == len(text) and self.expected <= self._found
 
@@ -258,9 +258,8 @@ class _Transcript:
             return file.read(TRANSCRIPT_BYTES)
 
 
-def _ids(message: Json) -> set[str]:
-    """The tool calls in an assistant's message, the results in a user's."""
-    content = (message.get("message") or {}).get("content")
-    blocks = [block for block in content if isinstance(block, dict)] if isinstance(content, list) else []
-    calls = {f"call {block['id']}" for block in blocks if block.get("type") == "tool_use"}
-    return calls | {f"result {block['tool_use_id']}" for block in blocks if block.get("type") == "tool_result"}
+def _ids(message: object) -> set[str]:
+    """The tool calls in an assistant's message, the results in a user's; of whatever else, none."""
+    found = blocks(message) if isinstance(message, dict) else []
+    calls = {f"call {block.get('id')}" for block in found if kind(block) == "tool_use"}
+    return calls | {f"result {block.get('tool_use_id')}" for block in found if kind(block) == "tool_result"}

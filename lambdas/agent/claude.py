@@ -16,6 +16,11 @@ on at once (`Spending`): so the figure is nearly right also where the CLI, or th
 such ("its outcome is unknown"). Its own switch for this (`CLAUDE_CODE_RESUME_INTERRUPTED_TURN`) drops such a call
 from the conversation, and waits for a prompt for ever where it finds nothing to go on with.
 
+**What is left of an earlier turn.** The CLI's process ends with its turn, and what ran beside it dies. At the next turn
+the CLI tells the model of a task that it finds unfinished, in a turn of its own before the prompt's, with a result of
+its own: so the prompt has a uuid, and the result that names it is the run's. `OUTLIVING` has the tools that begin such
+tasks, which no run has. Once the result is there, the proxy lets no further call through.
+
 **Tools.** Under `bypassPermissions` a rule allows nothing more and takes nothing away; only `--tools` (bare names)
 makes the other tools disappear, for subagents too. `Bash(git *)` is therefore no restriction that could be kept.
 """
@@ -37,6 +42,7 @@ import claude_agent_sdk
 from claude_agent_sdk import ClaudeAgentOptions, ClaudeSDKClient, CLIConnectionError
 from claude_agent_sdk._internal.transport.subprocess_cli import SubprocessCLITransport
 
+from lambdas.agent import frames
 from lambdas.agent.checkpoint import Checkpoints, Saver
 from lambdas.agent.credentials import Proxy
 from lambdas.agent.sandbox import Processes, Scratch, crowded, environment, refuse_credentials
@@ -74,8 +80,14 @@ deadline comes earlier by that. 20 µs were measured, and twice as much on a bus
 COUNT_SECONDS = 1.0
 """How often files are counted, where that does not take a quarter of the time."""
 
-PROTOCOL = {"control_request", "control_response", "control_cancel_request", "keep_alive", "transcript_mirror"}
-"""Types of frames between SDK and CLI that are no messages of the agent's."""
+OUTLIVING = (
+    *("Monitor", "Workflow"),  # work in the background, and wake the model for it
+    *("CronCreate", "CronDelete", "CronList", "ScheduleWakeup"),  # ask the model later, when nobody is there
+    *("ListAgents", "SendMessage"),  # speak to subagents, in the background, and to other sessions of this machine
+    "TaskStop",  # ends what the others began
+)
+"""Tools of CLI 2.1.330 that make sense only in a process that stays. A run ends with its answer: what they begin would
+die with it, and come before the next prompt as the news of its death."""
 
 CONTINUE = (
     "[This turn was cut off by a failure of the service, not by the user. Conversation and workspace are as they were "
@@ -157,7 +169,8 @@ class _Agent:
     def __init__(
         self, turn: Turn, scratch: Scratch, proxy: Proxy, saver: Saver, earlier: float, deadline: float
     ) -> None:
-        self._prompt = turn.prompt
+        self._proxy = proxy
+        self._prompt, self._asked = turn.prompt, str(uuid.uuid4())
         self._root = scratch.root
         self._earlier = self._total = earlier
         self._stderr: deque[str] = deque()
@@ -172,6 +185,11 @@ class _Agent:
         self.messages = self._transport.messages
         self.failure: Exception | None = None
         """What the SDK raised; the CLI died, or said something that is no message."""
+
+    @property
+    def result(self) -> Json:
+        """What the CLI said when it was done with the prompt; empty if it did not."""
+        return next((m for m in reversed(self.messages) if frames.ends(m, self._asked) and _is_result(m)), {})
 
     def cost(self, result: Json) -> float:
         """US dollars of this run; without a result, what the CLI said at the last tool result."""
@@ -201,6 +219,7 @@ class _Agent:
                 with self._spending, self.checkpoints:
                     left = max(0.0, deadline - time.time())
                     await asyncio.wait({talk, crowd}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+                    self._proxy.shut()  # what is still at work in the CLI asks the model nothing more
                 in_time = talk.done()
                 if not in_time:
                     await self._interrupt(talk)
@@ -213,9 +232,12 @@ class _Agent:
 
     async def _talk(self) -> None:
         await self._client.connect()
-        await self._client.query(self._prompt)
-        async for _ in self._client.receive_response():
-            pass  # they are kept by the transport
+        await self._client.query(_prompt(self._prompt, self._asked))
+        # As they come: the SDK's parser raises for a message that it does not know.
+        if query := self._client._query:
+            async for frame in query.receive_messages():
+                if frames.ends(frame, self._asked):
+                    return
 
     async def _crowd(self, deadline: float) -> None:
         """Ends when the time that is left is needed to save what the run changed, or to remove its files."""
@@ -262,21 +284,28 @@ class _Tee(SubprocessCLITransport):
 
     async def read_messages(self) -> AsyncIterator[Json]:
         async for message in super().read_messages():
-            if message.get("type") not in PROTOCOL:
+            if frames.is_message(message):
                 self._checkpoints.note(message)
                 self.messages.append(message)
-                if message["type"] == "user":
+                if frames.kind(message) == "user":
                     await self._ask_what_is_spent()
-            elif (answer := message.get("response", {})).get("request_id") == SPENT:
+            elif frames.for_the_sdk(message) and (answer := message.get("response", {})).get("request_id") == SPENT:
                 with suppress(KeyError, TypeError, ValueError):  # the shape is experimental, the figure for failures
                     self._note_spent(float(answer["response"]["session"]["total_cost_usd"]))
-            yield message
+            if frames.for_the_sdk(message):
+                yield message
 
     async def _ask_what_is_spent(self) -> None:
         request = {"subtype": "get_usage", "skip_behaviors": True, "detached": True}
         asking = {"type": "control_request", "request_id": SPENT, "request": request}
         with suppress(CLIConnectionError):  # it is gone: so says what is read next
             await self.write(json.dumps(asking) + "\n")
+
+
+async def _prompt(text: str, asked: str) -> AsyncIterator[Json]:
+    """The prompt, with a uuid by which the CLI says which result is its."""
+    message = {"role": "user", "content": text}
+    yield {"type": "user", "message": message, "parent_tool_use_id": None, "uuid": asked}
 
 
 async def _no_prompt() -> AsyncIterator[Json]:
@@ -307,7 +336,7 @@ def _options(turn: Turn, scratch: Scratch, proxy: Proxy, stderr: Callable[[str],
         max_budget_usd=turn.max_budget_usd,
         output_format=schema,
         tools=tools,
-        disallowed_tools=list(turn.disallowed_tools),
+        disallowed_tools=[*OUTLIVING, *turn.disallowed_tools],
         permission_mode="bypassPermissions",
         setting_sources=[],  # settings and hooks in the workspace are the agent's own writing
         strict_mcp_config=True,
@@ -356,7 +385,7 @@ class _Run:
 
     def outcome(self, in_time: bool) -> Outcome:
         """The completed run, or raises what it failed by."""
-        result = next((m for m in reversed(self.agent.messages) if _is_result(m)), {})
+        result = self.agent.result
         if not in_time:
             if not self.proxy.answers:
                 raise self._error(ModelOverloaded, result, "The deadline passed before the first turn began.")
@@ -365,7 +394,8 @@ class _Run:
             raise self._error(AgentCrashed, result)
         if result["subtype"] == "success" and result["is_error"]:
             raise self._refused(result)
-        if result["subtype"] == "error_during_execution":
+        unasked = result["subtype"] == "success" and not result["num_turns"]
+        if unasked or result["subtype"] == "error_during_execution":
             raise self._error(AgentCrashed, result)
         return self._completed(_stop_reason(result), result)
 
@@ -397,7 +427,9 @@ class _Run:
     def _error(
         self, kind: type[WorkflowError], result: Json, sentence: str | None = None, retry_after: int | None = None
     ) -> WorkflowError:
-        told = (str(result.get("result") or ""), *map(str, result.get("errors") or ()), str(self.agent.failure or ""))
+        errors = result.get("errors")
+        listed = map(str, errors) if isinstance(errors, list) else ()
+        told = (str(result.get("result") or ""), *listed, str(self.agent.failure or ""))
         detail = "\n".join(part for part in (*told, self.agent.stderr) if part)[-STDERR_BYTES:]
         return kind(sentence, retry_after=retry_after, cost_usd=self.agent.cost(result), detail=detail)
 
@@ -411,7 +443,7 @@ def _is_result(message: Json) -> bool:
         "num_turns": int,
         "usage": dict,
     }
-    return message["type"] == "result" and all(isinstance(message.get(name), kind) for name, kind in kinds.items())
+    return all(isinstance(message.get(name), kind) for name, kind in kinds.items())
 
 
 def _stop_reason(result: Json) -> str:

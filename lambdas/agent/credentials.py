@@ -168,6 +168,7 @@ class Proxy:
         """How many answers of the model have begun, that is, how many are paid for."""
         self.retry_after: int | None = None
         """What the model's last refusal (429 or 529) asked to wait, in seconds; None if there was none."""
+        self._shut = False
         self._flowing = threading.Event()
         self._flowing.set()
 
@@ -230,6 +231,10 @@ class Proxy:
         """Return when answers may go through."""
         self._flowing.wait()
 
+    def shut(self) -> None:
+        """Pass no further call on: it waits until the agent hangs up, or the proxy ends. What is under way goes on."""
+        self._shut = True
+
     @contextmanager
     def answer(self, upstream: Upstream, request: "Sent", client: socket.socket) -> Iterator[http.client.HTTPResponse]:
         """The upstream's answer, its body still to be read. What can be waited out, is.
@@ -238,6 +243,8 @@ class Proxy:
         """
         pause = 0.5
         while True:
+            if self._shut:
+                _wait(client)
             with ExitStack() as call:
                 response = self._response(call, upstream, request, client)
                 if response is not None:
@@ -465,7 +472,7 @@ def _retry_after(response: http.client.HTTPResponse) -> int | None:
     return int(seconds) if re.fullmatch(r"\d{1,6}", seconds) else None
 
 
-def _wait(client: socket.socket, seconds: float) -> None:
+def _wait(client: socket.socket, seconds: float | None = None) -> None:
     """Raises ConnectionAbortedError as soon as the agent hangs up: it waits for nothing more."""
     if select.select([client], [], [], seconds)[0]:
         raise ConnectionAbortedError("the agent has hung up")
