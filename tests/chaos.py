@@ -5,8 +5,9 @@
 run. The seed decides what is asked and killed, but not at which instant of whose work a kill comes.
 
 A client asks for one turn after another, each under a key of its own, and repeats a request until it has an answer
-that no repeat can change. Meanwhile processes of the service are killed (SIGKILL): functions, their parents, the CLI
-and what the agent started, the engine, the service itself, which is then started again on the same state.
+that no repeat can change; of new sessions some are given up at the first failure, and nothing cleans up by using them
+again. Meanwhile processes of the service are killed (SIGKILL): functions, their parents, the CLI, the engine, and the
+service, which is then started again on the same state. (A tool's own shell is not: that fails a command, and no turn.)
 """
 
 import argparse
@@ -48,7 +49,7 @@ CLIENTS, SESSIONS = 4, 2
 EVERY_SECONDS = 1.5
 """Between two kills, on the average: shorter than a turn takes."""
 
-EVERYTHING: Mapping[str, int] = {"service": 1, "engine": 1, "worker": 2, "function": 3, "agent": 3}
+EVERYTHING: Mapping[str, int] = {"service": 1, "engine": 1, "worker": 2, "function": 3, "CLI": 3}
 """What is killed, and how often beside each other, where there is one. A function's worker is its parent."""
 
 SETTLE_SECONDS = 120
@@ -76,7 +77,7 @@ class Turn:
     paid: int = 0
     """How often the model had been asked for it by then."""
     refused: str = ""
-    """The code of an answer that no repeat changes."""
+    """The code of an answer that no repeat changes; or that the client has given up."""
 
     @property
     def body(self) -> Json:
@@ -104,6 +105,7 @@ class Chaos:
         return self
 
     def __exit__(self, *failure: Any) -> None:
+        self._quiet.set()
         self.serve.end()
         self._model.__exit__(*failure)
         shutil.rmtree(self.temporary, ignore_errors=True)
@@ -140,17 +142,17 @@ class Chaos:
     def _client(self, chance: random.Random, sessions: list[str]) -> None:
         own = list(sessions)
         while not self._quiet.is_set():
-            turn = self._insist(chance.choice([*own, None]) if chance.random() < 0.9 else None, chance)
+            turn = self._insist(chance.choice([*own, None]), chance, may_give_up=True)
             if turn.answer and turn.session is None:
                 own.append(turn.answer["session_id"])
 
-    def _insist(self, session: str | None, chance: random.Random) -> Turn:
+    def _insist(self, session: str | None, chance: random.Random, *, may_give_up: bool = False) -> Turn:
         """A turn, asked for until it is done or cannot be."""
         key = f"chaos-{uuid.UUID(int=chance.getrandbits(128)).hex}"
         pause = f"run sleep {chance.uniform(0, 0.5):.2f}\n" if chance.random() < 0.5 else ""
         turn = Turn(key, session, f"({key})\n{pause}run echo {key} >> log\nsay Done.", time.monotonic())
         self.turns.append(turn)
-        until = None
+        gives_up, until = session is None and may_give_up and chance.random() < 0.7, None
         while not turn.answer and not turn.refused:
             if self._quiet.is_set():
                 until = until or time.monotonic() + SETTLE_SECONDS
@@ -162,6 +164,8 @@ class Chaos:
                 turn.refused = answer["code"]
             else:
                 assert status in (0, 409, 429) or status >= 500, (key, status, answer)
+                if gives_up and status >= 500:
+                    turn.refused = "given up"
                 time.sleep(chance.uniform(0.2, 1))
         return turn
 
@@ -217,7 +221,8 @@ class Chaos:
             wrong += self._history(session, turns)
         with backend.found(self.state, None, starts=False) as found:
             leases = found.client("s3").list_objects_v2(Bucket=found.bucket, Prefix="locks/").get("Contents", [])
-        wrong += [f"a lease: {each['Key']}" for each in leases]
+        held = {f"locks/{session}.json" for session in by_session}  # one of a session that was given up expires
+        wrong += [f"a lease: {each['Key']}" for each in leases if each["Key"] in held]
         if not eventually(lambda: not self._scratch(), GONE_SECONDS):
             wrong.append(f"scratch: {self._scratch()}")
         self.serve.end()
@@ -273,11 +278,13 @@ def _kinds(service: int) -> dict[str, list[int]]:
     for one in below:  # grows while it is walked
         for pid in children.get(one, []):
             below.append(pid)
-            marks = {"local.engine": "engine", "local.worker": "worker", "awslambdaric": "function", "local.sweep": ""}
-            kind = next((kind for mark, kind in marks.items() if mark in names[pid]), "agent")
-            if kind:
-                kinds.setdefault(kind, []).append(pid)
+            for mark, kind in MARKS.items():
+                if mark in names[pid]:
+                    kinds.setdefault(kind, []).append(pid)
     return kinds
+
+
+MARKS = {"local.engine": "engine", "local.worker": "worker", "awslambdaric": "function", "--input-format": "CLI"}
 
 
 @contextmanager
@@ -328,6 +335,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=random.randrange(10**6))
     parser.add_argument("--disk", choices=("full", "refusing"))
     chosen = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # whatever ends this, service and disk are cleared away
     print(f"seed {chosen.seed}")
     with tempfile.TemporaryDirectory(prefix="chaos-state-") as folder:
         state = Path(folder)

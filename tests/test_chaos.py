@@ -9,7 +9,7 @@ from tests.chaos import Chaos
 from tests.commands import Serve
 
 KILLS, SEED = 6, 12
-FUNCTIONS = {"worker": 1, "function": 2, "agent": 2}
+FUNCTIONS = {"worker": 1, "function": 2, "CLI": 1}
 """What is killed here: after the engine's death the dead hold their leases for half a minute."""
 
 
