@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from itertools import product
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import parse_qsl, quote, urlsplit
 
 import boto3
 import botocore.auth
@@ -28,6 +28,7 @@ from local import deploy, engine
 from local.deploy import CODE_BUCKET, CODE_KEY, Deployed
 from local.engine import ACCOUNT, REGION, Engine
 from local.guard import BUCKET, READY, ROOT_KEY, SEAL, UNVERIFIED_BYTES
+from local.signature import Request, Unsigned, claim
 from tests.test_engine import Workflow, with_stand_ins
 
 Json = dict[str, Any]
@@ -368,6 +369,16 @@ def _signed_before(sealed: Sealed, seconds: int) -> str:
 def test_a_link_does_nothing_else(sealed: Sealed, what: str) -> None:
     """Nor later, nor for another."""
     assert LINKS[what](sealed) == 403
+
+
+def test_the_guard_itself_ends_a_link(sealed: Sealed) -> None:
+    """Whatever the engine behind it makes of an old one."""
+    target = urlsplit(sealed.link())
+    request = Request("GET", target.path, dict(parse_qsl(target.query)), {"host": target.netloc})
+    assert claim(request).is_link
+    for seconds in (120, -600):
+        with pytest.raises(Unsigned, match="expired"):
+            claim(request, datetime.now(UTC) + timedelta(seconds=seconds))
 
 
 def test_a_link_is_made_as_these_tests_make_it(sealed: Sealed) -> None:
