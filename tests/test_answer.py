@@ -12,6 +12,7 @@ RESULT = Result(
     result="done",
     structured_output=None,
     stop_reason="end_turn",
+    model_failure=None,
     num_turns=1,
     cost_usd=0.25,
     usage={"input_tokens": 1},

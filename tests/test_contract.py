@@ -125,6 +125,7 @@ def staged_result(**changed: Any) -> dict[str, Any]:
         result="done",
         structured_output=None,
         stop_reason="end_turn",
+        model_failure=None,
         num_turns=1,
         cost_usd=0.01,
         usage={},
