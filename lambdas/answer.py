@@ -43,7 +43,7 @@ def build(claim: Claim, result: Result, messages: list[Json] | None, cost_usd: f
         "format": FORMAT,
         "execution": claim.execution,
     }
-    answer = strict.encodable(answer)
+    answer |= strict.encodable(answer)
     if messages is not None and _room(answer) >= 0:
         return answer
     at = f"{claim.staging}messages.json"

@@ -12,14 +12,17 @@ from typing import Any
 DEPTH = 100
 """How deeply what is handed on may be nested: Python, Step Functions and its JSONata go through it by recursion."""
 
+ENVELOPE = 10
+"""How many levels a message has around what the model said, and a record around a message."""
 
-def read(text: str | bytes) -> Any:
+
+def read(text: str | bytes, depth: int = DEPTH) -> Any:
     """The value of a JSON text. Raises `ValueError`, also for what is nested too deeply."""
     try:
         value = json.loads(text, parse_constant=no_number, parse_float=_finite)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
-    if too_deep(value):
+    if too_deep(value, depth):
         raise ValueError("it is nested too deeply")
     return value
 
@@ -45,10 +48,10 @@ def encodable(value: Any) -> Any:
     return value
 
 
-def too_deep(value: object) -> bool:
-    """Whether a value is nested more deeply than `DEPTH`; looked through without recursion."""
+def too_deep(value: object, depth: int) -> bool:
+    """Whether a value is nested more deeply than `depth`; looked through without recursion."""
     level: list[Any] = [value]
-    for _ in range(DEPTH + 1):
+    for _ in range(depth + 1):
         level = [inner for each in level for inner in _inside(each)]
         if not level:
             return False

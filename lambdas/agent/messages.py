@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from lambdas.strict import no_number, too_deep
+from lambdas.strict import DEPTH, ENVELOPE, no_number, too_deep
 
 Json = dict[str, Any]
 
@@ -198,7 +198,7 @@ def _input(text: str) -> Any:
         return TOO_DEEP
     except ValueError:
         return None
-    return TOO_DEEP if too_deep(value) else value
+    return TOO_DEEP if too_deep(value, DEPTH - ENVELOPE) else value
 
 
 def _or_null(digits: str) -> float | None:

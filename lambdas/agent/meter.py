@@ -80,7 +80,7 @@ class Price:
     def _for(self, tokens: int) -> "Price":
         if self.long is None or tokens <= self.long["above"]:
             return self
-        return Price(*(self.long[kind] for kind in PRICED))
+        return Price(*map(self.long.__getitem__, PRICED), long=None)
 
 
 @cache
@@ -95,7 +95,7 @@ def price(model: str) -> Price:
     match = MODEL.fullmatch(model)
     if match and match["name"] in known:
         return Price(**known[match["name"]])
-    return Price(*(max(float(each[kind]) for each in known.values()) for kind in PRICED))
+    return Price(*(max(float(each[kind]) for each in known.values()) for kind in PRICED), long=None)
 
 
 def usd(call: Call, usage: Json) -> float:

@@ -124,11 +124,8 @@ class Witness:
         last = self._last
         if last is None or not last.whole or (last.stop_reason == "tool_use" and not last.calls(OUTPUT)):
             return None
-        texts = ["".join(last.texts), *last.texts]
-        text, printed = (
-            (texts[-1] if last.blocks and last.blocks[-1].get("type") == "text" else ""),
-            frame.get("result"),
-        )
+        texts, printed = ["".join(last.texts), *last.texts], frame.get("result")
+        text: str | None = texts[-1] if last.blocks and last.blocks[-1].get("type") == "text" else ""
         if last.calls(OUTPUT):
             text = _worded(printed, last.calls(OUTPUT))
         elif isinstance(printed, str) and printed.strip() in [each.strip() for each in texts]:
