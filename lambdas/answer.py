@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+from lambdas import strict
 from lambdas.contract import ANSWER_BYTES, FORMAT, Claim, Json, Result
 from lambdas.sessions.store import Store, session_key
 
@@ -31,6 +32,7 @@ def build(claim: Claim, result: Result, messages: list[Json] | None, cost_usd: f
         "result": result.result,
         "structured_output": result.structured_output,
         "stop_reason": result.stop_reason,
+        "model_failure": result.model_failure,
         "num_turns": result.num_turns,
         "cost_usd": cost_usd,
         "session_cost_usd": session_cost_usd,
@@ -41,10 +43,13 @@ def build(claim: Claim, result: Result, messages: list[Json] | None, cost_usd: f
         "format": FORMAT,
         "execution": claim.execution,
     }
+    answer |= strict.encodable(answer)
     if messages is not None and _room(answer) >= 0:
         return answer
     at = f"{claim.staging}messages.json"
-    return _shortened(answer | {"messages": [result.last_message], "messages_truncated": True, "messages_at": at})
+    return _shortened(
+        answer | {"messages": [strict.encodable(result.last_message)], "messages_truncated": True, "messages_at": at}
+    )
 
 
 def with_links(answer: Json, store: Store) -> Json:

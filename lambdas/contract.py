@@ -408,6 +408,7 @@ class RunResult:
 
     run_id: str
     stop_reason: str
+    model_failure: Json | None
     num_turns: int
     cost_usd: float
     duration_ms: int
@@ -437,6 +438,9 @@ class Result:
     result: str | None
     structured_output: Any
     stop_reason: str
+    model_failure: Json | None
+    """`{"status", "times"}` where the model answered nothing but errors when the run ended: with which status (None for
+    no connection), and how often in a row."""
     num_turns: int
     cost_usd: float
     """Of this attempt alone, in US dollars."""
@@ -482,10 +486,21 @@ def dollars(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1e6
 
 
+def _failure(value: object) -> bool:
+    """Whether it says how the model failed in the end, or that it did not."""
+    if value is None:
+        return True
+    if not isinstance(value, dict) or value.keys() != {"status", "times"}:
+        return False
+    status = value["status"]
+    return _whole(value["times"]) and (status is None or (_whole(status) and 400 <= status < 600))
+
+
 _SANE: Mapping[str, Callable[[object], bool]] = {
     "run_id": lambda value: isinstance(value, str),
     "result": lambda value: value is None or isinstance(value, str),
     "stop_reason": lambda value: isinstance(value, str) and re.fullmatch(r"[a-z_]{1,40}", value) is not None,
+    "model_failure": _failure,
     "num_turns": _whole,
     "cost_usd": dollars,
     "usage": lambda value: isinstance(value, dict),

@@ -15,6 +15,7 @@
     ├── ModelUnauthorized       502  the deployment's model credential is bad or unset
     ├── ModelOverloaded         503  the provider fails, is unreachable, or gave no first turn in time
     ├── AgentCrashed            502  the CLI died
+    ├── OutputUnusable          502  the structured output is not what the schema asks for, or nested too deeply
     ├── RunTimedOut             504  the backstop behind the run's own deadline
     └── Internal                500  anything else
         ├── CarelessDeployment      500  a credential is where code of the model's could find it
@@ -68,7 +69,7 @@ class WorkflowError(Exception):
         self.cost_usd = cost_usd
         self.detail = detail
         """What only the operator may see (the end of the CLI's stderr): recorded, never answered."""
-        super().__init__(json.dumps(self.facts() | ({"detail": detail} if detail else {}), ensure_ascii=False))
+        super().__init__(json.dumps(self.facts() | ({"detail": detail} if detail else {})))
 
     def but(self, **facts: Any) -> Self:
         """The same failure, with other facts (the constructor's arguments)."""
@@ -199,6 +200,16 @@ class AgentCrashed(WorkflowError):
     status = 502
     retryable = True
     sentence = "Claude Code stopped before it had a result. The session is as it was; try again."
+
+
+class OutputUnusable(WorkflowError):
+    """The model's structured output does not fit the caller's schema, or is nested too deeply to be handed on.
+
+    The model would be paid for the same answer again.
+    """
+
+    status = 502
+    sentence = "The structured output does not fit output_schema, or is nested too deeply, so it was not given out."
 
 
 class RunTimedOut(WorkflowError):

@@ -24,6 +24,7 @@ from typing import Any, BinaryIO
 import botocore.session
 from botocore.exceptions import BotoCoreError, ClientError
 
+from lambdas import strict
 from lambdas.agent.bedrock import bedrock
 from lambdas.agent.checkpoint import Leashed
 from lambdas.agent.claude import CONTINUE, Outcome, Turn, converse
@@ -193,7 +194,7 @@ class Worker:
 
     def put_json(self, grant: Grant, data: Any) -> None:
         """Stage one object, as JSON."""
-        text = json.dumps(data, ensure_ascii=False).encode()
+        text = strict.written(data)
         self.put(grant, text, len(text))
 
     def _root(self, task: Task) -> Path:
@@ -284,6 +285,7 @@ def _result(outcome: Outcome, packed: Packed) -> Result:
         num_turns=outcome.num_turns,
         cost_usd=outcome.cost_usd,
         usage=outcome.usage,
+        model_failure=outcome.model_failure,
         duration_ms=outcome.duration_ms,
         files=[{"path": shown(c.path), "change": c.change, "size": c.size} for c in changed[:FILES_NAMED]],
         files_total=len(changed),

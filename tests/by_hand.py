@@ -262,6 +262,7 @@ def a_result(last: bytes | None, staged: bytes) -> Result:
         result="done",
         structured_output=None,
         stop_reason="end_turn",
+        model_failure=None,
         num_turns=1,
         cost_usd=0.25,
         usage={},

@@ -4,7 +4,9 @@ import json
 from dataclasses import replace
 from typing import Any
 
-from lambdas import answer
+import pytest
+
+from lambdas import answer, strict
 from lambdas.contract import ANSWER_BYTES, Claim, Json, Result
 
 CLAIM = Claim("run-1", "session-1", "alice", "execution", "runs/run-1/0001-aa/", 1.0, False, "uuid", None)
@@ -12,6 +14,7 @@ RESULT = Result(
     result="done",
     structured_output=None,
     stop_reason="end_turn",
+    model_failure=None,
     num_turns=1,
     cost_usd=0.25,
     usage={"input_tokens": 1},
@@ -80,3 +83,23 @@ def test_whatever_a_stranger_staged_fits() -> None:
     short = built(None, last_message=huge, usage=huge)
     assert size(short) <= ANSWER_BYTES - answer.LINK_ROOM
     assert short["result"] == "done"
+
+
+def test_half_a_surrogate_is_carried() -> None:
+    """A tool, or the model, can say it; what a function returns has to be text in UTF-8."""
+    whole = built(
+        [{"type": "user", "content": "half \ud83d"}], result="\ud83d\ude00 \ud83d", structured_output={"\udc00": 1}
+    )
+    assert json.dumps(whole, ensure_ascii=False).encode()
+    assert (whole["result"], whole["messages"][0]["content"]) == ("😀 \ufffd", "half \ufffd")
+
+
+def test_what_is_stored_is_json_for_every_reader() -> None:
+    """Half a surrogate as its escape, and no number that is none."""
+    assert strict.read(strict.written({"a": "half \ud83d"})) == {"a": "half \ud83d"}
+    assert strict.written("ü") == '"ü"'.encode()
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        strict.written({"a": float("nan")})
+    for text in ("NaN", "1e999", "-Infinity", "[" * 200 + "]" * 200, "[" * 100_000):
+        with pytest.raises(ValueError, match=r"nested|no JSON|no number"):
+            strict.read(text)

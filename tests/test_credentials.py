@@ -20,6 +20,7 @@ from tests.eventually import eventually
 from tests.loopback import Answering, listening
 
 MESSAGES = "/model/v1/messages"
+BODY = json.dumps({"model": "claude-opus-5-5", "max_tokens": 100, "messages": []}).encode()
 
 
 @dataclass
@@ -100,7 +101,7 @@ def proxy(service: Service) -> Iterator[Proxy]:
 
 @contextmanager
 def asked(
-    proxy: Proxy, method: str = "POST", path: str = MESSAGES, body: bytes = b"{}", **headers: str
+    proxy: Proxy, method: str = "POST", path: str = MESSAGES, body: bytes = BODY, **headers: str
 ) -> Iterator[http.client.HTTPResponse]:
     """The proxy's answer to a request with the run's token, or with the headers given."""
     token = proxy.environment["ANTHROPIC_API_KEY"]
@@ -114,7 +115,7 @@ def asked(
 
 def test_the_key_replaces_the_token(service: Service, proxy: Proxy) -> None:
     """The service sees the key and the agent's other headers, path and body; of the token it sees nothing."""
-    body = "{'prompt': 🦊}".encode() * 1000
+    body = json.dumps({"model": "claude-x", "messages": ["🦊" * 9000]}, ensure_ascii=False).encode()
     with asked(proxy, path=MESSAGES + "?beta=true", body=body, anthropic_beta="b1") as response:
         assert (response.status, response.read()) == (200, b"firstsecond")
     method, path, headers, received = service.seen[0]
@@ -228,7 +229,9 @@ def test_hanging_up_ends_the_call_upstream(act: str, service: Service, proxy: Pr
     token = proxy.environment["ANTHROPIC_API_KEY"]
     agent = socket.create_connection(("127.0.0.1", int(urlsplit(proxy.url).port or 0)))
     agent.sendall(
-        f"POST {MESSAGES} HTTP/1.1\r\nhost: x\r\nact: {act}\r\nx-api-key: {token}\r\ncontent-length: 0\r\n\r\n".encode()
+        f"POST {MESSAGES} HTTP/1.1\r\nhost: x\r\nact: {act}\r\nx-api-key: {token}\r\n".encode()
+        + b"content-length: %d\r\n\r\n" % len(BODY)
+        + BODY
     )
     assert eventually(lambda: service.seen)
     agent.close()
@@ -241,7 +244,7 @@ def test_the_end_of_the_run_ends_everything(service: Service) -> None:
         port = int(urlsplit(proxy.url).port or 0)
         token = proxy.environment["ANTHROPIC_API_KEY"]
         waiting = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
-        waiting.request("POST", MESSAGES, b"{}", {"x-api-key": token, "act": "hold on"})
+        waiting.request("POST", MESSAGES, BODY, {"x-api-key": token, "act": "hold on"})
         response = waiting.getresponse()
         idle = socket.create_connection(("127.0.0.1", port))
         idle.settimeout(60)
@@ -266,19 +269,20 @@ def test_requests_in_parallel(service: Service, proxy: Proxy) -> None:
     """Sixteen at once, many times, each with its own answer."""
 
     def one(number: int) -> bytes:
-        with asked(proxy, body=str(number).encode()) as response:
+        body = json.dumps({"model": "claude-x", "messages": [number]}).encode()
+        with asked(proxy, body=body) as response:
             return response.read()
 
     with ThreadPoolExecutor(16) as pool:
         answers = list(pool.map(one, range(200)))
     assert answers == [b"firstsecond"] * 200
-    assert sorted(int(body) for _, _, _, body in service.seen) == list(range(200))
+    assert sorted(json.loads(body)["messages"][0] for _, _, _, body in service.seen) == list(range(200))
 
 
 def test_a_body_without_a_length_is_refused(service: Service, proxy: Proxy) -> None:
     """Chunked requests, which could be smuggled past the proxy's reading, are not taken."""
     with asked(proxy, transfer_encoding="chunked", body=b"0\r\n\r\n") as response:
-        assert response.status == 413
+        assert response.status == 400
     assert service.seen == []
 
 
@@ -309,10 +313,10 @@ def test_what_comes_in_mid_run_is_waited_out(status: int, service: Service, prox
     begun(proxy)
     service.refusals = [(status, {}), (status, {"retry-after": "1"})]
     began = time.monotonic()
-    with asked(proxy, body=b"the same") as response:
+    with asked(proxy, body=BODY) as response:
         assert (response.status, response.read()) == (200, b"firstsecond")
     assert time.monotonic() - began > 1
-    assert [body for *_, body in service.seen[1:]] == [b"the same"] * 3
+    assert [body for *_, body in service.seen[1:]] == [BODY] * 3
     assert proxy.answers == 2
 
 
@@ -368,7 +372,7 @@ def test_the_wait_ends_with_who_waits(service: Service, proxy: Proxy) -> None:
     begun(proxy)
     service.refusals = [(429, {"retry-after": "600"})]
     connection = http.client.HTTPConnection(str(urlsplit(proxy.url).netloc), timeout=0.3)
-    connection.request("POST", MESSAGES, b"{}", {"x-api-key": proxy.environment["ANTHROPIC_API_KEY"]})
+    connection.request("POST", MESSAGES, BODY, {"x-api-key": proxy.environment["ANTHROPIC_API_KEY"]})
     assert eventually(lambda: len(service.seen) == 2)
     with pytest.raises(TimeoutError):
         connection.getresponse()
@@ -424,3 +428,65 @@ def test_once_it_is_shut_no_further_call_goes_through(service: Service) -> None:
         proxy.__exit__()
         waiting.result(60)
     assert len(service.seen) == 1
+
+
+@pytest.mark.parametrize(
+    "lengths",
+    [
+        "content-length: 2\r\ncontent-length: 3",
+        "content-length: 2\r\ncontent-length: 2",
+        "content-length: 2\r\ntransfer-encoding: chunked",
+        "content-length: " + "9" * 5000,
+        "content-length: +2",
+        "content-length: 2, 2",
+    ],
+)
+def test_a_length_that_can_be_read_in_two_ways_is_refused(lengths: str, service: Service, proxy: Proxy) -> None:
+    """And the connection ends: what follows would be read as a request."""
+    token = proxy.environment["ANTHROPIC_API_KEY"]
+    with socket.create_connection(("127.0.0.1", proxy.port), timeout=60) as agent:
+        agent.sendall(f"POST {MESSAGES} HTTP/1.1\r\nx-api-key: {token}\r\n{lengths}\r\n\r\n{{}}".encode())
+        agent.shutdown(socket.SHUT_WR)
+        assert agent.makefile("rb").read().startswith(b"HTTP/1.1 400 ")
+    assert service.seen == []
+
+
+def test_a_body_is_not_read_before_the_token(proxy: Proxy) -> None:
+    """Without it the refusal is there at once, whatever length was announced."""
+    with socket.create_connection(("127.0.0.1", proxy.port), timeout=60) as stranger:
+        stranger.sendall(f"POST {MESSAGES} HTTP/1.1\r\ncontent-length: 60000000\r\n\r\n".encode())
+        assert stranger.recv(100).startswith(b"HTTP/1.1 403 ")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"not json",
+        b"[]",
+        b"{}",
+        b'{"model": "claude-haiku-5-5", "model": "claude-fable-5-2"}',
+        b'{"model": "claude-x", "max_tokens": 1, "max_tokens": 100000}',
+        b'{"model": "claude-x", "messages": [{"a": 1, "a": 2}]}',
+        b'{"model": "claude-x", "max_tokens": NaN}',
+        b'{"model": "claude-x", "text": "\xff"}',
+        '{"model": "claude-x"}'.encode("utf-16"),
+        b'{"model": "claude-x", "messages": ' + b"[" * 100_000,
+        b'{"model": "claude-x", "speed": "faster"}',
+        b'{"model": "claude-x", "inference_geo": "mars"}',
+        b'{"model": "claude-x", "service_tier": "priority"}',
+    ],
+)
+def test_what_cannot_be_metered_is_not_passed_on(body: bytes, service: Service, proxy: Proxy) -> None:
+    """A body that the provider could read otherwise than the meter, or whose price is not in the table."""
+    with asked(proxy, body=body) as response:
+        assert response.status == 400
+    with asked(proxy, content_encoding="gzip") as response:
+        assert response.status == 400
+    assert service.seen == []
+
+
+def test_an_answer_comes_unencoded(service: Service, proxy: Proxy) -> None:
+    """It is read as it passes."""
+    with asked(proxy, accept_encoding="gzip"):
+        pass
+    assert "accept-encoding" not in service.seen[0][2]

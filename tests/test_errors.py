@@ -54,6 +54,7 @@ def test_statuses_are_those_of_the_contract() -> None:
         "ModelUnauthorized": 502,
         "ModelOverloaded": 503,
         "AgentCrashed": 502,
+        "OutputUnusable": 502,
         "RunTimedOut": 504,
         "Internal": 500,
         "Forbidden": 403,

@@ -15,15 +15,19 @@ nowhere into a path.
 import http.client
 import re
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from typing import Any
+from urllib.parse import unquote
 
 import botocore.session
 from botocore.auth import SigV4Auth
 from botocore.awsrequest import AWSRequest
+from botocore.eventstream import EventStreamBuffer, ParserError
 from botocore.exceptions import BotoCoreError
 
-from lambdas.agent.credentials import MODEL, Credential, Upstream
+from lambdas.agent.credentials import MODEL, Credential, Sent, Upstream
+from lambdas.agent.messages import Call, Reader, chunks
 from lambdas.errors import ModelUnauthorized
 
 STREAMING = re.compile(r"POST /model/(?:[A-Za-z0-9._:-]|%3[Aa])+/invoke-with-response-stream")
@@ -51,7 +55,30 @@ def bedrock(model: str) -> Upstream:
             "ANTHROPIC_MODEL": model,
             **{f"ANTHROPIC_DEFAULT_{alias}_MODEL": model for alias in ALIASES},
         },
+        call=_invocation,
+        reader=_chunks,
     )
+
+
+def _invocation(request: Sent) -> Call:
+    """The model is in the path."""
+    return Call.of(request.body, request.named, unquote(request.path.split("/")[2]))
+
+
+def _chunks(content_type: str) -> Reader:
+    """AWS' event stream, whose chunks hold the events of the Messages API."""
+    buffer = EventStreamBuffer()
+
+    def read(piece: bytes) -> Iterator[Any]:
+        buffer.add_data(piece)
+        with suppress(ParserError):  # the agent's client will find the same
+            for message in buffer:
+                if message.headers.get(":message-type") == "event":
+                    yield from chunks(message.payload)
+                else:
+                    yield {"type": "error"}
+
+    return read
 
 
 def _credentials() -> Any:

@@ -18,7 +18,6 @@ before stays good.
 import json
 import math
 import os
-import stat
 import sys
 import threading
 import time
@@ -26,7 +25,6 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import partial
 from io import FileIO
-from pathlib import Path
 from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, Self
 
@@ -94,7 +92,7 @@ class Checkpoints:
         saver: Saver,
         answers: Answers,
         frozen: Callable[[], AbstractContextManager[None]],
-        transcript: Callable[[], Path | None],
+        transcript: Callable[[], BinaryIO | None],
         deadline: float,
     ) -> None:
         self._saver = saver
@@ -228,10 +226,12 @@ class Leashed(FileIO):
 class _Transcript:
     """What the CLI has written of the conversation by now."""
 
-    def __init__(self, find: Callable[[], Path | None]) -> None:
+    def __init__(self, find: Callable[[], BinaryIO | None]) -> None:
         self._find = find
-        path = find()
-        self._read = path.stat().st_size if path else 0  # what was there before the run is not looked at
+        self._read = 0
+        if file := find():
+            with file:
+                self._read = os.fstat(file.fileno()).st_size  # what was there before the run is not looked at
         self._found: set[str] = set()
         self.expected: set[str] = set()
         """The calls and results that the CLI has told of."""
@@ -247,13 +247,10 @@ class _Transcript:
         return end == len(text) and self.expected <= self._found
 
     def _news(self) -> bytes:
-        path = self._find()
-        if path is None:
+        file = self._find()
+        if file is None:
             return b""
-        # The agent may have put anything in its place: nothing here may wait.
-        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise Internal(detail="the transcript is no file")
+        with file:
             file.seek(self._read)
             return file.read(TRANSCRIPT_BYTES)
 

@@ -2,12 +2,9 @@
 
 The SDK is pinned: its transport is subclassed, to keep the CLI's messages as they were printed.
 
-**What a run costs.** `total_cost_usd` counts on over a session. The CLI (2.1.330) reads the earlier total from the
-last `cost-state` record of the transcript, and writes a new one when it ends in peace; after a killed run it begins
-from the record before. So the same record is read here, before the run, and subtracted. `--max-budget-usd` is
-compared with this run's own spending. Since the agent could rewrite its transcript, the figure is the CLI's word,
-not a bill; it is never negative. At every tool result the CLI is asked for its total (`get_usage`), which is handed
-on at once (`Spending`): so the figure is nearly right also where the CLI, or this function, is killed.
+**What is believed.** The agent can write to the CLI's output, and to its transcript. So what a run costs, what the
+model said and how it failed is the proxy's word (`proxy.meter`, `proxy.witness`); a message of the CLI's that does not
+fit is passed over before the SDK sees it, and so is a line that is no JSON.
 
 **Prompts** are sent verbatim (`client_composed`): otherwise `@/etc/passwd` in a prompt is read and attached, and
 `/help` is answered by the CLI without the model. The environment and the tool listing are sent all the same.
@@ -27,32 +24,39 @@ makes the other tools disappear, for subagents too. `Bash(git *)` is therefore n
 
 import asyncio
 import json
-import math
+import os
+import stat
+import sys
 import time
 import uuid
 from collections import deque
-from collections.abc import AsyncIterator, Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import claude_agent_sdk
 from claude_agent_sdk import ClaudeAgentOptions, ClaudeSDKClient, CLIConnectionError
-from claude_agent_sdk._internal.transport.subprocess_cli import SubprocessCLITransport
+from claude_agent_sdk._internal.transport.subprocess_cli import SubprocessCLITransport, _LineFramer
+from jsonschema import validators
+from referencing import Registry
 
+from lambdas import strict
 from lambdas.agent import frames
 from lambdas.agent.checkpoint import Checkpoints, Saver
 from lambdas.agent.credentials import Proxy
+from lambdas.agent.messages import TOO_DEEP
 from lambdas.agent.sandbox import Processes, Scratch, crowded, environment, refuse_credentials
 from lambdas.agent.spending import Spending
+from lambdas.agent.witness import Witness
 from lambdas.errors import (
     MODEL_STATUSES,
     AgentCrashed,
     ModelOverloaded,
     ModelRateLimited,
-    ModelUnauthorized,
+    OutputUnusable,
     SessionDamaged,
     WorkflowError,
 )
@@ -89,6 +93,13 @@ OUTLIVING = (
 """Tools of CLI 2.1.330 that make sense only in a process that stays. A run ends with its answer: what they begin would
 die with it, and come before the next prompt as the news of its death."""
 
+STOPPED = {
+    "error_max_turns": "max_turns",
+    "error_max_budget_usd": "max_budget",
+    "error_max_structured_output_retries": "max_structured_output_retries",
+}
+"""Results of the CLI's for a limit, and the run's `stop_reason`."""
+
 CONTINUE = (
     "[This turn was cut off by a failure of the service, not by the user. Conversation and workspace are as they were "
     "after its last completed step, and nothing runs in the background any more. Continue from where you left off; "
@@ -96,8 +107,8 @@ CONTINUE = (
 )
 """The prompt that goes on with a turn that was cut off."""
 
-SPENT = "spent"
-"""The id under which the CLI is asked what it has spent; the SDK passes over answers that it did not ask for."""
+QUIET_SECONDS = 1.0
+"""How long the end waits for calls whose agent is gone to be reckoned up; it takes milliseconds."""
 
 
 @dataclass(frozen=True)
@@ -134,9 +145,13 @@ class Outcome:
     `max_structured_output_retries` of the run."""
     num_turns: int
     cost_usd: float
-    """This run's own."""
+    """This run's own, by the meter."""
     usage: Json
+    """Of all its calls of the model, subagents' included."""
     duration_ms: int
+    model_failure: Json | None
+    """`{"status", "times"}` where the model answered nothing but errors when the run ended: the status, None for no
+    connection, and how often in a row."""
 
 
 async def converse(turn: Turn, scratch: Scratch, proxy: Proxy, saver: Saver, deadline: float) -> Outcome:
@@ -146,14 +161,16 @@ async def converse(turn: Turn, scratch: Scratch, proxy: Proxy, saver: Saver, dea
 
     Returns a few seconds after the deadline at the latest, whatever the CLI does; every process that the run
     started is dead then. Raises ModelUnauthorized, ModelRejected, ModelRateLimited, ModelOverloaded (also if
-    nothing had come from the model by the deadline), AgentCrashed, and SessionDamaged if the transcript to resume
-    is missing; Internal if a process does not die. Checkpoints go to `saver`, one last also where the run failed after
-    money was spent.
+    nothing had come from the model by the deadline), AgentCrashed, OutputUnusable, and SessionDamaged if the transcript
+    to resume is missing; Internal if a process does not die. Checkpoints go to `saver`, one last also where the run
+    failed after money was spent.
     """
     began = time.monotonic()
-    earlier = _spent_before(turn, scratch)
-    agent = _Agent(turn, scratch, proxy, saver, earlier, deadline)
+    if turn.resume and not _has_transcript(scratch, turn.claude_session):
+        raise SessionDamaged(detail="the session has no transcript")
+    agent = _Agent(turn, scratch, proxy, saver, deadline)
     in_time = await agent.run(deadline)
+    proxy.meter.quiet(QUIET_SECONDS)
     run = _Run(turn, scratch, proxy, agent, round((time.monotonic() - began) * 1000))
     try:
         return run.outcome(in_time)
@@ -166,21 +183,19 @@ async def converse(turn: Turn, scratch: Scratch, proxy: Proxy, saver: Saver, dea
 class _Agent:
     """The CLI's process from its start to its end."""
 
-    def __init__(
-        self, turn: Turn, scratch: Scratch, proxy: Proxy, saver: Saver, earlier: float, deadline: float
-    ) -> None:
+    def __init__(self, turn: Turn, scratch: Scratch, proxy: Proxy, saver: Saver, deadline: float) -> None:
         self._proxy = proxy
         self._prompt, self._asked = turn.prompt, str(uuid.uuid4())
         self._root = scratch.root
-        self._earlier = self._total = earlier
         self._stderr: deque[str] = deque()
         self._processes = Processes(scratch.root, scratch.wall)
         options = _options(turn, scratch, proxy, self._keep_stderr)
-        transcript = partial(_transcript, scratch, turn.claude_session)
+        transcript = partial(opened, scratch, turn.claude_session)
         self.checkpoints = Checkpoints(saver, proxy, self._processes.frozen, transcript, deadline)
         self._saver = saver
         self._spending = Spending(saver.spent)
-        self._transport = _Tee(options, self.checkpoints, self._note_spent)
+        proxy.meter.allow(turn.max_budget_usd, turn.max_turns, self._spending.note)
+        self._transport = _Tee(options, self.checkpoints, proxy.witness)
         self._client = ClaudeSDKClient(options, transport=self._transport)
         self.messages = self._transport.messages
         self.failure: Exception | None = None
@@ -189,16 +204,7 @@ class _Agent:
     @property
     def result(self) -> Json:
         """What the CLI said when it was done with the prompt; empty if it did not."""
-        return next((m for m in reversed(self.messages) if frames.ends(m, self._asked) and _is_result(m)), {})
-
-    def cost(self, result: Json) -> float:
-        """US dollars of this run; without a result, what the CLI said at the last tool result."""
-        total = float(result.get("total_cost_usd") or self._total)
-        return max(0.0, round(total - self._earlier, 10)) if math.isfinite(total) else 0.0
-
-    def _note_spent(self, total: float) -> None:
-        self._total = total
-        self._spending.note(self.cost({}))
+        return next((message for message in reversed(self.messages) if frames.ends(message, self._asked)), {})
 
     @property
     def stderr(self) -> str:
@@ -272,34 +278,45 @@ class _Agent:
 
 
 class _Tee(SubprocessCLITransport):
-    """The SDK's transport, which keeps what passes."""
+    """The SDK's transport, which keeps what passes, and lets pass what is true."""
 
-    def __init__(
-        self, options: ClaudeAgentOptions, checkpoints: Checkpoints, note_spent: Callable[[float], None]
-    ) -> None:
+    def __init__(self, options: ClaudeAgentOptions, checkpoints: Checkpoints, witness: Witness) -> None:
         super().__init__(prompt=_no_prompt(), options=options)
         self._checkpoints = checkpoints
-        self._note_spent = note_spent
+        self._witness = witness
         self.messages: list[Json] = []
 
-    async def read_messages(self) -> AsyncIterator[Json]:
-        async for message in super().read_messages():
-            if frames.is_message(message):
-                self._checkpoints.note(message)
-                self.messages.append(message)
-                if frames.kind(message) == "user":
-                    await self._ask_what_is_spent()
-            elif frames.for_the_sdk(message) and (answer := message.get("response", {})).get("request_id") == SPENT:
-                with suppress(KeyError, TypeError, ValueError):  # the shape is experimental, the figure for failures
-                    self._note_spent(float(answer["response"]["session"]["total_cost_usd"]))
-            if frames.for_the_sdk(message):
-                yield message
+    async def connect(self) -> None:
+        await super().connect()
+        printed: Any = self._stdout_stream
+        lines: Any = self._believed(printed)
+        self._stdout_stream = lines  # it is only ever iterated over
 
-    async def _ask_what_is_spent(self) -> None:
-        request = {"subtype": "get_usage", "skip_behaviors": True, "detached": True}
-        asking = {"type": "control_request", "request_id": SPENT, "request": request}
-        with suppress(CLIConnectionError):  # it is gone: so says what is read next
-            await self.write(json.dumps(asking) + "\n")
+    async def _believed(self, printed: AsyncIterator[str]) -> AsyncIterator[str]:
+        """Of what is printed, the lines that are believed."""
+        framer = _LineFramer()
+        async for chunk in printed:
+            for line in framer.push(chunk):
+                if self._take(line):
+                    yield line + "\n"
+            if framer.pending_len > MESSAGE_BYTES:
+                raise CLIConnectionError(f"a message has more than {MESSAGE_BYTES} characters")
+
+    def _take(self, line: str) -> bool:
+        """Whether the SDK may see it; a message is kept."""
+        try:
+            frame = strict.read(line)
+        except ValueError:
+            return False
+        if not isinstance(frame, dict):
+            return False
+        if frames.is_message(frame):
+            message = self._witness.believed(frame)
+            if message is None:
+                return False
+            self._checkpoints.note(message)
+            self.messages.append(message)
+        return frames.for_the_sdk(frame)
 
 
 async def _prompt(text: str, asked: str) -> AsyncIterator[Json]:
@@ -317,7 +334,8 @@ async def _no_prompt() -> AsyncIterator[Json]:
 def _options(turn: Turn, scratch: Scratch, proxy: Proxy, stderr: Callable[[str], None]) -> ClaudeAgentOptions:
     tools = None if turn.allowed_tools is None else list(turn.allowed_tools)
     schema = {"type": "json_schema", "schema": turn.output_schema} if turn.output_schema is not None else None
-    extra: dict[str, str | None] = {}
+    # Else a resumed turn is sent the first one's text again, out of the transcript, which the agent can rewrite.
+    extra: dict[str, str | None] = {"system-prompt-snapshot": "off"}
     if turn.append_system_prompt is not None:
         appended = scratch.private / "append-system-prompt"
         appended.write_bytes(turn.append_system_prompt.encode())
@@ -352,25 +370,38 @@ def _uuid(text: str) -> str:
     return str(uuid.UUID(text))
 
 
-def _transcript(scratch: Scratch, claude_session: str) -> Path | None:
-    found = scratch.claude.glob(f"projects/*/{_uuid(claude_session)}.jsonl")
-    return next((path for path in found if path.is_file() and path.stat().st_size), None)
+def opened(scratch: Scratch, claude_session: str) -> BinaryIO | None:
+    """The transcript, to be read; None if there is none. The agent may have put anything in its place: no link is
+    followed, what is no file is none, and nothing here waits."""
+    name = f"{_uuid(claude_session)}.jsonl"
+    with suppress(OSError), _folder(str(scratch.claude)) as claude, _folder("projects", claude) as projects:
+        with os.scandir(projects) as entries:
+            names = sorted(entry.name for entry in entries)
+        for each in names:
+            with suppress(OSError), _folder(each, projects) as folder:
+                found = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder)
+                seen = os.fstat(found)
+                if stat.S_ISREG(seen.st_mode) and seen.st_size:
+                    return os.fdopen(found, "rb")
+                os.close(found)
+    return None
 
 
-def _spent_before(turn: Turn, scratch: Scratch) -> float:
-    """The total from which the CLI will count on. Raises SessionDamaged if there is nothing to resume."""
-    if not turn.resume:
-        return 0.0
-    transcript = _transcript(scratch, turn.claude_session)
-    if transcript is None:
-        raise SessionDamaged(detail="the session has no transcript")
-    total = 0.0
-    with transcript.open("rb") as lines:
-        for line in lines:
-            if line.startswith(b'{"type":"cost-state"'):
-                with suppress(ValueError, KeyError, TypeError):  # the CLI passes over a broken record, too
-                    total = float(json.loads(line)["totalCostUSD"])
-    return total
+@contextmanager
+def _folder(name: str, parent: int | None = None) -> Iterator[int]:
+    """A directory, opened. Raises `OSError`, also where a link is in its place."""
+    folder = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=parent)
+    try:
+        yield folder
+    finally:
+        os.close(folder)
+
+
+def _has_transcript(scratch: Scratch, claude_session: str) -> bool:
+    transcript = opened(scratch, claude_session)
+    if transcript is not None:
+        transcript.close()
+    return transcript is not None
 
 
 @dataclass(frozen=True)
@@ -393,36 +424,52 @@ class _Run:
         if not result:
             raise self._error(AgentCrashed, result)
         if result["subtype"] == "success" and result["is_error"]:
+            if limit := self.proxy.meter.limit:
+                return self._completed(limit, result | {"result": None})
             raise self._refused(result)
         unasked = result["subtype"] == "success" and not result["num_turns"]
         if unasked or result["subtype"] == "error_during_execution":
             raise self._error(AgentCrashed, result)
-        return self._completed(_stop_reason(result), result)
+        return self._completed(self._stop_reason(result), result)
+
+    def _stop_reason(self, result: Json) -> str:
+        """A run that stopped at a limit names it; otherwise the model says why it stopped."""
+        return STOPPED.get(result["subtype"]) or self.proxy.witness.stop_reason
 
     def _completed(self, stop_reason: str, result: Json) -> Outcome:
-        if _transcript(self.scratch, self.turn.claude_session) is None:
+        if not _has_transcript(self.scratch, self.turn.claude_session):
             raise self._error(AgentCrashed, result)
+        meter, took = self.proxy.meter, result.get("duration_ms")
         return Outcome(
             messages=self.agent.messages,
             result=result.get("result"),
-            structured_output=result.get("structured_output"),
+            structured_output=self._output(result),
             stop_reason=stop_reason,
-            num_turns=result.get("num_turns", 0),
-            cost_usd=self.agent.cost(result),
-            usage=result.get("usage", {}),
-            duration_ms=result.get("duration_ms", self.duration_ms),
+            num_turns=max(0, min(result.get("num_turns", 0), meter.calls + 1)),
+            cost_usd=meter.spent,
+            usage=meter.usage,
+            duration_ms=took if type(took) is int and 0 <= took <= self.duration_ms else self.duration_ms,
+            model_failure=self.proxy.witness.failure,
         )
 
+    def _output(self, result: Json) -> Any:
+        """What the model gave for the caller's schema, in its last answer. Raises `OutputUnusable`."""
+        outputs = self.proxy.witness.outputs
+        if self.turn.output_schema is None or result.get("subtype") != "success" or result["is_error"] or not outputs:
+            return None
+        fitting = [each for each in outputs if each is not TOO_DEEP and fits(each, self.turn.output_schema)]
+        if not fitting:
+            raise self._error(OutputUnusable, result)
+        return fitting[-1]
+
     def _refused(self, result: Json) -> WorkflowError:
-        """The API refused, or was not there. The seam for waiting: nothing but `error` depends on the status."""
-        status = result.get("api_error_status")
-        error = MODEL_STATUSES.get(status or 0, ModelOverloaded)
-        if any(message.get("error") == "billing_error" for message in self.agent.messages[-3:]):
-            error = ModelUnauthorized
-        refusal = self._error(error, result)
-        if error is ModelRateLimited or status == 529:
-            refusal = self._error(error, result, retry_after=self.proxy.retry_after)
-        return refusal
+        """The API refused, or was not there, as the proxy saw it."""
+        witness = self.proxy.witness
+        if not witness.failed:
+            return self._error(AgentCrashed, result)
+        error = MODEL_STATUSES.get(witness.status or 0, ModelOverloaded)
+        waits = error is ModelRateLimited or witness.status == 529
+        return self._error(error, result, retry_after=self.proxy.retry_after if waits else None)
 
     def _error(
         self, kind: type[WorkflowError], result: Json, sentence: str | None = None, retry_after: int | None = None
@@ -431,26 +478,15 @@ class _Run:
         listed = map(str, errors) if isinstance(errors, list) else ()
         told = (str(result.get("result") or ""), *listed, str(self.agent.failure or ""))
         detail = "\n".join(part for part in (*told, self.agent.stderr) if part)[-STDERR_BYTES:]
-        return kind(sentence, retry_after=retry_after, cost_usd=self.agent.cost(result), detail=detail)
+        return kind(sentence, retry_after=retry_after, cost_usd=self.proxy.meter.spent, detail=detail)
 
 
-def _is_result(message: Json) -> bool:
-    """Whether it has what a result of the CLI's has: the agent can write to the CLI's output, too."""
-    kinds: dict[str, Any] = {
-        "subtype": str,
-        "is_error": bool,
-        "total_cost_usd": (int, float),
-        "num_turns": int,
-        "usage": dict,
-    }
-    return all(isinstance(message.get(name), kind) for name, kind in kinds.items())
-
-
-def _stop_reason(result: Json) -> str:
-    """A run that stopped at a limit names it; otherwise the model says why it stopped."""
-    limits = {"error_max_turns": "max_turns", "error_max_budget_usd": "max_budget"}
-    if result["subtype"] != "success":
-        return limits.get(result["subtype"], str(result["subtype"]).removeprefix("error_"))
-    reason = result.get("stop_reason")
-    # With an output schema the last thing the model does is to call the tool that takes the output.
-    return "end_turn" if reason in (None, "tool_use") else str(reason)
+def fits(output: Any, schema: Json) -> bool:
+    """Whether a structured output is what the schema asks for, as far as can be told here: Claude Code has checked it
+    with a validator of JavaScript's, whose regular expressions are not all Python's. Nothing is fetched."""
+    validator = validators.validator_for(schema, default=validators.Draft7Validator)
+    try:
+        return bool(validator(schema, registry=Registry()).is_valid(output))
+    except Exception as unknown:  # whatever the schema makes the validator stumble over
+        print(f"a schema that cannot be applied here: {type(unknown).__name__}", file=sys.stderr)
+        return True

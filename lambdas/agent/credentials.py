@@ -8,6 +8,10 @@ comes. It ends with the run. If the agent hangs up, the call upstream is dropped
 429, a 5xx or no answer at all is then not handed on, but the same request is sent again, for as long as the agent
 waits. It sees a slow answer (CLI 2.1.330 waits 360 s for its headers, longer than any run), and is interrupted at the
 run's deadline. Before the first answer a refusal is the agent's, and so the caller's.
+
+**The model's answers are read as they pass**, by the meter, which also decides whether a call is passed on at all
+(`lambdas.agent.meter`), and by the witness, who knows what was said (`lambdas.agent.witness`). Both have heard a piece
+before the agent gets it.
 """
 
 import hmac
@@ -21,8 +25,9 @@ import select
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from email.message import Message
 from functools import cache
@@ -32,14 +37,27 @@ from urllib.parse import urlsplit
 
 import certifi
 
+from lambdas.agent.messages import Call, Reader, Unreadable, reader
+from lambdas.agent.meter import Charge, LimitMet, Meter
+from lambdas.agent.witness import Witness
 from lambdas.errors import ModelUnauthorized
 
 BODY_BYTES = 64 * 1024 * 1024
 """Largest request; the Messages API takes 32 MB."""
 
+BODIES_BYTES = 2 * BODY_BYTES
+"""How much of requests is in memory at a time; others wait before they are read."""
+
+REFUSAL_BYTES = 1024 * 1024
+"""The longest refusal of the model's that is handed on."""
+
+UNREAD_SECONDS = 1.0
+"""How long a refused request may take to be sent to its end: who has not done so by then may miss the refusal."""
+
 NOT_FORWARDED = {
     *("connection", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade"),  # hop by hop
     *("host", "content-length", "expect"),  # written anew
+    "accept-encoding",  # an encoded answer could not be read as it passes
     *("authorization", "x-api-key", "apikey", "cookie"),  # the run's token, replaced
 }
 NOT_RETURNED = {"connection", "keep-alive", "transfer-encoding", "upgrade", "trailer", "set-cookie"}
@@ -128,6 +146,10 @@ class Upstream:
     """What is let through: `METHOD /path`, without the query, must match one of these as a whole."""
     environment: Mapping[str, str] = field(default_factory=dict)
     """What the agent gets; `{url}` and `{token}` stand for the proxy's address of it and the run's token."""
+    call: Callable[["Sent"], Call | None] = lambda _: None
+    """Reads a request that costs money; None for another. Raises `Unreadable`."""
+    reader: Callable[[str], Reader] = reader
+    """What reads its answer, by the content type."""
 
 
 def anthropic(secret: Secret, base_url: str = "https://api.anthropic.com") -> Upstream:
@@ -138,7 +160,14 @@ def anthropic(secret: Secret, base_url: str = "https://api.anthropic.com") -> Up
         credential=Key(secret, {"x-api-key": "{}"}),
         requests=(re.compile(r"POST /v1/messages(/count_tokens)?"),),
         environment={"ANTHROPIC_BASE_URL": "{url}", "ANTHROPIC_API_KEY": "{token}"},
+        call=_message,
     )
+
+
+def _message(request: "Sent") -> Call | None:
+    """Every request but the counting of tokens, which is free."""
+    counts = request.path.partition("?")[0].endswith("/count_tokens")
+    return None if counts else Call.of(request.body, request.named)
 
 
 def supabase(secret: Secret, base_url: str) -> Upstream:
@@ -164,6 +193,9 @@ class Proxy:
         self._open: set[socket.socket] = set()
         self._idle: list[http.client.HTTPConnection] = []
         self._guard = threading.Lock()
+        self._bodies = _Room(BODIES_BYTES)
+        self.meter = Meter()
+        self.witness = Witness(self.meter)
         self.answers = 0
         """How many answers of the model have begun, that is, how many are paid for."""
         self.retry_after: int | None = None
@@ -236,7 +268,9 @@ class Proxy:
         self._shut = True
 
     @contextmanager
-    def answer(self, upstream: Upstream, request: "Sent", client: socket.socket) -> Iterator[http.client.HTTPResponse]:
+    def answer(
+        self, upstream: Upstream, request: "Sent", client: socket.socket, charge: Charge | None
+    ) -> Iterator[http.client.HTTPResponse]:
         """The upstream's answer, its body still to be read. What can be waited out, is.
 
         The call is dropped as soon as `client` hangs up. Raises OSError or HTTPException if there is no answer.
@@ -246,9 +280,9 @@ class Proxy:
             if self._shut:
                 _wait(client)
             with ExitStack() as call:
-                response = self._response(call, upstream, request, client)
+                response = self._response(call, upstream, request, client, charge)
                 if response is not None:
-                    self._note(upstream, response)
+                    self._note(charge, response)
                     if not self._waits_out(upstream, response.status):
                         yield response
                         return
@@ -257,34 +291,36 @@ class Proxy:
             pause = min(2 * pause, WAIT_SECONDS)
 
     def _response(
-        self, call: ExitStack, upstream: Upstream, request: "Sent", client: socket.socket
+        self, call: ExitStack, upstream: Upstream, request: "Sent", client: socket.socket, charge: Charge | None
     ) -> http.client.HTTPResponse | None:
         """The answer, held open by `call`; None if there was none and that is to be waited out."""
         try:
-            return self._authorized(call, upstream, request, client)
+            return self._authorized(call, upstream, request, client, charge)
         except (OSError, http.client.HTTPException):
+            if charge:
+                self.witness.stumbled(None)
             if not self._waits_out(upstream, HTTPStatus.BAD_GATEWAY):
                 raise
             return None
 
     def _authorized(
-        self, call: ExitStack, upstream: Upstream, request: "Sent", client: socket.socket
+        self, call: ExitStack, upstream: Upstream, request: "Sent", client: socket.socket, charge: Charge | None
     ) -> http.client.HTTPResponse:
         """The answer; a refused credential is renewed and tried once more."""
         with ExitStack() as first:
-            used, response = first.enter_context(self._call(upstream, request, client))
+            used, response = first.enter_context(self._call(upstream, request, client, charge))
             if response.status not in REFUSED or not upstream.credential.renew(used, response):
                 call.push(first.pop_all())
                 return response
             response.read()
-        return call.enter_context(self._call(upstream, request, client))[1]
+        return call.enter_context(self._call(upstream, request, client, charge))[1]
 
     def _waits_out(self, upstream: Upstream, status: int) -> bool:
         return upstream.name == MODEL and self.answers > 0 and (status == 429 or status >= 500)
 
     @contextmanager
     def _call(
-        self, upstream: Upstream, request: "Sent", client: socket.socket
+        self, upstream: Upstream, request: "Sent", client: socket.socket, charge: Charge | None
     ) -> Iterator[tuple[dict[str, str], http.client.HTTPResponse]]:
         added = upstream.credential.headers(request.method, upstream.base_url + request.path, request.body)
         connection = self._connection(upstream.base_url)
@@ -297,6 +333,8 @@ class Proxy:
                 for name, value in (*kept, *added.items(), ("content-length", str(len(request.body)))):
                     connection.putheader(name, value)
                 line.settimeout(HEADERS_SECONDS)
+                if charge:
+                    charge.sent()
                 connection.endheaders(request.body)
                 response = connection.getresponse()
                 if line.fileno() >= 0:  # an answer without a body may have closed it
@@ -340,13 +378,41 @@ class Proxy:
             with self._guard:
                 self._open.discard(connection)
 
-    def _note(self, upstream: Upstream, response: http.client.HTTPResponse) -> None:
-        if upstream.name != MODEL:
+    def _note(self, charge: Charge | None, response: http.client.HTTPResponse) -> None:
+        if charge is None:
             return
         if response.status < 400:
             self.answers += 1
-        elif response.status in (429, 529):
+            self.witness.began(charge.answer)
+        else:
+            charge.refused()
+            self.witness.stumbled(response.status)
+        if response.status in (429, 529):
             self.retry_after = _retry_after(response)
+
+    def room(self, size: int) -> AbstractContextManager[None]:
+        """Room for a request's body while the `with` block lasts."""
+        return self._bodies.taken(size)
+
+
+class _Room:
+    """So many bytes of memory; who wants more than there are waits."""
+
+    def __init__(self, size: int) -> None:
+        self._left = size
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def taken(self, size: int) -> Iterator[None]:
+        with self._changed:
+            self._changed.wait_for(lambda: size <= self._left)
+            self._left -= size
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._left += size
+                self._changed.notify_all()
 
 
 @dataclass(frozen=True)
@@ -358,6 +424,11 @@ class Sent:
     """Below the upstream's base URL, with the query."""
     headers: Sequence[tuple[str, str]]
     body: bytes
+
+    @property
+    def named(self) -> dict[str, str]:
+        """The headers by their names in lower case; of several with one name the last."""
+        return {name.lower(): value for name, value in self.headers}
 
 
 class _Server(http.server.ThreadingHTTPServer):
@@ -382,57 +453,133 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         """Nothing: paths and keys do not belong into the function's log."""
 
     def _forward(self) -> None:
-        body = self._body()
-        if body is None:
-            self._refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "a request needs a content-length, below 64 MiB")
-        elif not self.proxy.accepts(self.headers):
-            self._refuse(HTTPStatus.FORBIDDEN, "the run's token is missing")
-        elif not (route := self.proxy.route(self.command, self.path)):
-            self._refuse(HTTPStatus.FORBIDDEN, "not a request that this run may make")
-        else:
-            upstream, path = route
-            headers = [(name, value) for name, value in self.headers.items() if name.lower() not in NOT_FORWARDED]
-            self._relay(upstream, Sent(self.command, path, headers, body))
+        if not self.proxy.accepts(self.headers):
+            return self._turn_away(HTTPStatus.FORBIDDEN, "the run's token is missing")
+        if not (route := self.proxy.route(self.command, self.path)):
+            return self._turn_away(HTTPStatus.FORBIDDEN, "not a request that this run may make")
+        size = self._size()
+        if size is None:
+            return self._turn_away(HTTPStatus.BAD_REQUEST, "a request needs one content-length, and no other encoding")
+        if size > BODY_BYTES:
+            return self._turn_away(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "a request may have 64 MiB")
+        upstream, path = route
+        headers = [(name, value) for name, value in self.headers.items() if name.lower() not in NOT_FORWARDED]
+        with self.proxy.room(size):
+            body = self.rfile.read(size)
+            if len(body) < size:
+                raise ConnectionAbortedError("the agent has hung up")
+            return self._meter(upstream, Sent(self.command, path, headers, body))
 
     do_GET = do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = _forward
 
-    def _body(self) -> bytes | None:
-        length = self.headers.get("content-length", "0")
-        if "transfer-encoding" in self.headers or not length.isdecimal() or int(length) > BODY_BYTES:
-            self.close_connection = True
-            return None
-        return self.rfile.read(int(length))
+    def _size(self) -> int | None:
+        """The length of the body, if it is told in one way only."""
+        told = self.headers.get_all("content-length", ["0"])
+        plain = len(told) == 1 and re.fullmatch(r"[0-9]{1,12}", told[0].strip())
+        return int(told[0]) if plain and "transfer-encoding" not in self.headers else None
 
-    def _relay(self, upstream: Upstream, request: Sent) -> None:
+    def _turn_away(self, status: HTTPStatus, sentence: str) -> None:
+        """Refuse a request whose body is unread. It is thrown away: closing on it would take the refusal away, too."""
+        self.close_connection = True
+        self._refuse(status, sentence)
+        until = time.monotonic() + UNREAD_SECONDS
+        with suppress(OSError):
+            self.connection.shutdown(socket.SHUT_WR)
+            while (left := until - time.monotonic()) > 0 and select.select([self.connection], [], [], left)[0]:
+                if not self.connection.recv(65536):
+                    break
+
+    def _meter(self, upstream: Upstream, request: Sent) -> None:
+        """What costs money goes through the meter."""
+        proxy = self.proxy
+        try:
+            call = upstream.call(request)
+        except Unreadable as problem:
+            return self._refuse(HTTPStatus.BAD_REQUEST, f"not a request that can be metered: {problem}")
+        if call is None:
+            return self._relay(upstream, request, None)
+        try:
+            with proxy.meter.call(call, lambda: _wait(self.connection, 0)) as charge:
+                self._relay(upstream, request, charge)
+        except LimitMet as limit:
+            # 403: to Claude Code (2.1.330) nothing that it would try again, or mend.
+            proxy.witness.refused(call.main, HTTPStatus.FORBIDDEN)
+            self._refuse(HTTPStatus.FORBIDDEN, f"the limit of this run is met: {limit}")
+
+    def _relay(self, upstream: Upstream, request: Sent, charge: Charge | None) -> None:
         begun = False
         try:
-            with self.proxy.answer(upstream, request, self.connection) as response:
+            with self.proxy.answer(upstream, request, self.connection, charge) as response:
                 begun = True
-                self._stream(response)
+                if charge is None:
+                    self._stream(response)
+                elif response.status >= 400:
+                    self._hand_on(response, charge)
+                else:
+                    self._listen(upstream, response, charge)
         except ModelUnauthorized:
+            self._failed(charge, HTTPStatus.UNAUTHORIZED)
             self._refuse(HTTPStatus.UNAUTHORIZED, "the deployment's credential is unset")
         except (OSError, http.client.HTTPException) as broken:
             self.close_connection = True
             if not begun:
+                self._failed(charge, None)
                 self._refuse(HTTPStatus.BAD_GATEWAY, f"the upstream gave no answer ({type(broken).__name__})")
 
-    def _stream(self, response: http.client.HTTPResponse) -> None:
+    def _failed(self, charge: Charge | None, status: int | None) -> None:
+        if charge:
+            self.proxy.witness.refused(charge.call.main, status)
+
+    def _hand_on(self, response: http.client.HTTPResponse, charge: Charge) -> None:
+        """A refusal of the model's, as a whole."""
+        body = response.read(REFUSAL_BYTES)
+        poor = response.status == HTTPStatus.BAD_REQUEST and b"credit balance is too low" in body.lower()
+        self._failed(charge, HTTPStatus.PAYMENT_REQUIRED if poor else response.status)
+        self.close_connection = True
+        self._begin(response, "connection", "close")
+        self.wfile.write(body)
+
+    def _listen(self, upstream: Upstream, response: http.client.HTTPResponse, charge: Charge) -> None:
+        """An answer of the model's: meter and witness have heard of it what the agent gets."""
+        answer, witness = charge.answer, self.proxy.witness
+        read = upstream.reader(response.headers.get("content-type", ""))
+
+        def hear(piece: bytes) -> None:
+            for event in read(piece):
+                answer.take(event)
+                witness.heard(answer)
+            if answer.whole:
+                charge.settle()
+
+        try:
+            self._stream(response, hear)
+        finally:
+            witness.ended(answer)
+
+    def _stream(self, response: http.client.HTTPResponse, hear: Callable[[bytes], None] = lambda _: None) -> None:
         """Each piece as it comes. A body cut short is cut short here too: by not ending it."""
-        self.send_response_only(response.status, response.reason)
-        for name, value in response.headers.items():
-            if name.lower() not in NOT_RETURNED:
-                self.send_header(name, value)
         chunked = response.length is None and not response.isclosed()
-        if chunked:
-            self.send_header("transfer-encoding", "chunked")
-        self.end_headers()
+        self._begin(response, *(("transfer-encoding", "chunked") if chunked else ()))
         while piece := response.read1(65536):
+            hear(piece)
+            if response.length == 0:
+                hear(b"")
             self.proxy.flow()
             self.wfile.write(b"%x\r\n%b\r\n" % (len(piece), piece) if chunked else piece)
         if response.length:
             raise http.client.IncompleteRead(b"", response.length)
         if chunked:
+            hear(b"")
             self.wfile.write(b"0\r\n\r\n")
+
+    def _begin(self, response: http.client.HTTPResponse, *more: str) -> None:
+        self.send_response_only(response.status, response.reason)
+        for name, value in response.headers.items():
+            if name.lower() not in NOT_RETURNED:
+                self.send_header(name, value)
+        if more:
+            self.send_header(*more)
+        self.end_headers()
 
     def _refuse(self, status: HTTPStatus, sentence: str) -> None:
         body = json.dumps({"type": "error", "error": {"type": "proxy_error", "message": sentence}}).encode()

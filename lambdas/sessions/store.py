@@ -28,6 +28,7 @@ from typing import Any, cast
 
 from botocore.exceptions import BotoCoreError, ClientError
 
+from lambdas import strict
 from lambdas.contract import FORMAT, Base, Claim, Grant, Grants, Json, Result, dollars
 from lambdas.errors import (
     AgentCrashed,
@@ -269,14 +270,14 @@ class Store:
         """What RunClaude staged, if it is whole and of the right shape. Raises `AgentCrashed` if it is not."""
         try:
             return Result.load(self._read(f"{claim.staging}result.json", most=RESULT_BYTES))
-        except (ValueError, RecursionError) as error:
+        except ValueError as error:
             raise AgentCrashed(run_id=claim.run_id, session_id=claim.session_id, detail=str(error)) from error
 
     def messages(self, claim: Claim, most: int) -> list[Json] | None:
         """The agent's messages; None where they have more than `most` bytes, or are none: a stranger staged them."""
         try:
             found: object = self._read(f"{claim.staging}messages.json", most)
-        except (ValueError, RecursionError):
+        except ValueError:
             return None
         honest = isinstance(found, list) and all(isinstance(message, dict) for message in found)
         return cast(list[Json], found) if honest else None
@@ -382,7 +383,8 @@ class Store:
             return None
 
     def _read(self, key: str, most: int | None = None) -> Json | None:
-        """The object, or None where there is none. `ValueError`: it has more than `most` bytes, or is not JSON."""
+        """The object, or None where there is none. `ValueError`: it has more than `most` bytes, which a
+        stranger wrote, or is not JSON."""
         try:
             with storage(f"reading {key}"):
                 got = self.s3.get_object(Bucket=self.bucket, Key=key)
@@ -392,11 +394,12 @@ class Store:
                 data = got["Body"].read()
         except Missing:
             return None
-        found: Json = json.loads(data)
+        strangers = most is not None
+        found: Json = strict.read(data, strict.DEPTH + strict.ENVELOPE) if strangers else json.loads(data)
         return found
 
     def _write(self, key: str, data: Json, **condition: str) -> None:
-        body = json.dumps(data, ensure_ascii=False).encode()
+        body = strict.written(data)
         with storage(f"writing {key}"):
             self.s3.put_object(Bucket=self.bucket, Key=key, Body=body, ContentType="application/json", **condition)
 

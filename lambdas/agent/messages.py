@@ -1,0 +1,266 @@
+"""The Messages API as it passes the proxy: what a call asks for, and what its answer says.
+
+**A call is read as the provider reads it, or not let through.** Where two programs read one body, the second may see
+another model or another limit than the first had counted with. So a body that is not JSON in UTF-8, names a field
+twice, or holds what JSON has not, is refused; so are prices that are not in the table (`speed`, `inference_geo`,
+`service_tier`).
+
+**An answer is read while it streams**, event by event, before the agent gets it. Numbers are read as JavaScript reads
+them, which is what Claude Code is written in: one that is too large is none.
+"""
+
+import base64
+import codecs
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from lambdas.strict import DEPTH, ENVELOPE, no_number, too_deep
+
+Json = dict[str, Any]
+
+EVENT_BYTES = 16 * 1024 * 1024
+"""The longest event of a stream; the API's have some kilobytes."""
+
+SPEEDS, PLACES, TIERS = (None, "standard", "fast"), (None, "global", "us"), (None, "auto", "standard_only")
+"""What a call may ask for of what changes its price."""
+
+
+class Unreadable(ValueError):
+    """A body that cannot be read, or could be read in two ways; its text says why."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """What the agent asks of the model, as far as it matters for money and trust."""
+
+    model: str
+    input_bytes: int
+    """A token is a byte at least, so it has no more tokens; but see `bounded`."""
+    output_tokens: int | None
+    """The most that it may answer; None where it does not say, which the provider refuses."""
+    bounded: bool
+    """Whether its input is in its body: not what the provider fetches, searches, or has as a file."""
+    fast: bool
+    us: bool
+    main: bool
+    """Whether it is of the conversation itself; a subagent's names its agent (CLI 2.1.330)."""
+
+    @classmethod
+    def of(cls, body: bytes, headers: Mapping[str, str], model: str | None = None) -> "Call":
+        """Read a request; `model` is given where it is in the path. Raises `Unreadable`."""
+        if headers.get("content-encoding", "identity") != "identity":
+            raise Unreadable("an encoded body")
+        fetched: list[bool] = []
+        try:
+            asked = json.loads(body.decode(), object_pairs_hook=_once(fetched), parse_constant=no_number)
+        except RecursionError:
+            raise Unreadable("nested too deeply") from None
+        except ValueError as error:
+            raise Unreadable(str(error)) from None
+        if not isinstance(asked, dict):
+            raise Unreadable("not a JSON object")
+        named = asked.get("model") if model is None else model
+        if not isinstance(named, str):
+            raise Unreadable("it names no model")
+        for name, allowed in (("speed", SPEEDS), ("inference_geo", PLACES), ("service_tier", TIERS)):
+            if asked.get(name) not in allowed:
+                raise Unreadable(f"this {name} has no price here")
+        most = asked.get("max_tokens")
+        return cls(
+            model=named,
+            input_bytes=len(body),
+            output_tokens=most if type(most) is int and most > 0 else None,
+            bounded=not fetched and not asked.keys() & {"mcp_servers", "container"} and not _served(asked.get("tools")),
+            fast=asked.get("speed") == "fast",
+            us=asked.get("inference_geo") == "us",
+            main="x-claude-code-agent-id" not in headers,
+        )
+
+
+def _once(fetched: list[bool]) -> Callable[[list[tuple[str, Any]]], Json]:
+    """Makes objects, none of which may name a field twice; notes where one is a source that is elsewhere."""
+
+    def make(pairs: list[tuple[str, Any]]) -> Json:
+        made = dict(pairs)
+        if len(made) < len(pairs):
+            raise Unreadable("a field is named twice")
+        if made.get("type") in ("url", "file"):
+            fetched.append(True)
+        return made
+
+    return make
+
+
+def _served(tools: object) -> bool:
+    """Whether there are tools that the provider runs itself: those have a type, and no schema."""
+    given = tools if isinstance(tools, list) else []
+    return any(isinstance(tool, dict) and "type" in tool and "input_schema" not in tool for tool in given)
+
+
+TOO_DEEP = object()
+"""In place of an input that is nested too deeply to be handed on."""
+
+
+@dataclass
+class Answer:
+    """What the model said in one answer, as far as it has come."""
+
+    call: Call
+    id: str = ""
+    usage: Json = field(default_factory=dict)
+    """As announced by now: at the beginning for the input, at the end for all."""
+    blocks: list[Json] = field(default_factory=list)
+    """Those that are whole, in order; the input of a tool call may be `TOO_DEEP`."""
+    stop_reason: str | None = None
+    whole: bool = False
+    broken: bool = False
+    """Whether an error came in the middle of it."""
+    _open: dict[Any, tuple[Json, list[str]]] = field(default_factory=dict)
+
+    @property
+    def begun(self) -> bool:
+        """Whether anything was announced that has a price."""
+        return bool(self.usage)
+
+    def take(self, event: object) -> None:
+        """One event of the stream, or the whole message of an answer that is not streamed."""
+        if not isinstance(event, dict):
+            return
+        kind = event.get("type")
+        if kind == "message_start":
+            self._start(event.get("message"))
+        elif kind == "message":
+            self._start(event)
+            self.blocks = [block for block in event.get("content") or [] if isinstance(block, dict)]
+            self.stop_reason, self.whole = event.get("stop_reason"), True
+        elif kind == "content_block_start" and isinstance(event.get("content_block"), dict):
+            self._open[event.get("index")] = (dict(event["content_block"]), [])
+        elif kind == "content_block_delta":
+            self._delta(event)
+        elif kind == "content_block_stop":
+            self._close(event)
+        elif kind == "message_delta":
+            self._count(event.get("usage"))
+            self.stop_reason = (event.get("delta") or {}).get("stop_reason") or self.stop_reason
+        elif kind == "message_stop":
+            self.whole = bool(self.id)
+        elif kind == "error":
+            self.broken = True
+
+    def _start(self, message: object) -> None:
+        if isinstance(message, dict):
+            self.id = str(message.get("id") or "")
+            self._count(message.get("usage"))
+
+    def _count(self, usage: object) -> None:
+        if isinstance(usage, dict):
+            self.usage |= {name: value for name, value in usage.items() if value is not None}
+
+    def _delta(self, event: Json) -> None:
+        block, pieces = self._open.get(event.get("index"), ({}, []))
+        delta = event.get("delta") or {}
+        kind = delta.get("type")
+        if kind == "signature_delta":
+            block["signature"] = delta.get("signature")
+        elif kind in ("text_delta", "input_json_delta", "thinking_delta"):
+            pieces.append(
+                str(delta.get({"text_delta": "text", "thinking_delta": "thinking"}.get(kind, "partial_json")))
+            )
+
+    def _close(self, event: Json) -> None:
+        block, pieces = self._open.pop(event.get("index"), ({}, []))
+        said = "".join(pieces)
+        if block.get("type") in ("text", "thinking"):
+            block[block["type"]] = block.get(block["type"], "") + said
+        elif "input" in block and said:
+            block["input"] = _input(said)
+        if block:
+            self.blocks.append(block)
+
+    @property
+    def texts(self) -> list[str]:
+        """What it says in words, block by block."""
+        return [block.get("text", "") for block in self.blocks if block.get("type") == "text"]
+
+    def calls(self, tool: str) -> list[Any]:
+        """The inputs of its calls of a tool."""
+        return [b.get("input") for b in self.blocks if b.get("type") == "tool_use" and b.get("name") == tool]
+
+
+def _input(text: str) -> Any:
+    """A tool's input as JavaScript reads it. What it cannot read either is None."""
+    try:
+        value = json.loads(text, parse_constant=no_number, parse_float=_or_null)
+    except RecursionError:
+        return TOO_DEEP
+    except ValueError:
+        return None
+    return TOO_DEEP if too_deep(value, DEPTH - ENVELOPE) else value
+
+
+def _or_null(digits: str) -> float | None:
+    number = float(digits)
+    return number if math.isfinite(number) else None
+
+
+Reader = Callable[[bytes], Iterator[Any]]
+"""Takes an answer's bytes as they come, and gives the events that are whole; `b""` at its end."""
+
+
+def reader(content_type: str) -> Reader:
+    """What reads an answer of the Messages API of this content type."""
+    if content_type.startswith("text/event-stream"):
+        return _Events().read
+    return _Whole().read
+
+
+class _Events:
+    """Server-sent events: lines of UTF-8, of which `data` is read; an empty line ends an event."""
+
+    def __init__(self) -> None:
+        self._text = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._line = ""
+        self._data: list[str] = []
+
+    def read(self, piece: bytes) -> Iterator[Any]:
+        *lines, self._line = (self._line + self._text.decode(piece)).split("\n")
+        if len(self._line) > EVENT_BYTES:
+            self._line = ""
+        for line in lines:
+            line = line.removesuffix("\r")
+            if line.startswith("data:"):
+                self._data.append(line[5:].removeprefix(" "))
+            elif not line and self._data:
+                data, self._data = "\n".join(self._data), []
+                yield from _read(data)
+
+
+class _Whole:
+    """One JSON document."""
+
+    def __init__(self) -> None:
+        self._pieces: list[bytes] = []
+
+    def read(self, piece: bytes) -> Iterator[Any]:
+        if piece:
+            self._pieces.append(piece)
+        else:
+            yield from _read(b"".join(self._pieces).decode(errors="replace"))
+
+
+def chunks(payload: bytes) -> Iterator[Any]:
+    """The event in the payload of a chunk of Bedrock's stream."""
+    for chunk in _read(payload.decode(errors="replace")):
+        if isinstance(chunk, dict) and isinstance(chunk.get("bytes"), str):
+            yield from _read(base64.b64decode(chunk["bytes"]).decode(errors="replace"))
+
+
+def _read(text: str) -> Iterator[Any]:
+    """What is no JSON is no event: the agent sees it as it is, and nothing is known of it here."""
+    try:
+        yield json.loads(text)
+    except (ValueError, RecursionError):
+        return
