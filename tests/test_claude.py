@@ -171,16 +171,14 @@ def left_running(transcript: Path) -> None:
 
 
 def test_a_prompt_after_a_turn_that_left_something_running(model: ScriptedModel, scratch: Scratch) -> None:
-    """The CLI tells the model of it first, with a result of its own: the run's is the one of the prompt."""
+    """The CLI tells of it first, with a result of its own that no answer of the model's stands behind: the run's is the
+    one of the prompt."""
     turn = first("run echo 1")
     run(turn, scratch, model.url)
     left_running(next(scratch.claude.glob("projects/*/*.jsonl")))
     saver, asked = Kept(scratch), len(model.requests)
     later = run(again(turn, "run echo 2; sleep 1\nrun echo 3"), scratch, model.url, saver=saver)
-    assert [message.get("origin") for message in later.messages if message["type"] == "result"] == [
-        {"kind": "task-notification"},
-        None,
-    ]
+    assert [message.get("origin") for message in later.messages if message["type"] == "result"] == [None]
     assert "“run echo 2; sleep 1" in str(later.result)
     assert (later.num_turns, len(model.requests) - asked) == (3, 3)
     assert later.cost_usd > 0
