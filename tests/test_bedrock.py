@@ -247,7 +247,7 @@ def test_a_run_may_name_another_model(service: Service, scratch: Scratch) -> Non
     [
         ("status 400", ModelRejected),
         ("status 403", ModelUnauthorized),
-        ("status 404", ModelUnauthorized),  # the CLI asks again without streaming, which is forbidden
+        ("status 404", ModelRejected),
         ("status 429", ModelRateLimited),
         ("status 500", ModelOverloaded),
         ("status 503", ModelOverloaded),

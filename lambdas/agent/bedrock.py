@@ -5,7 +5,7 @@ the role is reached for one kind of request only.
 
 **What is let through** is the streaming call. CLI 2.1.330 also lists inference profiles and asks about a dozen models
 for one token each, to learn which of them there are. Refused, it takes the model that it was told. After a 404 it asks
-again without streaming, which is refused, too: for the caller, a 404 of Bedrock is the refusal of its 403.
+again without streaming, which is refused, too; what counts is the 404, which the proxy saw.
 
 **Which models.** Those with an id, such as `anthropic.claude-x-v1:0`, and the inference profiles of a geography, such
 as `eu.anthropic.claude-x-v1:0`. An application inference profile has an ARN, with a slash in it, which the proxy lets
