@@ -1,7 +1,7 @@
 # Everything a newcomer needs is `make run` and `make test`. Both install into .venv first, from the lock file.
 PYTHON ?= python3
 BIN := .venv/bin
-INSTALL = $(BIN)/uv pip install --python $(BIN)/python --require-hashes
+INSTALL = $(BIN)/uv pip install --system-certs --python $(BIN)/python --require-hashes
 
 .PHONY: run serve test check bench lock clean
 .DEFAULT_GOAL := run
