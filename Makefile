@@ -38,7 +38,7 @@ lock: .venv/installed  ## Pin the newest versions that pyproject.toml allows, wi
 	  echo "Python 3.11 or newer is needed; $(PYTHON) is older. Name another: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
 	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || { \
 	  echo "This Python cannot make virtual environments. On Debian and Ubuntu one package is missing: sudo apt-get install python3-venv"; exit 1; }
-	@echo "Installing into .venv from requirements.lock (once; about 300 MB to download, 1.2 GB on the disk)…"
+	@echo "Installing into .venv from requirements.lock (once; some 400 MB to download, 1.2 GB on the disk)…"
 	@rm -rf .venv && $(PYTHON) -m venv .venv
 	@sed -n '/^uv==/,/[^\\]$$/p' requirements.lock > .venv/uv.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r .venv/uv.txt
