@@ -20,7 +20,6 @@ from hypothesis.stateful import (
 
 from lambdas.contract import Json
 from lambdas.errors import Refused, RunTimedOut, WorkflowError
-from lambdas.next_step import Pin
 from local import engine
 from tests.by_hand import LEASE_SECONDS, Execution, Fuse, Killed, Workflow, unlinked
 
@@ -47,7 +46,6 @@ class Interleavings(RuleBasedStateMachine):
         self.live: list[Execution] = []
         self.lost: Counter[str] = Counter()
         self.answers: dict[str, Json] = {}
-        self.pinned: dict[str, Pin] = {}
         self.seen: dict[str, list[str]] = {session: [] for session in self.sessions}
 
     @rule(key=st.sampled_from(KEYS), fuse=FUSES)
@@ -61,6 +59,7 @@ class Interleavings(RuleBasedStateMachine):
 
     def _restore(self, execution: Execution, fuse: Fuse) -> None:
         before, staged = execution.restored, self.workflow.staged(execution.run)
+        old = self.workflow.store.pinned(execution.run)
         with self._acting(execution):
             restored = self.workflow.restore(execution, fuse)
             if restored.response is not None:
@@ -68,10 +67,8 @@ class Interleavings(RuleBasedStateMachine):
                 execution.restored = before
             elif execution not in self.live:
                 self.live.append(execution)
-        if pin := self.workflow.store.pinned(execution.run):
-            known = self.pinned.get(execution.run, pin)
-            assert pin == known or (pin.number > known.number and not staged)
-            self.pinned[execution.run] = pin
+        if old and (pin := self.workflow.store.pinned(execution.run)):
+            assert pin == old or (pin.number > old.number and not staged)
 
     @precondition(lambda self: any(e.restored and e.restored.task for e in self.live))
     @rule(data=st.data(), fuse=FUSES)
@@ -228,7 +225,7 @@ def test_the_invariants_hold_in_every_interleaving(s3: Any) -> None:
     run_state_machine_as_test(
         Interleavings,
         settings=settings(
-            max_examples=30,
+            max_examples=20,
             stateful_step_count=24,
             deadline=None,
             database=None,
