@@ -499,9 +499,10 @@ def test_an_engine_that_keeps_its_files_otherwise_does_not_start(change: str) ->
 
 
 SERVICE = """
-import json, sys, time
+import json, signal, sys, time
 from pathlib import Path
 from local import deploy, engine
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job begins deaf to it
 with engine.running(Path(sys.argv[1])) as running:
     template = json.loads(Path(sys.argv[2]).read_text())
     deployed = deploy.deploy(running, template)
