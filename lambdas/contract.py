@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from datetime import datetime
 from typing import Any
 
+from lambdas import output_schema
 from lambdas.errors import InvalidRequest, RequestTooLarge
 from lambdas.settings import Caps, Clocks
 
@@ -37,6 +38,8 @@ KEY = re.compile(r"[A-Za-z0-9._=+/-]{1,64}")
 MODEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@/\[\]-]{0,199}")
 TOOL = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
 """Bare names only: a rule such as `Bash(git *)` would pre-approve, and could not take the rest of Bash away."""
+NO_TOOLS = ("all", "default", "none")
+"""Words that mean many tools, or none, to Claude Code (`--tools default`) and its like."""
 
 
 def _text(value: object, *, most: int | None = None) -> str | None:
@@ -86,14 +89,20 @@ def _positive(value: object) -> str | None:
 def _schema(value: object) -> str | None:
     if not isinstance(value, dict):
         return "must be a JSON schema (an object)"
+    try:
+        output_schema.usable(value)
+    except output_schema.Unusable as wrong:
+        return str(wrong)
     return _argument(json.dumps(value))
 
 
 def _tools(value: object) -> str | None:
     if not isinstance(value, list) or len(value) > 200:
         return "must be a list of at most 200 tool names"
-    wrong = next((tool for tool in value if not (isinstance(tool, str) and TOOL.fullmatch(tool))), None)
-    return None if wrong is None else f"must hold bare tool names such as Read; {str(wrong)[:80]!r} is none"
+    for tool in value:
+        if not (isinstance(tool, str) and TOOL.fullmatch(tool)) or tool.lower() in NO_TOOLS:
+            return f"must hold bare tool names such as Read; {str(tool)[:80]!r} is not one"
+    return None
 
 
 FIELDS: Mapping[str, Callable[[object], str | None]] = {

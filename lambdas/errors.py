@@ -9,6 +9,7 @@
     │   ├── RequestTooLarge         413  the body is over 240 KiB
     │   └── IdempotencyMismatch     422  the key was used with another body
     ├── SessionMoved            409  the session has gone on since the version the run was pinned to
+    ├── SchemaRefused           400  Claude Code does not take the caller's output_schema, which only it could tell
     ├── SessionTooLarge         413  the workspace outgrew the deployment's limits
     ├── ModelRejected           422  the provider refuses the request
     ├── ModelRateLimited        429  the provider throttles, and nothing was spent yet
@@ -52,6 +53,9 @@ class WorkflowError(Exception):
     sentence: ClassVar[str] = "The run failed for a reason of the service's own."
     """`{wait}` in it is when to come again."""
 
+    known_as: ClassVar[str | None] = None
+    """The `code` that it is answered with where callers need not tell it from others."""
+
     def __init__(
         self,
         sentence: str | None = None,
@@ -78,8 +82,8 @@ class WorkflowError(Exception):
 
     @classmethod
     def code(cls) -> str:
-        """The stable `code` of the HTTP answer: the class name, or `Internal` for the service's own troubles."""
-        return "Internal" if issubclass(cls, Internal) else cls.__name__
+        """The stable `code` of the HTTP answer: the class name, or the one that it is `known_as`."""
+        return cls.known_as or cls.__name__
 
     def facts(self) -> dict[str, Any]:
         """The failure as it is answered; `retry_after` only where there is one."""
@@ -157,6 +161,18 @@ class SessionMoved(WorkflowError):
     sentence = "The session has gone on since this run began, so its result was not committed."
 
 
+class SchemaRefused(WorkflowError):
+    """Claude Code does not take the caller's `output_schema`, for a reason that `lambdas.output_schema` cannot see: a
+    pattern that is no regular expression of JavaScript's, say. Nothing was spent."""
+
+    status = 400
+    known_as = "InvalidRequest"
+    sentence = (
+        "The field output_schema is not a JSON schema that Claude Code takes; a pattern in it may be no regular "
+        "expression of JavaScript's."
+    )
+
+
 class SessionTooLarge(WorkflowError):
     """The workspace outgrew the deployment's limits; the session stays as it was."""
 
@@ -223,6 +239,7 @@ class RunTimedOut(WorkflowError):
 class Internal(WorkflowError):
     """Anything else. The caller learns that it happened, the operator why."""
 
+    known_as = "Internal"
     retryable = True
 
 

@@ -41,6 +41,7 @@ from lambdas.errors import (
     StorageUnavailable,
     WorkflowError,
 )
+from lambdas.output_schema import usable
 from lambdas.sessions.archive import Packed, pack, packing_seconds
 from lambdas.sessions.grants import Grantee, Stored
 from lambdas.sessions.records import RATIO, Limits
@@ -241,7 +242,7 @@ def _turn(task: Task, body: Json) -> Turn:
         append_system_prompt=body.get("append_system_prompt"),
         max_turns=allowance.max_turns,
         max_budget_usd=allowance.max_budget_usd,
-        output_schema=body.get("output_schema"),
+        output_schema=usable(body["output_schema"]) if "output_schema" in body else None,
         allowed_tools=None if allowance.allowed_tools is None else tuple(allowance.allowed_tools),
         disallowed_tools=tuple(allowance.disallowed_tools),
     )

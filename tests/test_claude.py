@@ -25,9 +25,11 @@ from lambdas.errors import (
     ModelRateLimited,
     ModelRejected,
     ModelUnauthorized,
+    SchemaRefused,
     SessionDamaged,
     WorkflowError,
 )
+from lambdas.output_schema import usable
 from local.model import MARK, ScriptedModel
 from tests.kept import Kept
 
@@ -219,6 +221,43 @@ def test_structured_output(model: ScriptedModel, scratch: Scratch) -> None:
     outcome = run(first('json {"n": 7}', output_schema=schema), scratch, model.url)
     assert outcome.structured_output == {"n": 7}
     assert outcome.stop_reason == "end_turn"
+
+
+def test_schemas_of_other_tools_work(model: ScriptedModel, scratch: Scratch) -> None:
+    """As zod, pydantic and OpenAPI write them: Claude Code takes what is left of each."""
+    properties: dict[str, Any] = {
+        "a": {
+            "type": "array",
+            "prefixItems": [{"type": "integer"}],
+            "items": False,
+            "contains": True,
+            "minContains": 1,
+        },
+        "n": {"type": "integer", "nullable": True, "x-unit": "m", "minimum": 1, "format": "int32"},
+        "r": {"$ref": "#/$defs/R", "description": "again"},
+    }
+    schema = {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "$id": "https://example.com/s",
+        "title": "S",
+        "properties": properties,
+        "$defs": {"R": {"type": "object", "discriminator": {}, "if": {"required": ["x"]}, "examples": [{}]}},
+        "dependentRequired": {"a": ["n"]},
+        "dependentSchemas": {"n": {"required": ["n"]}},
+        "propertyNames": {"pattern": "^."},
+    }
+    outcome = run(first('json {"a": [1], "n": null, "r": {}}', output_schema=usable(schema)), scratch, model.url)
+    assert outcome.structured_output == {"a": [1], "n": None, "r": {}}
+
+
+def test_a_schema_that_only_claude_code_can_refuse_is_the_callers_mistake(
+    model: ScriptedModel, scratch: Scratch
+) -> None:
+    """It ends before its first message; the model was not asked."""
+    schema = {"type": "object", "properties": {"n": {"type": "string", "pattern": "("}}}
+    with pytest.raises(SchemaRefused) as refused:
+        run(first("hello", output_schema=usable(schema)), scratch, model.url)
+    assert (refused.value.code(), refused.value.cost_usd, len(model.requests)) == ("InvalidRequest", 0.0, 0)
 
 
 def test_cost_is_the_runs_own(model: ScriptedModel, scratch: Scratch) -> None:

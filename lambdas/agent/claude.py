@@ -40,7 +40,7 @@ from typing import Any, BinaryIO
 import claude_agent_sdk
 from claude_agent_sdk import ClaudeAgentOptions, ClaudeSDKClient, CLIConnectionError
 from claude_agent_sdk._internal.transport.subprocess_cli import SubprocessCLITransport, _LineFramer
-from jsonschema import validators
+from jsonschema import Draft7Validator
 from referencing import Registry
 
 from lambdas import strict
@@ -57,6 +57,7 @@ from lambdas.errors import (
     ModelOverloaded,
     ModelRateLimited,
     OutputUnusable,
+    SchemaRefused,
     SessionDamaged,
     WorkflowError,
 )
@@ -93,6 +94,9 @@ OUTLIVING = (
 """Tools of CLI 2.1.330 that make sense only in a process that stays. A run ends with its answer: what they begin would
 die with it, and come before the next prompt as the news of its death."""
 
+NO_SCHEMA = "--json-schema is not a valid JSON Schema"
+"""What CLI 2.1.330 says on its stderr before it ends, without a message and before any call of the model."""
+
 STOPPED = {
     "error_max_turns": "max_turns",
     "error_max_budget_usd": "max_budget",
@@ -127,6 +131,7 @@ class Turn:
     max_budget_usd: float | None = None
     """For this run alone."""
     output_schema: Json | None = None
+    """As `lambdas.output_schema.usable` gives it."""
     allowed_tools: tuple[str, ...] | None = None
     """All there are, if given."""
     disallowed_tools: tuple[str, ...] = ()
@@ -422,7 +427,8 @@ class _Run:
                 raise self._error(ModelOverloaded, result, "The deadline passed before the first turn began.")
             return self._completed("deadline", result)
         if not result:
-            raise self._error(AgentCrashed, result)
+            refused = NO_SCHEMA in self.agent.stderr and not self.proxy.answers
+            raise self._error(SchemaRefused if refused else AgentCrashed, result)
         if result["subtype"] == "success" and result["is_error"]:
             if limit := self.proxy.meter.limit:
                 return self._completed(limit, result | {"result": None})
@@ -482,11 +488,10 @@ class _Run:
 
 
 def fits(output: Any, schema: Json) -> bool:
-    """Whether a structured output is what the schema asks for, as far as can be told here: Claude Code has checked it
-    with a validator of JavaScript's, whose regular expressions are not all Python's. Nothing is fetched."""
-    validator = validators.validator_for(schema, default=validators.Draft7Validator)
+    """Whether a structured output is what the schema (of draft 7) asks for, as far as can be told here: Claude Code has
+    checked it with a validator of JavaScript's, whose regular expressions are not all Python's. Nothing is fetched."""
     try:
-        return bool(validator(schema, registry=Registry()).is_valid(output))
+        return bool(Draft7Validator(schema, registry=Registry()).is_valid(output))
     except Exception as unknown:  # whatever the schema makes the validator stumble over
         print(f"a schema that cannot be applied here: {type(unknown).__name__}", file=sys.stderr)
         return True
