@@ -15,10 +15,11 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from lambdas.agent.claude import OUTLIVING, Outcome, Turn, converse, fits, opened
+from lambdas.agent.claude import OUTLIVING, Outcome, Turn, converse, fits
 from lambdas.agent.credentials import Proxy, Secret, anthropic
 from lambdas.agent.frames import blocks
 from lambdas.agent.sandbox import Scratch
+from lambdas.agent.transcript import STOPPED, Transcript
 from lambdas.errors import (
     AgentCrashed,
     ModelOverloaded,
@@ -287,13 +288,15 @@ def test_max_turns_ends_the_run_completed(model: ScriptedModel, scratch: Scratch
     outcome = run(turn, scratch, model.url)
     assert (outcome.stop_reason, outcome.result, len(model.requests)) == ("max_turns", None, 2)
     assert run(again(turn, "hello", max_turns=None), scratch, model.url).stop_reason == "end_turn"
+    assert "user" not in json.dumps(model.requests[-1].body["messages"][-3:]).replace('"role": "user"', "")
 
 
 @pytest.mark.parametrize(
     "prompt", ["run echo 1\nwait 300", "run sleep 300", "wait 300\nhello", "run trap '' TERM INT; sleep 300"]
 )
 def test_deadline(prompt: str, model: ScriptedModel, scratch: Scratch) -> None:
-    """In the middle of a stream or of a tool, the run ends as completed and the session can go on."""
+    """In the middle of a stream or of a tool, the run ends as completed and the session can go on; where it stood, the
+    model reads that the service ended it, and not that the user did."""
     turn, outcome = cut(prompt, scratch, model.url)
     assert (outcome.stop_reason, outcome.result) == ("deadline", None)
     assert outcome.cost_usd > 0
@@ -301,6 +304,10 @@ def test_deadline(prompt: str, model: ScriptedModel, scratch: Scratch) -> None:
     assert later.stop_reason == "end_turn"
     assert "began with" in str(later.result)
     assert prompt.split("\n")[0] in model.requests[-1].conversation.prompts[0]
+    told = json.dumps(model.requests[-1].body["messages"])
+    assert "doesn't want to" not in told
+    assert "by user" not in told
+    assert (STOPPED in told) == ("sleep" in prompt)
 
 
 def test_deadline_before_the_first_turn(model: ScriptedModel, scratch: Scratch) -> None:
@@ -447,15 +454,15 @@ def test_a_link_in_place_of_the_transcript_is_none(scratch: Scratch, tmp_path: P
     (scratch.claude / "projects" / "linked").symlink_to(elsewhere)
     (scratch.claude / "projects" / "real").mkdir()
     (scratch.claude / "projects" / "real" / f"{name}.jsonl").symlink_to(elsewhere / f"{name}.jsonl")
-    assert opened(scratch, name) is None
+    assert Transcript(scratch, name).open() is None
     (scratch.claude / "projects").rename(scratch.claude / "old")
     (scratch.claude / "old" / "other").mkdir()
     (scratch.claude / "old" / "other" / f"{name}.jsonl").write_text("kept")
     (scratch.claude / "projects").symlink_to("old")
-    assert opened(scratch, name) is None
+    assert Transcript(scratch, name).open() is None
     (scratch.claude / "projects").unlink()
     (scratch.claude / "old").rename(scratch.claude / "projects")
-    found = opened(scratch, name)
+    found = Transcript(scratch, name).open()
     assert found is not None
     with found:
         assert found.read() == b"kept"
@@ -467,7 +474,7 @@ def test_a_transcript_that_is_no_file_holds_nothing_up(make: Callable[[Path], No
     name = str(uuid.uuid4())
     (scratch.claude / "projects" / "p").mkdir(parents=True)
     make(scratch.claude / "projects" / "p" / f"{name}.jsonl")
-    assert opened(scratch, name) is None
+    assert Transcript(scratch, name).open() is None
 
 
 def test_nobody_listens(scratch: Scratch) -> None:

@@ -24,18 +24,14 @@ makes the other tools disappear, for subagents too. `Bash(git *)` is therefore n
 
 import asyncio
 import json
-import os
-import stat
 import sys
 import time
 import uuid
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import claude_agent_sdk
 from claude_agent_sdk import ClaudeAgentOptions, ClaudeSDKClient, CLIConnectionError
@@ -50,6 +46,7 @@ from lambdas.agent.credentials import Proxy
 from lambdas.agent.messages import TOO_DEEP
 from lambdas.agent.sandbox import Processes, Scratch, crowded, environment, refuse_credentials
 from lambdas.agent.spending import Spending
+from lambdas.agent.transcript import Transcript, only_uuid
 from lambdas.agent.witness import Witness
 from lambdas.errors import (
     MODEL_STATUSES,
@@ -171,10 +168,14 @@ async def converse(turn: Turn, scratch: Scratch, proxy: Proxy, saver: Saver, dea
     failed after money was spent.
     """
     began = time.monotonic()
-    if turn.resume and not _has_transcript(scratch, turn.claude_session):
+    transcript = Transcript(scratch, turn.claude_session)
+    before = transcript.size
+    if turn.resume and not before:
         raise SessionDamaged(detail="the session has no transcript")
     agent = _Agent(turn, scratch, proxy, saver, deadline)
     in_time = await agent.run(deadline)
+    if not in_time:
+        transcript.reword(before)
     proxy.meter.quiet(QUIET_SECONDS)
     run = _Run(turn, scratch, proxy, agent, round((time.monotonic() - began) * 1000))
     try:
@@ -195,8 +196,8 @@ class _Agent:
         self._stderr: deque[str] = deque()
         self._processes = Processes(scratch.root, scratch.wall)
         options = _options(turn, scratch, proxy, self._keep_stderr)
-        transcript = partial(opened, scratch, turn.claude_session)
-        self.checkpoints = Checkpoints(saver, proxy, self._processes.frozen, transcript, deadline)
+        transcript = Transcript(scratch, turn.claude_session)
+        self.checkpoints = Checkpoints(saver, proxy, self._processes.frozen, transcript.open, deadline)
         self._saver = saver
         self._spending = Spending(saver.spent)
         proxy.meter.allow(turn.max_budget_usd, turn.max_turns, self._spending.note)
@@ -350,8 +351,8 @@ def _options(turn: Turn, scratch: Scratch, proxy: Proxy, stderr: Callable[[str],
     return ClaudeAgentOptions(
         cli_path=scratch.launcher(CLI, built, [proxy.port]),
         cwd=scratch.workspace,
-        session_id=None if turn.resume else _uuid(turn.claude_session),
-        resume=_uuid(turn.claude_session) if turn.resume else None,
+        session_id=None if turn.resume else only_uuid(turn.claude_session),
+        resume=only_uuid(turn.claude_session) if turn.resume else None,
         model=turn.model,
         system_prompt={"type": "preset", "preset": "claude_code"},
         extra_args=extra,
@@ -368,45 +369,6 @@ def _options(turn: Turn, scratch: Scratch, proxy: Proxy, stderr: Callable[[str],
         max_buffer_size=MESSAGE_BYTES,
         stderr=stderr,
     )
-
-
-def _uuid(text: str) -> str:
-    """Only a UUID: `--resume` takes paths and titles, too. Raises ValueError."""
-    return str(uuid.UUID(text))
-
-
-def opened(scratch: Scratch, claude_session: str) -> BinaryIO | None:
-    """The transcript, to be read; None if there is none. The agent may have put anything in its place: no link is
-    followed, what is no file is none, and nothing here waits."""
-    name = f"{_uuid(claude_session)}.jsonl"
-    with suppress(OSError), _folder(str(scratch.claude)) as claude, _folder("projects", claude) as projects:
-        with os.scandir(projects) as entries:
-            names = sorted(entry.name for entry in entries)
-        for each in names:
-            with suppress(OSError), _folder(each, projects) as folder:
-                found = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder)
-                seen = os.fstat(found)
-                if stat.S_ISREG(seen.st_mode) and seen.st_size:
-                    return os.fdopen(found, "rb")
-                os.close(found)
-    return None
-
-
-@contextmanager
-def _folder(name: str, parent: int | None = None) -> Iterator[int]:
-    """A directory, opened. Raises `OSError`, also where a link is in its place."""
-    folder = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=parent)
-    try:
-        yield folder
-    finally:
-        os.close(folder)
-
-
-def _has_transcript(scratch: Scratch, claude_session: str) -> bool:
-    transcript = opened(scratch, claude_session)
-    if transcript is not None:
-        transcript.close()
-    return transcript is not None
 
 
 @dataclass(frozen=True)
@@ -443,7 +405,7 @@ class _Run:
         return STOPPED.get(result["subtype"]) or self.proxy.witness.stop_reason
 
     def _completed(self, stop_reason: str, result: Json) -> Outcome:
-        if not _has_transcript(self.scratch, self.turn.claude_session):
+        if not Transcript(self.scratch, self.turn.claude_session).size:
             raise self._error(AgentCrashed, result)
         meter, took = self.proxy.meter, result.get("duration_ms")
         return Outcome(

@@ -1,0 +1,124 @@
+"""The conversation as Claude Code keeps it: a file of JSON lines among the agent's own.
+
+So anything may be in its place, and is told from a transcript without waiting and without following a link.
+
+**Who ended a turn.** Claude Code (2.1.330) takes an interruption for the user's, and lets the model read so in the next
+turn: the user did not want to proceed, and it should stop and wait. Where it was a limit of the service, the lines that
+say so are written anew, when the run's processes are dead.
+"""
+
+import json
+import os
+import stat
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+from lambdas.agent import frames
+from lambdas.agent.sandbox import Scratch
+
+REFUSED = "The user doesn't want to "
+"""How the result begins of a tool that was at work or waited for its turn."""
+
+INTERRUPTED = "[Request interrupted by user"
+"""How the text begins that ends the turn."""
+
+STOPPED = (
+    "[This call was stopped by a time limit of the service, not by the user. It may have run in part or in full, and "
+    "what it changed may be there; it does not run any more.]"
+)
+ENDED = "[This turn was ended here by a time limit of the service, not by the user.]"
+
+NEWS_BYTES = 64 * 1024 * 1024
+"""How much of one run's conversation is looked through; what is longer stays as it is."""
+
+
+def only_uuid(text: str) -> str:
+    """Only a UUID: `--resume` takes paths and titles, too. Raises ValueError."""
+    return str(uuid.UUID(text))
+
+
+@dataclass(frozen=True)
+class Transcript:
+    """That of one session, whether or not it is there."""
+
+    scratch: Scratch
+    claude_session: str
+
+    def open(self, flags: int = os.O_RDONLY) -> BinaryIO | None:
+        """The file, opened (without a buffer if for writing); None if there is none, or it is empty."""
+        name = f"{only_uuid(self.claude_session)}.jsonl"
+        with suppress(OSError), _folder(str(self.scratch.claude)) as claude, _folder("projects", claude) as projects:
+            with os.scandir(projects) as entries:
+                names = sorted(entry.name for entry in entries)
+            for each in names:
+                with suppress(OSError), _folder(each, projects) as folder:
+                    found = os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder)
+                    seen = os.fstat(found)
+                    if stat.S_ISREG(seen.st_mode) and seen.st_size:
+                        return os.fdopen(found, "rb" if flags == os.O_RDONLY else "r+b")
+                    os.close(found)
+        return None
+
+    @property
+    def size(self) -> int:
+        """Bytes; 0 if there is none."""
+        file = self.open()
+        if file is None:
+            return 0
+        with file:
+            return os.fstat(file.fileno()).st_size
+
+    def reword(self, since: int) -> None:
+        """Say of what ended the turn, after the byte `since`, that it was the service. Raises OSError."""
+        file = self.open(os.O_RDWR)
+        if file is None:
+            return
+        with file:
+            file.seek(since)
+            news = file.read(NEWS_BYTES)
+            said = b"\n".join(_reworded(line) for line in news.split(b"\n"))
+            if said != news and not file.read(1):
+                file.seek(since)
+                file.write(said)
+                file.truncate()
+
+
+@contextmanager
+def _folder(name: str, parent: int | None = None) -> Iterator[int]:
+    """A directory, opened. Raises `OSError`, also where a link is in its place."""
+    folder = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=parent)
+    try:
+        yield folder
+    finally:
+        os.close(folder)
+
+
+def _reworded(line: bytes) -> bytes:
+    """A line of the transcript; as it is unless it says that the user ended something."""
+    if REFUSED.encode() not in line and INTERRUPTED.encode() not in line:
+        return line
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):  # the agent's writing, or Claude Code's that was cut
+        return line
+    blocks = frames.blocks(record) if isinstance(record, dict) and frames.kind(record) == "user" else []
+    changed = [_reword(block) for block in blocks]
+    if not any(changed):
+        return line
+    return json.dumps(record, separators=(",", ":")).encode()
+
+
+def _reword(block: dict[str, Any]) -> bool:
+    """Change a block in place, if it is one of these."""
+    name, begins, instead = {
+        "tool_result": ("content", REFUSED, STOPPED),
+        "text": ("text", INTERRUPTED, ENDED),
+    }.get(frames.kind(block), ("", "", ""))
+    text = block.get(name)
+    applies = bool(name) and isinstance(text, str) and text.startswith(begins)
+    if applies:
+        block[name] = instead
+    return applies
