@@ -40,7 +40,8 @@ def _ran(name: str, bench: Bench) -> list[Section]:
         return BENCHMARKS[name](bench)
     except Exception as error:
         traceback.print_exc()
-        return [Section(name, checks=[Check(f"The benchmark {name} runs", f"{type(error).__name__}", met=False)])]
+        why = f"{type(error).__name__}: {error}"
+        return [Section(name, checks=[Check(f"The benchmark {name} runs", why, met=False)])]
 
 
 def measure(names: list[str], *, quick: bool, say: Callable[[str], None]) -> tuple[str, list[Section]]:

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -166,9 +166,16 @@ def _called(handler: Any, event: Json) -> Json:
     try:
         output = handler(event, Context())
     except Exception as error:  # as Lambda does: it is the caller's, and the process stays
-        return {"raised": f"{type(error).__name__}: {error} {getattr(error, 'detail', None) or ''}"}
+        return {"raised": " < ".join(_story(error))}
     end = time.monotonic()
     return {"start": start, "end": end, "cpu": cpu_seconds() - cpu, "peak": peak(), "output": output}
+
+
+def _story(error: BaseException | None) -> Iterator[str]:
+    """An error and what led to it, also where the handler keeps that from its function's log."""
+    while error is not None:
+        yield f"{type(error).__name__}: {error} {getattr(error, 'detail', None) or ''}".strip()
+        error = error.__cause__ or error.__context__
 
 
 if __name__ == "__main__":

@@ -20,13 +20,17 @@ TYPES = ("array", "boolean", "integer", "null", "number", "object", "string")
 PROPERTY = re.compile(r"[a-zA-Z0-9_.-]{1,64}")
 """What the Messages API allows as a name of the root's properties; it does not look at those further in."""
 
-ONE = ("additionalItems", "additionalProperties", "contains", "else", "if", "not", "propertyNames", "then")
+ONE = ("additionalProperties", "contains", "else", "if", "items", "not", "propertyNames", "then")
 MANY = ("allOf", "anyOf", "oneOf")
 NAMED = ("$defs", "definitions", "patternProperties", "properties")
 """Keywords that hold a schema, a list of them, and schemas by names."""
 
-UNKNOWN = ("$dynamicRef", "$recursiveRef", "maxContains", "minContains", "unevaluatedItems", "unevaluatedProperties")
-"""Keywords of later drafts that say what draft 7 has no words for."""
+UNKNOWN = (
+    *("$dynamicRef", "$recursiveRef", "maxContains", "minContains", "prefixItems"),
+    *("unevaluatedItems", "unevaluatedProperties"),
+)
+"""Keywords of later drafts that say what draft 7 has no words for, or words that the API does not take: it reads the
+schema by draft 2020-12, where the list that `items` of draft 7 may be is not valid."""
 
 
 class Unusable(ValueError):
@@ -77,17 +81,14 @@ def _schema(schema: object, place: str) -> Any:
 
 
 def _in_draft_7(schema: Json) -> Json:
-    """With the names of draft 7, and without what ajv refuses because it would ignore it."""
+    """With the names of draft 7, and without what would be ignored, which ajv refuses."""
     made = dict(schema)
-    if "prefixItems" in made:
-        made |= {"items": made.pop("prefixItems")} | ({"additionalItems": made["items"]} if "items" in made else {})
     later = [made.pop(name) for name in ("dependentRequired", "dependentSchemas") if name in made]
     if later and all(isinstance(each, dict) for each in later):
         made["dependencies"] = {
             name: value for each in [made.get("dependencies", {}), *later] for name, value in each.items()
         }
-    if not isinstance(made.get("items"), list):
-        made.pop("additionalItems", None)
+    made.pop("additionalItems", None)
     if "if" not in made or not made.keys() & {"then", "else"}:
         made = {name: value for name, value in made.items() if name not in ("if", "then", "else")}
     return made
@@ -95,9 +96,9 @@ def _in_draft_7(schema: Json) -> Json:
 
 def _keyword(name: str, value: object, place: str) -> Json:
     """A keyword as it goes on; nothing where it is not one that means something."""
-    if name in ONE or (name == "items" and not isinstance(value, list)):
+    if name in ONE:
         return {name: _schema(value, place)}
-    if name in MANY or name == "items":
+    if name in MANY:
         if not isinstance(value, list) or not value:
             raise Unusable(f"needs a list of schemas at {place}")
         return {name: [_schema(each, f"{place}/{number}") for number, each in enumerate(value)]}
@@ -126,10 +127,10 @@ def _references(schema: Any, place: str) -> Iterator[tuple[str, str]]:
     if "$ref" in schema:
         yield place, schema["$ref"]
     for name, value in schema.items():
-        if name in ONE or (name == "items" and isinstance(value, dict)):
+        if name in ONE:
             yield from _references(value, f"{place}/{name}")
-        elif name in MANY or name == "items":
-            for each in value if isinstance(value, list) else ():
+        elif name in MANY:
+            for each in value:
                 yield from _references(each, f"{place}/{name}")
         elif name in NAMED or name == "dependencies":
             for key, each in value.items():
