@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
+from lambdas.contract import FIELDS
+
 MAX_EPHEMERAL_MB = 10240
 """Lambda's limit for /tmp."""
 CALLER = re.compile(r"[a-z][a-z0-9-]{0,31}")
@@ -90,7 +92,7 @@ class Deployment:
             supabase_url=take.text("supabase_url", r"|https?://\S+", "a URL, or empty"),
             max_turns=take.whole("max_turns", 1),
             max_budget_usd=take.number("max_budget_usd"),
-            allowed_tools=take.names("allowed_tools"),
+            allowed_tools=_tools(take.names("allowed_tools")),
             max_concurrent_runs=take.whole_or_none("max_concurrent_runs", 1),
             max_session_mb=take.whole("max_session_mb", 1, (MAX_EPHEMERAL_MB - 512) // 3),
             max_session_files=take.whole("max_session_files", 1),
@@ -220,6 +222,14 @@ class _Context:
             return json.loads(value) if isinstance(value, str) else value
         except ValueError:
             raise BadContext(f"{name} must not be the text {json.dumps(value)}.") from None
+
+
+def _tools(names: tuple[str, ...] | None) -> tuple[str, ...] | None:
+    """As a request may name them: `default` would be every tool."""
+    wrong = FIELDS["allowed_tools"](list(names)) if names is not None else None
+    if wrong:
+        raise BadContext(f"allowed_tools {wrong}.")
+    return names
 
 
 def _generations(caller: str, numbers: Any) -> tuple[int, ...]:

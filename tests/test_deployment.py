@@ -72,6 +72,7 @@ def test_ephemeral_storage_fits_the_session() -> None:
         ("max_dead_share", 0, "above 0"),
         ("allowed_tools", "Read", "Read"),
         ("allowed_tools", [1], "list of names"),
+        ("allowed_tools", ["Read", "default"], "is not one"),
         ("retain_data", 1, "true or false"),
         ("stack_name", "my stack", "letters"),
         ("kms_key_arn", "arn:aws:kms:eu-west-1:123456789012:alias/mine", "ARN of a KMS key"),
