@@ -557,6 +557,14 @@ def test_every_answer_carries_the_cors_header(template: Template) -> None:
         assert answer["ResponseParameters"]["gatewayresponse.header.Access-Control-Expose-Headers"] == "'Retry-After'"
 
 
+def test_each_integration_response_has_a_status_of_its_own(template: Template) -> None:
+    """API Gateway keeps one for each status, and only where the method declares it."""
+    for method in _of(template, "ApiGateway::Method").values():
+        statuses = [answer["StatusCode"] for answer in method["Integration"]["IntegrationResponses"]]
+        assert sorted(statuses) == sorted(response["StatusCode"] for response in method["MethodResponses"])
+        assert len(set(statuses)) == len(statuses)
+
+
 def test_browsers_may_send_what_callers_need(template: Template) -> None:
     """OPTIONS needs no key and allows POST with the headers of the contract."""
     options = _named(template, "ApiGateway::Method", "OPTIONS")
