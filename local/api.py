@@ -142,6 +142,11 @@ class _Reader:
 
     def _integration(self, integration: Mapping[str, Any]) -> Integration:
         kind, uri = integration["Type"], self.text(integration.get("Uri", ""))
+        statuses = [answer["StatusCode"] for answer in integration.get("IntegrationResponses", [])]
+        if len(set(statuses)) < len(statuses):
+            raise NotUnderstood(
+                f"Integration responses with the statuses {', '.join(statuses)}: AWS keeps one of each."
+            )
         if kind != "MOCK" and not (kind == "AWS" and uri.endswith(":states:action/StartSyncExecution")):
             raise NotUnderstood(f"An integration of type {kind} with {uri or 'no URI'}.")
         return Integration(

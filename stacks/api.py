@@ -161,9 +161,10 @@ class Api(Construct):
                 passthrough_behavior=gateway.PassthroughBehavior.NEVER,
                 timeout=Duration.seconds(self._deployment.integration_timeout),
                 request_templates={"application/json": self._request_template(machine)},
+                # API Gateway keeps one for each status: of two with the same, the second replaces the first.
                 integration_responses=[
                     self._integration_response("200", _answer_template()),
-                    self._integration_response("500", _not_started_template(), selection_pattern=r"4\d{2}"),
+                    self._integration_response("400", _not_started_template(), selection_pattern=r"4\d{2}"),
                     self._integration_response("500", refusals.INTERNAL.body(), selection_pattern=r"5\d{2}"),
                 ],
             ),
@@ -179,7 +180,7 @@ class Api(Construct):
                 self, "JsonObject", rest_api=self.api, validate_request_body=True
             ),
             request_models={"application/json": self._json_object()},
-            method_responses=[self._method_response(status, "Retry-After") for status in ("200", "500")],
+            method_responses=[self._method_response(status, "Retry-After") for status in ("200", "400", "500")],
         )
         cognito = "Callers are programs with a key or an AWS identity, not people with a password."
         meant(

@@ -31,7 +31,8 @@ class Machine(Construct):
             removal_policy=RemovalPolicy.DESTROY,
         )
         role = aws_iam.Role(self, "Role", assumed_by=aws_iam.ServicePrincipal("states.amazonaws.com"))
-        role.add_to_policy(aws_iam.PolicyStatement(actions=["lambda:InvokeFunction"], resources=list(arns.values())))
+        for function in functions.values():
+            _allow_every_version(role, function.lambda_)
         meant(role, {"IAM5[Resource::*]": "Delivery of logs and X-Ray know no resources; CDK adds what they need."})
         self.machine = sfn.StateMachine(
             self,
@@ -43,6 +44,17 @@ class Machine(Construct):
             tracing_enabled=True,
             logs=sfn.LogOptions(destination=log_group, level=sfn.LogLevel.ALL, include_execution_data=True),
         )
+
+
+def _allow_every_version(role: aws_iam.Role, function: aws_lambda.IFunction) -> None:
+    """A deploy changes this role before the machine, and runs in flight go on with the versions they began with."""
+    role.add_to_policy(
+        aws_iam.PolicyStatement(actions=["lambda:InvokeFunction"], resources=[f"{function.function_arn}:*"])
+    )
+    resource = function.node.default_child
+    assert isinstance(resource, aws_lambda.CfnFunction)
+    name = Stack.of(role).get_logical_id(resource)
+    meant(role, {f"IAM5[Resource::<{name}.Arn>:*]": "The four functions and no other, in whatever version."})
 
 
 def definition(clocks: Clocks) -> str:

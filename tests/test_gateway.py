@@ -636,6 +636,15 @@ def test_what_cannot_be_done_locally_is_said_at_the_start(synthesized: Any) -> N
         read_api(json.loads(text), {})
 
 
+def test_two_integration_responses_of_one_status_are_refused(template: Json) -> None:
+    """API Gateway would keep one of them, and answer with it what the other was for."""
+    changed = json.loads(json.dumps(template))
+    posts = [r["Properties"] for name, r in changed["Resources"].items() if name.startswith("DoorApiclaudecodePOST")]
+    posts[0]["Integration"]["IntegrationResponses"][1]["StatusCode"] = "500"
+    with pytest.raises(NotUnderstood, match="200, 500, 500"):
+        read_api(changed, {})
+
+
 def test_intrinsics_are_worked_out(template: Json) -> None:
     """The request template names the machine that was deployed."""
     name = next(n for n, r in template["Resources"].items() if r["Type"] == "AWS::StepFunctions::StateMachine")

@@ -152,11 +152,16 @@ def test_record_failure_touches_no_session(template: Template) -> None:
     }
 
 
-def test_the_machine_invokes_the_four_versions(template: Template) -> None:
-    """The machine's role may invoke what its definition names, and deliver logs and traces."""
+def test_the_machine_invokes_every_version_of_the_four_functions(template: Template) -> None:
+    """The machine's role names no version, so that no deploy changes it; beside that it delivers logs and traces."""
     allowed = _allowed(template, "MachineRole")
     everywhere = allowed.pop("*")
-    assert allowed == {f"Functions{state}CurrentVersion": ["lambda:InvokeFunction"] for state in STATES}
+    invoke = {"Action": "lambda:InvokeFunction", "Effect": "Allow"}
+    functions = list(_of(template, "Lambda::Function"))
+    statements = [s for s in _statements(template, "MachineRole") if s["Action"] == "lambda:InvokeFunction"]
+    wanted = [invoke | {"Resource": {"Fn::Join": ["", [{"Fn::GetAtt": [name, "Arn"]}, ":*"]]}} for name in functions]
+    assert sorted(statements, key=json.dumps) == sorted(wanted, key=json.dumps)
+    assert len(functions) == len(STATES)
     assert everywhere == [
         "logs:CreateLogDelivery",
         "logs:DeleteLogDelivery",
@@ -550,6 +555,14 @@ def test_every_answer_carries_the_cors_header(template: Template) -> None:
     for answer in _of(template, "ApiGateway::GatewayResponse").values():
         assert answer["ResponseParameters"]["gatewayresponse.header.Access-Control-Allow-Origin"] == "'*'"
         assert answer["ResponseParameters"]["gatewayresponse.header.Access-Control-Expose-Headers"] == "'Retry-After'"
+
+
+def test_each_integration_response_has_a_status_of_its_own(template: Template) -> None:
+    """API Gateway keeps one for each status, and only where the method declares it."""
+    for method in _of(template, "ApiGateway::Method").values():
+        statuses = [answer["StatusCode"] for answer in method["Integration"]["IntegrationResponses"]]
+        assert sorted(statuses) == sorted(response["StatusCode"] for response in method["MethodResponses"])
+        assert len(set(statuses)) == len(statuses)
 
 
 def test_browsers_may_send_what_callers_need(template: Template) -> None:

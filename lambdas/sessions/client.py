@@ -12,11 +12,14 @@ CONFIG = Config(
     retries={"mode": "standard", "total_max_attempts": 3},
     request_checksum_calculation="when_required",
     response_checksum_validation="when_required",
+    # Else botocore presigns for the global host, which redirects away from a new bucket, and a redirect is unsigned.
+    s3={"addressing_style": "virtual", "us_east_1_regional_endpoint": "regional"},
 )
 """Seconds short enough that a silent S3 is noticed, and asked again, within the function's own timeout; and so few
 attempts that one which refuses for ever (their pauses are up to 1 s and 2 s) is named before that timeout."""
 
 
 def s3_client() -> Any:
-    """A client for the region and endpoint that the function's environment names."""
+    """A client for the region that the function's environment names, or for its endpoint, where it names one: that of
+    an address, such as the local engine's, is asked for a bucket by path whatever the style."""
     return botocore.session.get_session().create_client("s3", config=CONFIG)
