@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from cli.backend import Backend
 from local import histories
+from local.histories import SIGNED, UNSIGNED
 
 Json = dict[str, Any]
 
@@ -99,11 +100,23 @@ def _end(visit: Visit, event: Event) -> None:
 
 
 def _data(text: str | None) -> Any:
-    """The JSON in a text, or the text."""
+    """The JSON in a text, or the text; without signatures, of which a log or a run at work has whole ones."""
     try:
-        return None if text is None else json.loads(text)
+        return None if text is None else unsigned(json.loads(text))
     except ValueError:
-        return text
+        return unsigned(text)
+
+
+def unsigned(data: Any) -> Any:
+    """The same data with the queries of presigned URLs cut out: on a screen, or in what is sent on, they are keys."""
+    match data:
+        case str():
+            return SIGNED.sub(UNSIGNED, data)
+        case list():
+            return [unsigned(one) for one in data]
+        case dict():
+            return {name: unsigned(one) for name, one in data.items()}
+    return data
 
 
 def _from_engine(machines: Any, execution: str) -> Iterator[Event]:

@@ -10,8 +10,8 @@ from cli.endpoint import Unusable, default_state
 RUNS = """Lists runs by the index: when, whose, how it ended, what it cost, and the sums of that. A run is lost where
 neither answer nor failure was written and nobody is at work on it any more."""
 
-SHOW = """Shows a run: the states it went through with their times, inputs and outputs, what it failed with, what is
-staged, and what a replay would do."""
+SHOW = """Shows a run: how it ended and why, what a replay would do, what is staged, and the states it went through with
+their times. Presigned URLs are shown without their signatures."""
 
 REPLAY = """Runs failed runs again, under their own ids and on the session's version they were pinned to. What is stored
 is not paid for again. Exits with 0 if all of them succeeded (with --dry-run: can be replayed), else with 1."""
@@ -39,7 +39,9 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
     show = commands.add_parser("show", help="show a run, state by state", description=SHOW)
     show.add_argument("run_id", metavar="RUN_ID")
-    show.add_argument("--json", action="store_true", help="print all of it as JSON")
+    much = show.add_mutually_exclusive_group()
+    much.add_argument("--verbose", action="store_true", help="with what each state got and gave")
+    much.add_argument("--json", action="store_true", help="print all of it as JSON")
 
     replay = commands.add_parser("replay", help="run failed runs again", description=REPLAY)
     which = replay.add_mutually_exclusive_group(required=True)
@@ -102,7 +104,7 @@ def run(chosen: argparse.Namespace) -> int:
                 wanted = runs.Wanted(begin, chosen.session, chosen.failed, chosen.cut_short)
                 return runs.run(found, wanted, now, chosen.json)
             if chosen.command == "show":
-                return show.run(found, chosen.run_id, chosen.json)
+                return show.run(found, chosen.run_id, chosen.json, chosen.verbose)
             if chosen.command == "sessions":
                 return sessions.purge(found, chosen.session_id)
             verb = "fork" if chosen.fork else "rebase" if chosen.rebase else "again"

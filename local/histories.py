@@ -27,8 +27,10 @@ EVENTS = 1000
 START = "AWSStepFunctions.StartSyncExecution"
 NAME = re.compile(r"[A-Za-z0-9_-]{1,80}")
 """What Step Functions allows in a name that can be logged."""
-SIGNED = re.compile(rb"\?[^\s\"'\\]*X-Amz-Signature=[^\s\"'\\]*")
+SIGNED = re.compile(r"\?[^\s\"'\\]*X-Amz-Signature=[^\s\"'\\]*")
 """The query of a presigned URL, in JSON."""
+UNSIGNED = "?..."
+"""What stands for it."""
 
 
 class Histories:
@@ -70,7 +72,7 @@ class Histories:
         self._clear(file.parent)
         # Whole or not at all, and the user's alone from the start: as NamedTemporaryFile makes files.
         with tempfile.NamedTemporaryFile(dir=file.parent, prefix="new-", delete=False) as new:
-            new.write(gzip.compress(SIGNED.sub(b"?...", history)))
+            new.write(gzip.compress(SIGNED.sub(UNSIGNED, history.decode()).encode()))
         Path(new.name).replace(file)
 
     def _clear(self, folder: Path) -> None:

@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 from botocore.exceptions import ReadTimeoutError
 
-from cli.history import Event, console_link, logged, visits
+from cli.history import Event, Visit, console_link, logged, visits
 from cli.records import UNFINISHED, Entry, Records, each
+from cli.show import _bar
 from lambdas.sessions.store import WHOLE
 from local import histories
 from local.engine import ACCOUNT, REGION
@@ -235,6 +236,98 @@ def test_a_session_that_has_gone_on_is_noticed(history: Past) -> None:
     assert [shown(history, name)["replay"] for name in (cut, fresh)] == ["resume", "restart"]
     history.version("session-50", "run-9")
     assert [shown(history, name)["replay"] for name in (cut, fresh)] == ["moved", "restart"]
+
+
+LINK = "http://x/sessions/s.zip?X-Amz-Expires=900&X-Amz-Signature=0123abcd"
+
+
+@pytest.fixture(scope="module")
+def hopeless(history: Past) -> str:
+    """A run whose execution failed, with links in all that is told of it."""
+    machines = history.engine.client("stepfunctions")
+    envelope = {"key": "hopeless", "replay": "again", "caller": LINK}
+    done = machines.start_sync_execution(
+        stateMachineArn=history.state_machine_arn, name="hopeless", input=json.dumps(envelope)
+    )
+    name = history.run(80, "failed", session="session-of-show", execution=done["executionArn"])
+    detail = f"Nobody answers at {LINK} any more, the connection was refused, and then again when it was tried once more."
+    history.put(f"runs/{name}/failure.json", failure(name, "session-of-show") | {"detail": detail})
+    history.put(f"runs/{name}/0001-aa/checkpoint.zip", b"12345")
+    history.pin(name)
+    return name
+
+
+SHOW_NARROW = """\
+RUN  failed, AgentCrashed  $0.5000
+default in session-of-show
+asked TIME UTC
+> Prompt of RUN
+
+AgentCrashed in RunClaude: It crashed.
+Nobody answers at http://x/sessions/s.zip?... any more, the connection was
+refused, and then again when it was tried once more.
+A replay would go on with the conversation where its checkpoint stands.
+  claude-workflow replay RUN --state DIR
+Staged in 0001-aa: checkpoint.zip (5 bytes)
+
+Execution hopeless  TIME UTC
+  Which            at T s  took T s  =
+  Failed           at T s  took T s  =
+    failed with AgentCrashed
+
+What each state got and gave:
+  claude-workflow show RUN --verbose --state DIR
+"""
+SHOW_WIDE = SHOW_NARROW.replace("was\nrefused", "was refused")
+
+
+def alike(seen: str, history: Past, name: str) -> str:
+    """A screen of `show` without what differs from run to run."""
+    text = re.split(r"\n\d+ S3", plain(seen).replace(str(history.state), "DIR").replace(name, "RUN"))[0]
+    text = re.sub(r"(asked|hopeless ) [\d .:-]+ UTC", r"\1 TIME UTC", re.sub(r" +\d+\.\d{3} s", " T s", text))
+    return re.sub(r" +=+$", "  =", text, flags=re.MULTILINE).rstrip("\n") + "\n"
+
+
+@pytest.mark.parametrize(
+    ("columns", "screen"), [(80, SHOW_NARROW), (200, SHOW_WIDE), (None, SHOW_WIDE)], ids=["80", "200", "piped"]
+)
+def test_show_fits_its_screen(history: Past, hopeless: str, columns: int | None, screen: str) -> None:
+    """What happened comes first, then what to do, then where the time went; only lines to be pasted may be longer."""
+    asked = ("show", hopeless, "--state", history.state)
+    if columns:
+        code, seen = at_terminal(*asked, columns=columns, NO_COLOR="1")
+        told = [line for line in plain(seen).splitlines() if str(history.state) not in line]
+        assert max(map(len, told)) <= columns
+    else:
+        done = command(*asked)
+        code, seen = done.returncode, done.stdout
+    assert code == 0
+    assert alike(seen, history, hopeless) == screen, seen
+
+
+def test_no_screen_has_a_link_that_opens(history: Past, hopeless: str) -> None:
+    """With what each state got and gave neither, nor as JSON; of a run that still goes on neither."""
+    for much in ((), ("--verbose",), ("--json",)):
+        done = command("show", hopeless, *much, "--state", history.state)
+        assert done.returncode == 0, done.stderr
+        assert "http://x/sessions/s.zip?..." in done.stdout
+        assert "X-Amz" not in done.stdout
+    verbose = command("show", hopeless, "--verbose", "--state", history.state).stdout
+    assert '"key": "hopeless"' in verbose
+    assert "It crashed." in verbose.partition("cause ")[2]
+    entered = {"name": "RunClaude", "input": json.dumps({"links": [LINK, {"in": json.dumps(LINK)}]})}
+    (visit,) = visits(
+        [Event(1.0, "TaskStateEntered", entered), Event(2.0, "TaskFailed", {"error": "x", "cause": LINK})]
+    )
+    assert "X-Amz" not in json.dumps([visit.input, visit.errors])
+    assert visit.input["links"][0] == "http://x/sessions/s.zip?..."
+
+
+def test_bars_are_to_scale() -> None:
+    """Each stands where its state began, as long as it took, and is there at the least."""
+    states = [Visit("a", 0, None, left=1), Visit("b", 1, None, left=1), Visit("c", 1, None, left=10)]
+    assert [_bar(state, 0, 10, 11) for state in states] == ["=", " =", " ========="]
+    assert _bar(Visit("d", 0, None), 0, 0, 11) == "="
 
 
 def test_an_unknown_run_is_one_sentence(history: Past) -> None:
