@@ -45,12 +45,15 @@ def default_state(environ: Mapping[str, str] = os.environ) -> Path:
 
 def api_key(state: Path, environ: Mapping[str, str] = os.environ) -> str:
     """The local service's API key: the user's, or one made once and kept where only the user can read it."""
-    if given := environ.get(KEY_VARIABLE):
-        return given
-    path = state / "api-key"
+    return environ.get(KEY_VARIABLE) or kept_key(state, "api-key")
+
+
+def kept_key(state: Path, name: str) -> str:
+    """The key in that file of the state directory; made where there is none yet, so it outlives restarts."""
+    path = state / name
     if not path.exists():
         # Whole or not at all: an empty key would be one that every request has.
-        with tempfile.NamedTemporaryFile("w", dir=state, prefix="api-key.", delete=False) as file:
+        with tempfile.NamedTemporaryFile("w", dir=state, prefix=f"{name}.", delete=False) as file:
             file.write(secrets.token_urlsafe(24))
         Path(file.name).replace(path)
     key = path.read_text().strip()

@@ -20,6 +20,7 @@ def parser() -> argparse.ArgumentParser:
     serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     serve.add_argument("--port", type=int, default=8000, help="port to listen on (default: %(default)s)")
     serve.add_argument("--unsandboxed", action="store_true", help="let what the model runs do whatever you can")
+    serve.add_argument("--quiet", action="store_true", help="print no line for each request")
     operating.add_state(serve)
 
     ask = commands.add_parser("ask", help="ask a question and print the answer", description=_ASK)
@@ -80,7 +81,7 @@ def _run(chosen: argparse.Namespace) -> int:
         return demo.run(chosen.state)
     from cli import serve
 
-    return serve.run(chosen.state, chosen.host, chosen.port, chosen.unsandboxed)
+    return serve.run(chosen.state, chosen.host, chosen.port, chosen.unsandboxed, chosen.quiet)
 
 
 def _prompt(given: str) -> str:

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 
 import pytest
 
@@ -20,6 +21,7 @@ from cli.serve import _checked
 from local.model import MARK
 from local.service import Model
 from tests.commands import COMMAND, ENVIRONMENT, ROOT, Serve, assert_nothing_runs, at_terminal, command
+from tests.conftest import Synthesize
 from tests.eventually import eventually
 from tests.loopback import Answering, listening
 
@@ -245,6 +247,13 @@ class Stranger(Answering):
 
     def do_POST(self) -> None:
         self.received()
+        if self.path == "/broken":
+            self.close_connection = True
+            return
+        if self.path == "/silent":
+            asked.set()
+            released.wait(60)
+            return
         self.answer(404, BODIES[self.path])
 
 
@@ -259,6 +268,28 @@ def test_a_url_of_something_else_is_one_sentence(stranger: str) -> None:
     """Neither HTML nor another API's JSON is taken for an answer."""
     for path in ("/html", "/json", "/half"):
         assert "not as this API does" in one_sentence(command("ask", "Hello", "--url", stranger + path))
+
+
+asked, released = Event(), Event()
+"""Whether the stranger has the request that it does not answer, and whether it may go."""
+
+
+def test_an_answer_that_does_not_come_can_be_got_later(stranger: str) -> None:
+    """The connection broke, or the user pressed Ctrl-C: the run may go on, and the line to paste has its key."""
+    broken = command("ask", "Hello", "--url", f"{stranger}/broken")
+    line = [*COMMAND, "ask", "Hello", "--url", f"{stranger}/silent"]
+    process = subprocess.Popen(line, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert asked.wait(60)
+    process.send_signal(signal.SIGINT)
+    out, said = process.communicate(timeout=60)
+    released.set()
+    assert (broken.returncode, process.returncode) == (2, 130)
+    assert (broken.stdout, out) == ("", "")
+    for text, path in ((broken.stderr, "broken"), (said, "silent")):
+        assert "The run may go on. Its answer, once it is there: claude-workflow ask --key " in text
+        assert f"--url {stranger}/{path} -- Hello\n" in text
+        assert "Traceback" not in text
+    assert "gave no answer" in broken.stderr
 
 
 def test_a_provider_that_failed_is_named_beside_the_answer(stranger: str) -> None:
@@ -328,10 +359,22 @@ def test_an_empty_key_file_opens_nothing(tmp_path: Path) -> None:
     assert "is empty" in one_sentence(command("serve", "--port", "0", "--state", tmp_path))
 
 
-def test_ctrl_c_ends_everything(serve: Serve, tmp_path: Path) -> None:
-    """Also in the middle of a run, with what the agent started. The key is the user's own where there is one."""
+def test_ctrl_c_ends_everything(serve: Serve, synthesized: Synthesize, tmp_path: Path) -> None:
+    """Also in the middle of a run, with what the agent started, and the run is told. Each caller has a key; the first
+    one's is the user's own where there is one. Each request is one line."""
     state = tmp_path / "state"
-    started = Serve.start(state, like=serve.state, CLAUDE_WORKFLOW_API_KEY="my-own-key")
+    state.mkdir()
+    (kept,) = serve.state.glob("template-*.json")
+    callers = synthesized(callers={"default": [1], "alice": [2]})
+    shutil.copy(callers / "ClaudeAgentWorkflow.template.json", state / kept.name)
+    started = Serve.start(state, CLAUDE_WORKFLOW_API_KEY="my-own-key")
+    alice = (state / "api-key-alice-2").read_text()
+    assert (state / "api-key-alice-2").stat().st_mode & 0o777 == 0o600
+    assert f"  default-1  my-own-key\n  alice-2    {alice}\n" in started.printed()
+    hers = command("ask", "Hello", "--json", "--url", started.url, env={"CLAUDE_WORKFLOW_API_KEY": alice})
+    run = json.loads(hers.stdout)["run_id"]
+    assert re.search(rf"^[\d:.]+  POST  /claude-code  200  –  \d+ ms  \$0\.\d+  {run}$", started.said(), re.MULTILINE)
+    assert json.loads(command("runs", "--json", "--state", state).stdout)["owner"] == "alice"
     assert started.key == "my-own-key"
     assert not (state / "api-key").exists()
     refused = subprocess.run(
@@ -344,7 +387,11 @@ def test_ctrl_c_ends_everything(serve: Serve, tmp_path: Path) -> None:
         asking = pool.submit(started.ask, f"run sh -c '{slow}; true'", env=own)
         assert eventually(lambda: bool(agents(slow)))
         assert started.end(signal.SIGINT) == 0
-        assert asking.result().returncode != 0
+        cut = asking.result()
+    assert cut.stderr.startswith("ServiceStopped: ")
+    assert cut.returncode == 1
+    assert "503  ServiceStopped" in started.said()
+    assert "Ending … (a second Ctrl-C ends it at once)" in started.said()
     assert_nothing_runs(state)
     assert eventually(lambda: not agents(slow))
     assert started.said().endswith("Ended.\n")
