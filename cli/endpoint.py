@@ -15,6 +15,9 @@ from typing import Any
 
 from cli.printing import harmless
 
+STAND_IN = "a scripted stand-in, no real model: set ANTHROPIC_API_KEY for Claude"
+"""Who answers where there is no model's key. What it costs nobody pays."""
+
 KEY_VARIABLE = "CLAUDE_WORKFLOW_API_KEY"
 
 

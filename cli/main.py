@@ -4,7 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from cli import operating
+from cli import __version__, operating
 from cli.endpoint import KEY_VARIABLE, Unusable, find
 from cli.printing import carry_all, whole
 
@@ -14,6 +14,7 @@ DESCRIPTION = "Claude Code as an HTTP API: the workflow on this machine, and que
 def parser() -> argparse.ArgumentParser:
     """Every command with its options, for `--help` and for the documentation's tests."""
     top = argparse.ArgumentParser(prog="claude-workflow", description=DESCRIPTION)
+    top.add_argument("--version", action="version", version=f"claude-workflow {__version__}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     serve = commands.add_parser("serve", help="run the service on this machine until Ctrl-C", description=_SERVE)

@@ -19,7 +19,7 @@ import urllib3
 from rich.console import Console
 
 from cli.endings import dollars
-from cli.endpoint import Endpoint, Unusable, announce, api_key, kept_key, withdraw
+from cli.endpoint import STAND_IN, Endpoint, Unusable, announce, api_key, kept_key, withdraw
 from cli.history import clock
 from cli.printing import line, to_stderr
 from local import sandbox, service
@@ -47,7 +47,7 @@ def answering(environ: Mapping[str, str]) -> Iterator[tuple[Model, str]]:
         yield Model(url, key), f"the model at {url} (your ANTHROPIC_API_KEY pays)"
         return
     with ScriptedModel(kept=REMEMBERED) as scripted:
-        yield Model(scripted.url, "stand-in"), "a scripted stand-in, no real model: set ANTHROPIC_API_KEY for Claude"
+        yield Model(scripted.url, "stand-in"), STAND_IN
 
 
 @contextmanager

@@ -301,6 +301,13 @@ def test_a_provider_that_failed_is_named_beside_the_answer(stranger: str) -> Non
     assert "There is no final text: the run stopped at deadline." in done.stderr
 
 
+def test_the_version_is_the_one_that_was_released_last() -> None:
+    """The changelog's newest heading has it, with its day."""
+    newest = re.findall(r"^## (\S+) – \d{4}-\d\d-\d\d$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)[0]
+    done = command("--version")
+    assert (done.returncode, done.stdout) == (0, f"claude-workflow {newest}\n")
+
+
 def test_without_a_service_ask_says_what_to_do(tmp_path: Path) -> None:
     """No service on this state, nobody at that URL, and no URL at all are one sentence each."""
     assert "claude-workflow serve" in one_sentence(command("ask", "Hello", "--state", tmp_path))
