@@ -59,9 +59,10 @@ def kept_key(state: Path, name: str) -> str:
         with tempfile.NamedTemporaryFile("w", dir=state, prefix=f"{name}.", delete=False) as file:
             file.write(secrets.token_urlsafe(24))
         Path(file.name).replace(path)
-    key = path.read_text().strip()
-    if not key:
-        raise Unusable(f"{path} is empty. Delete it, and the next start makes a new key.")
+    key = path.read_text(errors="replace").strip()
+    if not key or not key.isascii():
+        what = "damaged" if key else "empty"
+        raise Unusable(f"{path} is {what}. Delete it, and the next start makes a new key.")
     return key
 
 
@@ -84,8 +85,8 @@ def announced(state: Path) -> dict[str, Any] | None:
         service: dict[str, Any] = json.loads((state / "service.json").read_text())
         os.kill(service["pid"], 0)
         running = _is_locked(state / "lock")
-    except (FileNotFoundError, ProcessLookupError, PermissionError, ValueError):
-        return None
+    except (FileNotFoundError, ProcessLookupError, PermissionError, ValueError, KeyError, TypeError):
+        return None  # or a damaged word, of nobody
     return service if running else None
 
 

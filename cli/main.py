@@ -1,12 +1,16 @@
 """`claude-workflow`: the service on this machine, and questions to it or to a deployed one."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
 from cli import __version__, operating
 from cli.endpoint import KEY_VARIABLE, Unusable, find
 from cli.printing import carry_all, whole
+
+PIPE_CLOSED = 141
+"""What a shell says of a program that a closed pipe has ended."""
 
 DESCRIPTION = "Claude Code as an HTTP API: the workflow on this machine, and questions to it or to a deployed stack."
 
@@ -59,12 +63,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     carry_all()
     chosen = parser().parse_args(arguments)
     try:
-        return _run(chosen)
+        code = _run(chosen)
+        sys.stdout.flush()
     except Unusable as unusable:
         print(f"claude-workflow: {whole(str(unusable), sys.stderr)}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # as of `| head`, which has what it wants
+        _forget_output()
+        return PIPE_CLOSED
+    except OSError as error:
+        _forget_output()
+        where = f"{error.filename}: " if error.filename else ""
+        said = f"{where}{error.strerror or error}"
+        print(f"claude-workflow: The system refuses: {whole(said, sys.stderr)}.", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         return 130
+    return code
+
+
+def _forget_output() -> None:
+    """What standard output has not taken; else the interpreter tries once more at its end, and fails aloud."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _run(chosen: argparse.Namespace) -> int:

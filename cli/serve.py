@@ -16,6 +16,7 @@ from pathlib import Path
 
 import certifi
 import urllib3
+from botocore.exceptions import BotoCoreError, ClientError
 from rich.console import Console
 
 from cli.endings import dollars
@@ -87,6 +88,9 @@ def serving(
                     withdraw(state)
         except (EngineFailed, DeployFailed, NotUnderstood) as failed:
             raise Unusable(str(failed)) from failed
+        except (BotoCoreError, ClientError) as refused:
+            log_file = state / "engine.log"
+            raise Unusable(f"The engine refuses ({refused}). Is the disk full? Its log is {log_file}.") from refused
 
 
 def _checked(model: Model) -> str | None:

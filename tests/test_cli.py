@@ -9,7 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Event
@@ -352,6 +352,58 @@ def test_a_second_service_on_the_same_state_is_one_sentence(serve: Serve) -> Non
     said = one_sentence(command("serve", "--port", "0", "--state", serve.state))
     assert "Another service uses" in said
     assert serve.ask("Hello").returncode == 0
+
+
+def directory(path: Path) -> None:
+    path.mkdir()
+
+
+def damaged(path: Path) -> None:
+    path.write_bytes(b'["\xff')
+
+
+def other_json(path: Path) -> None:
+    path.write_text('["pid"]')
+
+
+MISTAKES = [
+    *[("service.json", damage, ("ask", "Hello")) for damage in (directory, damaged, other_json)],
+    *[("service.json", damage, ("runs",)) for damage in (directory, other_json)],
+    *[(name, directory, ("serve", "--port", "0")) for name in ("api-key", "lock", "engine.log")],
+    ("s3", directory, ("show", "run-1")),
+    ("api-key", damaged, ("serve", "--port", "-1")),
+]
+
+
+@pytest.mark.parametrize(("name", "mistake", "arguments"), MISTAKES)
+def test_what_is_wrong_in_the_state_is_one_sentence(
+    serve: Serve, tmp_path: Path, name: str, mistake: Callable[[Path], None], arguments: tuple[str, ...]
+) -> None:
+    """A file of another kind, or a damaged one, is no traceback of any command."""
+    shutil.copy(next(serve.state.glob("template-*.json")), tmp_path)
+    mistake(tmp_path / name)
+    done = command(*arguments, "--state", tmp_path)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert "claude-workflow: " in done.stderr
+
+
+@pytest.mark.parametrize("arguments", [("ask", "Hello"), ("runs",), ("runs", "--json")])
+def test_output_that_nobody_takes_is_no_traceback(serve: Serve, arguments: tuple[str, ...]) -> None:
+    """A full disk is said; of a closed pipe, as of `| head -0`, the exit code tells."""
+    serve.ask("Hello")
+    line = [*COMMAND, *arguments, "--state", str(serve.state)]
+    with open("/dev/full", "w") as full:  # noqa: PTH123 - a device, for a stream
+        done = subprocess.run(line, env=ENVIRONMENT, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, "No space left" in done.stderr) == (2, True)
+    assert "Traceback" not in done.stderr
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(line, env=ENVIRONMENT, stdout=writing, stderr=subprocess.PIPE, text=True)
+    os.close(writing)
+    assert done.returncode == 141
+    assert "Traceback" not in done.stderr
+    assert "Exception ignored" not in done.stderr
 
 
 def test_a_state_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
