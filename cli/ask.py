@@ -11,8 +11,8 @@ import urllib3
 from rich.console import Console
 from rich.text import Text
 
-from cli.endings import provider_failed
-from cli.endpoint import KEY_VARIABLE, Endpoint, Unusable, typed
+from cli.endings import dollars, provider_failed
+from cli.endpoint import KEY_VARIABLE, STAND_IN, Endpoint, Unusable, typed
 from cli.printing import document, line, to_stderr, whole
 
 LONGEST = 305
@@ -163,8 +163,9 @@ def _show(answer: Answer, console: Console, endpoint: Endpoint) -> None:
         console.print(change + Text(f" {line(file['path'], PATH_CHARS)} ({_bytes(file['size'])})"), soft_wrap=True)
     if sentence := provider_failed(answer):
         console.print(sentence, style="yellow", soft_wrap=True)
-    seconds, turns = answer["duration_ms"] / 1000, answer["num_turns"]
-    took = f"{turns} turn{'s' * (turns != 1)}, {seconds:.1f} s, ${answer['cost_usd']:.4f}"
+    seconds, calls = answer["duration_ms"] / 1000, answer["num_turns"]  # a turn of the conversation is one POST
+    cost = "no real cost" if endpoint.answering == STAND_IN else dollars(answer["cost_usd"])
+    took = f"{calls} model call{'s' * (calls != 1)}, {seconds:.1f} s, {cost}"
     on = typed("ask", "--session", answer["session_id"], *endpoint.options)
     console.print(f"{took}. Go on with: {on} …", style="dim", soft_wrap=True)
 

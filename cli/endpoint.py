@@ -15,6 +15,9 @@ from typing import Any
 
 from cli.printing import harmless
 
+STAND_IN = "a scripted stand-in, no real model: set ANTHROPIC_API_KEY for Claude"
+"""Who answers where there is no model's key. What it costs nobody pays."""
+
 KEY_VARIABLE = "CLAUDE_WORKFLOW_API_KEY"
 
 
@@ -45,17 +48,21 @@ def default_state(environ: Mapping[str, str] = os.environ) -> Path:
 
 def api_key(state: Path, environ: Mapping[str, str] = os.environ) -> str:
     """The local service's API key: the user's, or one made once and kept where only the user can read it."""
-    if given := environ.get(KEY_VARIABLE):
-        return given
-    path = state / "api-key"
+    return environ.get(KEY_VARIABLE) or kept_key(state, "api-key")
+
+
+def kept_key(state: Path, name: str) -> str:
+    """The key in that file of the state directory; made where there is none yet, so it outlives restarts."""
+    path = state / name
     if not path.exists():
         # Whole or not at all: an empty key would be one that every request has.
-        with tempfile.NamedTemporaryFile("w", dir=state, prefix="api-key.", delete=False) as file:
+        with tempfile.NamedTemporaryFile("w", dir=state, prefix=f"{name}.", delete=False) as file:
             file.write(secrets.token_urlsafe(24))
         Path(file.name).replace(path)
-    key = path.read_text().strip()
-    if not key:
-        raise Unusable(f"{path} is empty. Delete it, and the next start makes a new key.")
+    key = path.read_text(errors="replace").strip()
+    if not key or not key.isascii():
+        what = "damaged" if key else "empty"
+        raise Unusable(f"{path} is {what}. Delete it, and the next start makes a new key.")
     return key
 
 
@@ -78,8 +85,8 @@ def announced(state: Path) -> dict[str, Any] | None:
         service: dict[str, Any] = json.loads((state / "service.json").read_text())
         os.kill(service["pid"], 0)
         running = _is_locked(state / "lock")
-    except (FileNotFoundError, ProcessLookupError, PermissionError, ValueError):
-        return None
+    except (FileNotFoundError, ProcessLookupError, PermissionError, ValueError, KeyError, TypeError):
+        return None  # or a damaged word, of nobody
     return service if running else None
 
 

@@ -1,12 +1,16 @@
 """`claude-workflow`: the service on this machine, and questions to it or to a deployed one."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
-from cli import operating
+from cli import __version__, operating
 from cli.endpoint import KEY_VARIABLE, Unusable, find
 from cli.printing import carry_all, whole
+
+PIPE_CLOSED = 141
+"""What a shell says of a program that a closed pipe has ended."""
 
 DESCRIPTION = "Claude Code as an HTTP API: the workflow on this machine, and questions to it or to a deployed stack."
 
@@ -14,12 +18,14 @@ DESCRIPTION = "Claude Code as an HTTP API: the workflow on this machine, and que
 def parser() -> argparse.ArgumentParser:
     """Every command with its options, for `--help` and for the documentation's tests."""
     top = argparse.ArgumentParser(prog="claude-workflow", description=DESCRIPTION)
+    top.add_argument("--version", action="version", version=f"claude-workflow {__version__}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     serve = commands.add_parser("serve", help="run the service on this machine until Ctrl-C", description=_SERVE)
     serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     serve.add_argument("--port", type=int, default=8000, help="port to listen on (default: %(default)s)")
     serve.add_argument("--unsandboxed", action="store_true", help="let what the model runs do whatever you can")
+    serve.add_argument("--quiet", action="store_true", help="print no line for each request")
     operating.add_state(serve)
 
     ask = commands.add_parser("ask", help="ask a question and print the answer", description=_ASK)
@@ -57,12 +63,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     carry_all()
     chosen = parser().parse_args(arguments)
     try:
-        return _run(chosen)
+        code = _run(chosen)
+        sys.stdout.flush()
     except Unusable as unusable:
         print(f"claude-workflow: {whole(str(unusable), sys.stderr)}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # as of `| head`, which has what it wants
+        _forget_output()
+        return PIPE_CLOSED
+    except OSError as error:
+        _forget_output()
+        where = f"{error.filename}: " if error.filename else ""
+        said = f"{where}{error.strerror or error}"
+        print(f"claude-workflow: The system refuses: {whole(said, sys.stderr)}.", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         return 130
+    return code
+
+
+def _forget_output() -> None:
+    """What standard output has not taken; else the interpreter tries once more at its end, and fails aloud."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _run(chosen: argparse.Namespace) -> int:
@@ -80,7 +102,7 @@ def _run(chosen: argparse.Namespace) -> int:
         return demo.run(chosen.state)
     from cli import serve
 
-    return serve.run(chosen.state, chosen.host, chosen.port, chosen.unsandboxed)
+    return serve.run(chosen.state, chosen.host, chosen.port, chosen.unsandboxed, chosen.quiet)
 
 
 def _prompt(given: str) -> str:

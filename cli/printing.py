@@ -45,14 +45,20 @@ def document(data: Any, stream: TextIO, indent: int | None = 2) -> str:
     return "".join(char if harmless(char) == char else json.dumps(char)[1:-1] for char in text)
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """For the command to tell, as of what it prints without a console."""
+        raise
+
+
 def to_stdout(**options: Any) -> Console:
     """A console that shows texts as they are: no markup, no emoji codes, no colors for numbers."""
-    return Console(highlight=False, markup=False, emoji=False, **options)
+    return _Console(highlight=False, markup=False, emoji=False, **options)
 
 
 def to_stderr() -> Console:
     """The same on standard error."""
-    return Console(stderr=True, highlight=False, markup=False, emoji=False)
+    return _Console(stderr=True, highlight=False, markup=False, emoji=False)
 
 
 def carry_all() -> None:

@@ -1,27 +1,33 @@
 """`claude-workflow serve`: everything in one command, until Ctrl-C."""
 
 import errno
+import ipaddress
 import json
 import os
 import shlex
 import signal
 import socket
+import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from http import HTTPStatus
 from pathlib import Path
 
 import certifi
 import urllib3
+from botocore.exceptions import BotoCoreError, ClientError
 from rich.console import Console
 
-from cli.endpoint import Endpoint, Unusable, announce, api_key, withdraw
+from cli.endings import dollars
+from cli.endpoint import STAND_IN, Endpoint, Unusable, announce, api_key, kept_key, withdraw
+from cli.history import clock
 from cli.printing import line, to_stderr
 from local import sandbox, service
 from local.api import NotUnderstood
 from local.deploy import DeployFailed
 from local.engine import EngineFailed
+from local.gateway import Served
 from local.model import ScriptedModel
 from local.service import Model, Service
 
@@ -42,12 +48,18 @@ def answering(environ: Mapping[str, str]) -> Iterator[tuple[Model, str]]:
         yield Model(url, key), f"the model at {url} (your ANTHROPIC_API_KEY pays)"
         return
     with ScriptedModel(kept=REMEMBERED) as scripted:
-        yield Model(scripted.url, "stand-in"), "a scripted stand-in, no real model: set ANTHROPIC_API_KEY for Claude"
+        yield Model(scripted.url, "stand-in"), STAND_IN
 
 
 @contextmanager
 def serving(
-    state: Path, host: str, port: int, console: Console, *, unsandboxed: bool = False
+    state: Path,
+    host: str,
+    port: int,
+    console: Console,
+    *,
+    unsandboxed: bool = False,
+    log: Callable[[Served], None] = lambda _: None,
 ) -> Iterator[tuple[Service, str]]:
     """The service with who answers. Raises `Unusable`, in one sentence, where it cannot run."""
     state = state.resolve()  # the engine works in another directory
@@ -58,7 +70,15 @@ def serving(
             console.print(warning, style="yellow", soft_wrap=True)
         try:
             with service.running(
-                state, model, key, host=host, port=port, unsandboxed=unsandboxed, say=status.update
+                state,
+                model,
+                key,
+                host=host,
+                port=port,
+                unsandboxed=unsandboxed,
+                say=status.update,
+                log=log,
+                key_of=lambda caller: kept_key(state, f"api-key-{caller}"),
             ) as running:
                 status.stop()
                 announce(state, Endpoint(running.url, key, name), **_backend(running))
@@ -68,6 +88,9 @@ def serving(
                     withdraw(state)
         except (EngineFailed, DeployFailed, NotUnderstood) as failed:
             raise Unusable(str(failed)) from failed
+        except (BotoCoreError, ClientError) as refused:
+            log_file = state / "engine.log"
+            raise Unusable(f"The engine refuses ({refused}). Is the disk full? Its log is {log_file}.") from refused
 
 
 def _checked(model: Model) -> str | None:
@@ -152,23 +175,82 @@ def _check_sandbox(state: Path) -> None:
         )
 
 
-def run(state: Path, host: str, port: int, unsandboxed: bool) -> int:
+def run(state: Path, host: str, port: int, unsandboxed: bool, quiet: bool) -> int:
     """Serves until Ctrl-C or SIGTERM. Raises `KeyboardInterrupt` for one that comes before the service is up."""
     console = to_stderr()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
     if not unsandboxed:
         _check_sandbox(state.resolve())
-    serve = serving(state, host, port, console, unsandboxed=unsandboxed)
-    with serve as (running, name), suppress(KeyboardInterrupt):
-        console.print(f"Answering: {name}\nThe agent {kept_in(running)}.", soft_wrap=True)
-        console.print(f"Sessions are kept in {state}. Ctrl-C ends the service.\n", soft_wrap=True)
-        print(f"{running.url} is ready:\n\n{_curl(running)}\n", flush=True)
-        while _alive(running.engine.pid):
-            time.sleep(1)
-        raise Unusable(f"The engine ended; its log is {running.engine.state / 'engine.log'}. Start it again.")
+    with serving(state, host, port, console, unsandboxed=unsandboxed, log=_unlogged if quiet else _logged) as served:
+        running, name = served
+        try:
+            console.print(f"Answering: {name}\nThe agent {kept_in(running)}.", soft_wrap=True)
+            if not _is_loopback(host):
+                console.print(BEYOND, style="yellow", soft_wrap=True)
+            console.print(f"Sessions are kept in {state}. Ctrl-C ends the service.\n", soft_wrap=True)
+            print(f"{running.url} is ready:\n\n{_curl(running)}\n{_keys(running)}", flush=True)
+            while _alive(running.engine.pid):
+                time.sleep(1)
+            raise Unusable(f"The engine ended; its log is {running.engine.state / 'engine.log'}. Start it again.")
+        except KeyboardInterrupt:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # nothing that is acknowledged is lost by that
+            console.print("Ending … (a second Ctrl-C ends it at once)")
     console.print("Ended.")
     return 0
+
+
+BEYOND = (
+    "Others in your network can reach the service, by plain HTTP: key, prompts and answers can be read on the way. Put "
+    "a proxy with TLS before it. The links in answers (session_url) open on this machine alone."
+)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _logged(served: Served) -> None:
+    """One line a request on standard error, whoever reads it or has stopped to."""
+    with suppress(OSError, ValueError):
+        print(log_line(served, time.time()), file=sys.stderr, flush=True)
+
+
+def _unlogged(served: Served) -> None:
+    """What `--quiet` wants."""
+
+
+def log_line(served: Served, now: float) -> str:
+    """Time (UTC), method, path, status, code of a failure, milliseconds, cost and run; a dash for what there is not."""
+    try:
+        answer = json.loads(served.response.body or b"{}")
+    except ValueError:
+        answer = {}
+    answer = answer if isinstance(answer, dict) else {}
+    cost = dollars(answer["cost_usd"]) if "cost_usd" in answer else "–"
+    words = (
+        clock(now),
+        line(served.method, 20) or "–",
+        line(served.path, 100) or "–",
+        str(served.response.status),
+        line(str(answer.get("code") or "–"), 40),
+        f"{served.seconds * 1000:.0f} ms",
+        cost,
+        line(str(answer.get("run_id") or "–"), 100),
+    )
+    return "  ".join(words)
+
+
+def _keys(running: Service) -> str:
+    """Which callers have which keys, where there is more than one."""
+    if len(running.keys) < 2:
+        return ""
+    width = max(map(len, running.keys))
+    lines = (f"  {caller:<{width}}  {key}\n" for caller, key in running.keys.items())
+    return f"\nThe keys of the callers, by generation (`ask` uses the first):\n{''.join(lines)}"
 
 
 def kept_in(running: Service) -> str:

@@ -326,6 +326,9 @@ GATEWAY_CODES: dict[str, int] = {
 }
 """Codes that only the gateway answers, with their statuses; the answer has no ids, since no run began."""
 
+LOCAL_CODES: dict[str, int] = {"ServiceStopped": 503}
+"""Codes of the local gateway that AWS has no need of."""
+
 
 def tree(root: type[WorkflowError] = WorkflowError) -> list[type[WorkflowError]]:
     """Every class below `root`, itself included, in the order they are written."""

@@ -90,6 +90,22 @@ def read_api(template: Template, ids: Mapping[str, str]) -> Api:
     return _Reader(template, ids).api()
 
 
+def callers(template: Template) -> dict[str, str]:
+    """The logical ids of the API keys, with the caller and the generation of each, such as `default-1`.
+
+    The first is the one that the output `ApiKeyId` names: the first caller's newest.
+    """
+    first = template.get("Outputs", {}).get("ApiKeyId", {}).get("Value", {}).get("Ref")
+    found = {}
+    for name, resource in template["Resources"].items():
+        if resource["Type"] == "AWS::ApiGateway::ApiKey":
+            described = re.search(r"caller (\S+), generation (\d+)$", resource["Properties"]["Description"])
+            if not described:
+                raise NotUnderstood(f"The description of the API key {name}.")
+            found[name] = f"{described[1]}-{described[2]}"
+    return dict(sorted(found.items(), key=lambda item: item[0] != first))
+
+
 class _Reader:
     def __init__(self, template: Template, ids: Mapping[str, str]) -> None:
         self.resources: Mapping[str, Any] = template["Resources"]

@@ -77,7 +77,7 @@ def synthesized(cache: Path, say: Callable[[str], None] = lambda _: None) -> Tem
     `say` hears of it where it has to be made, which takes up to a quarter of a minute.
     """
     kept = cache / f"template-{_inputs_hash()}.json"
-    if not kept.exists():
+    if not _is_json(kept):
         say("Preparing the template (once, until it changes) …")
         text = _synthesize()
         for old in cache.glob("template-*.json"):
@@ -87,6 +87,14 @@ def synthesized(cache: Path, say: Callable[[str], None] = lambda _: None) -> Tem
         fresh.rename(kept)
     template: Template = json.loads(kept.read_text())
     return template
+
+
+def _is_json(kept: Path) -> bool:
+    """Whether it is there, and not damaged."""
+    try:
+        return isinstance(json.loads(kept.read_text()), dict)
+    except (FileNotFoundError, ValueError):
+        return False
 
 
 def _inputs_hash() -> str:

@@ -16,7 +16,8 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor
+from concurrent.futures import wait as wait_for
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from email.utils import formatdate
@@ -30,6 +31,7 @@ from botocore.auth import SigV4Auth
 from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials
 
+from lambdas.errors import LOCAL_CODES
 from local.api import Answer, Api, Integration, Method
 from local.engine import ACCOUNT, REGION, open_files
 from local.guard import ROOT_KEY
@@ -48,6 +50,8 @@ SKIPPED = 64 * 1024
 """How large a body is read and forgotten after a refusal, so that the connection can go on; else it ends."""
 SEND_SECONDS = 30
 """How long a client may take its answer."""
+LAST_SECONDS = 2
+"""How long, at the end, answers are waited for that are on their way."""
 
 REFUSED = {
     "MISSING_AUTHENTICATION_TOKEN": (403, "Missing Authentication Token"),
@@ -63,6 +67,30 @@ REFUSED = {
     "DEFAULT_4XX": (400, "Bad Request"),
 }
 """API Gateway's own statuses and texts, where the template does not set others."""
+
+
+STOPPED: dict[str, Any] = {
+    "code": "ServiceStopped",
+    "error": "The service was stopped while this run was at work. Once it runs again, POST the same body with the same "
+    "Idempotency-Key, or with this idempotency_key if you sent none: the run goes on from what was stored.",
+    "retryable": True,
+    "cost_usd": None,
+}
+"""What a run is answered that `serve` cuts off."""
+
+
+PAGE = """<!doctype html>
+<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>Claude Agent Workflow</title>
+<body style="font: 1.1em/1.5 sans-serif; max-width: 40em; margin: 3em auto; padding: 0 1em">
+<h1>Claude Agent Workflow</h1>
+<p>The service runs. It is an API and has no pages of its own: it answers <code>POST /claude-code</code> with JSON, for
+whoever has its key.</p>
+<p>In a terminal, <code>claude-workflow ask "Hello"</code> asks it; <code>claude-workflow serve</code> has printed the
+line for curl, with the key in it.</p>
+</body></html>
+"""
+"""What a browser shows that opens the printed address."""
 
 
 class _Refuse(Exception):
@@ -105,6 +133,21 @@ class Response:
     headers: dict[str, str] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Served:
+    """One request and what it was answered, for a log."""
+
+    method: str
+    """Empty, as the path is, for what was no request."""
+    path: str
+    response: Response
+    seconds: float
+
+
+class Stopped(Exception):
+    """The service was ended while an execution was at work."""
+
+
 class Backend:
     """Step Functions as an integration sees it: StartSyncExecution, with the limits that the engine leaves out."""
 
@@ -113,22 +156,33 @@ class Backend:
         self._address = engine_url.removeprefix("http://")
         self._machine_timeout = machine_timeout
         self._runs = ThreadPoolExecutor(MAX_RUNS, thread_name_prefix="execution")
+        self._end = Future[None]()
 
     def start_sync_execution(self, mapped: str, timeout: float) -> tuple[int, str]:
-        """The service's status and body. Raises `TimeoutError` after `timeout` seconds, `OSError` if none is there."""
+        """The service's status and body.
+
+        Raises `TimeoutError` after `timeout` seconds, `OSError` if none is there, and `Stopped`.
+        """
         call = {"name": str(uuid.uuid4()), **json.loads(mapped)}
         if len(call["input"].encode()) > MAX_STATE:
             return 400, json.dumps({"__type": "ValidationException", "message": "The input is too long."})
         wait = timeout if self._machine_timeout is None else min(timeout, self._machine_timeout)
-        run = self._runs.submit(self._post, "StartSyncExecution", call)
+        run: Future[Any]
+        ended: Future[Any] = self._end
         try:
-            status, body = run.result(wait)
-        except TimeoutError:
+            run = self._runs.submit(self._post, "StartSyncExecution", call)
+        except RuntimeError as closed:
+            raise Stopped from closed
+        wait_for([run, ended], wait, FIRST_COMPLETED)
+        if ended.done() and not run.done():
+            raise Stopped
+        if not run.done():
             if wait == timeout:
-                raise
+                raise TimeoutError
             # It stops before its next state; a function that is running ends by its own timeout, as in AWS.
             self._runs.submit(self._post, "StopExecution", {"executionArn": _execution_arn(call)})
             return 200, json.dumps({"status": "TIMED_OUT", "name": call["name"], "input": call["input"]})
+        status, body = run.result()
         return status, _limited(body)
 
     def _post(self, action: str, call: Mapping[str, Any]) -> tuple[int, str]:
@@ -145,6 +199,8 @@ class Backend:
             connection.close()
 
     def close(self) -> None:
+        """Whoever waits for an execution is told."""
+        self._end.set_result(None)
         self._runs.shutdown(wait=False, cancel_futures=True)
 
 
@@ -194,17 +250,34 @@ class Gateway:
 
     def answer(self, request: Request) -> Response:
         """Never raises: whatever goes wrong is a gateway response."""
+        if self._is_looked_at(request):
+            return Response(200, PAGE.encode(), {"Content-Type": "text/html; charset=utf-8"})
         context = self._context(request)
         try:
             response = self._admitted(request, context)
         except _Refuse as refused:
             response = self._refusal(refused.kind, context, refused.status)
+        except Stopped:
+            response = self._stopped(context)
         response.headers |= {"x-amzn-RequestId": context["requestId"], "x-amz-apigw-id": context["extendedRequestId"]}
         return response
+
+    def _is_looked_at(self, request: Request) -> bool:
+        """Whether somebody opened the address in a browser. For all others GET is answered as in AWS."""
+        here = request.method == "GET" and (request.path == "/" or request.path in self._api.methods)
+        return here and "text/html" in (request.header("Accept") or "")
 
     def refuse(self, status: int) -> Response:
         """The answer to what is not even an HTTP request."""
         return self._refusal("DEFAULT_4XX", texts({"extendedRequestId": _extended_id(), "requestId": ""}), status)
+
+    def _stopped(self, context: dict[str, Any]) -> Response:
+        """In the shape of the API's own failures; AWS has nothing like it."""
+        response = self._refusal("INTEGRATION_FAILURE", context, None)
+        response.status = LOCAL_CODES[STOPPED["code"]]
+        facts = json.loads(response.body) | STOPPED
+        response.body = json.dumps(facts | {"idempotency_key": str(context["extendedRequestId"])}).encode()
+        return response
 
     def _admitted(self, request: Request, context: dict[str, Any]) -> Response:
         """The checks in API Gateway's order, then the integration."""
@@ -399,10 +472,19 @@ class _Handler(BaseRequestHandler):
         try:
             head = self._stream.head(wait)
         except Malformed as malformed:
-            self._send(self.server.gateway.refuse(malformed.status), stays=False)
+            refused = self.server.gateway.refuse(malformed.status)
+            self.server.log(Served("", "", refused, 0))
+            self._send(refused, stays=False)
             return False
+        with self.server.working(self):
+            return self._answered(head)
+
+    def _answered(self, head: Head) -> bool:
+        """Whether another may follow on this connection."""
+        began = time.monotonic()
         self._unread = head.length != 0
         response = self._answer(head)
+        self.server.log(Served(head.method, head.path, response, time.monotonic() - began))
         skipped = self._unread and head.length is not None and head.length <= SKIPPED and not head.expects
         stays = head.stays and (skipped or not self._unread)
         self._send(response, stays=stays, bodiless=head.method == "HEAD")
@@ -462,23 +544,49 @@ class _Server(ThreadingTCPServer):
     request_queue_size = 128
     gateway: Gateway
 
-    def __init__(self, address: tuple[str, int]) -> None:
+    def __init__(self, address: tuple[str, int], log: Callable[[Served], None]) -> None:
         super().__init__(address, _Handler)
         self.lobby = _Lobby()
+        self.log = log
+        self._at_work: set[_Handler] = set()
+
+    @contextmanager
+    def working(self, handler: _Handler) -> Iterator[None]:
+        """While a request is answered."""
+        self._at_work.add(handler)
+        try:
+            yield
+        finally:
+            self._at_work.discard(handler)
+
+    def finish(self) -> None:
+        """Gives the last answers a moment."""
+        until = time.monotonic() + LAST_SECONDS
+        while self._at_work and time.monotonic() < until:
+            time.sleep(0.02)
 
 
 @contextmanager
 def serving(
-    api: Api, engine_url: str, keys: Mapping[str, str], *, root: str, host: str = "127.0.0.1", port: int = 0
+    api: Api,
+    engine_url: str,
+    keys: Mapping[str, str],
+    *,
+    root: str,
+    host: str = "127.0.0.1",
+    port: int = 0,
+    log: Callable[[Served], None] = lambda _: None,
 ) -> Iterator[str]:
-    """Serves the API in threads of its own, and yields its base URL; ended on the way out, without waiting for runs.
+    """Serves the API in threads of its own, and yields its base URL; ended on the way out: what waits for a run is
+    answered that the service was stopped.
 
     `keys` maps the value of each API key to its logical id in the template; `root` is the
-    secret of the engine's root. Raises `OSError` if the port is taken.
+    secret of the engine's root. `log` hears of each request before its answer is sent, and must not raise. Raises
+    `OSError` if the port is taken.
     """
     backend = Backend(engine_url, root, api.machine_timeout)
     open_files()
-    with _Server((host, port)) as server:
+    with _Server((host, port), log) as server:
         server.gateway = Gateway(api, backend, keys)
         threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
         try:
@@ -486,3 +594,4 @@ def serving(
         finally:
             server.shutdown()
             backend.close()
+            server.finish()

@@ -1,13 +1,15 @@
 """The whole service on this machine: engine, deployed template, gateway. What `serve`, `demo` and the tests start."""
 
-from collections.abc import Callable, Iterator
+import secrets
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from local import api, deploy, engine, gateway, sandbox, sweep
 from local.deploy import Deployed
 from local.engine import Engine
+from local.gateway import Served
 
 PATH = "/claude-code"
 
@@ -27,11 +29,13 @@ class Service:
     url: str
     """POST here."""
     key: str
-    """The API key it asks for."""
+    """The API key it asks for: the first caller's newest."""
     engine: Engine
     deployed: Deployed
     sandbox: str | None = None
     """What keeps the agent from the user's files, of `settings.SANDBOXES`; None: nothing, it runs as the user."""
+    keys: Mapping[str, str] = field(default_factory=dict)
+    """All API keys, by caller and generation, such as `default-1`."""
 
 
 @contextmanager
@@ -44,12 +48,15 @@ def running(
     port: int = 0,
     unsandboxed: bool = False,
     say: Callable[[str], None] = lambda _: None,
+    log: Callable[[Served], None] = lambda _: None,
+    key_of: Callable[[str], str] = lambda _: secrets.token_urlsafe(24),
 ) -> Iterator[Service]:
     """The service with its sessions in `state`, ended with all it started on the way out.
 
     The agent is kept in a sandbox where the machine offers one, unless `unsandboxed`.
-    `say` hears of what takes longer than a second. Raises `EngineFailed`, `DeployFailed`, or `OSError` where the port
-    is taken.
+    `say` hears of what takes longer than a second, `log` of each request. `key` is the first caller's newest API key,
+    `key_of` has the others, by caller and generation. Raises `EngineFailed`, `DeployFailed`, or `OSError` where the
+    port is taken.
     """
     state.mkdir(mode=0o700, parents=True, exist_ok=True)
     template = deploy.synthesized(state, say)
@@ -64,6 +71,9 @@ def running(
         deployed = deploy.deploy(started, template, settings=settings, secret={"ANTHROPIC_API_KEY": model.key})
         started.seal()
         described = api.read_api(template, deployed.resources)
-        keys = {key: described.api_keys[0]} if described.api_keys else {}
-        with gateway.serving(described, started.url, keys, root=started.root, host=host, port=port) as base:
-            yield Service(base + PATH, key, started, deployed, holding)
+        callers = api.callers(template)
+        values = {ids: key_of(name) if number else key for number, (ids, name) in enumerate(callers.items())}
+        keys = {value: ids for ids, value in values.items()}
+        with gateway.serving(described, started.url, keys, root=started.root, host=host, port=port, log=log) as base:
+            named = {callers[ids]: value for ids, value in values.items()}
+            yield Service(base + PATH, key, started, deployed, holding, named)

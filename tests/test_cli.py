@@ -9,9 +9,10 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 
 import pytest
 
@@ -20,6 +21,7 @@ from cli.serve import _checked
 from local.model import MARK
 from local.service import Model
 from tests.commands import COMMAND, ENVIRONMENT, ROOT, Serve, assert_nothing_runs, at_terminal, command
+from tests.conftest import Synthesize
 from tests.eventually import eventually
 from tests.loopback import Answering, listening
 
@@ -245,6 +247,13 @@ class Stranger(Answering):
 
     def do_POST(self) -> None:
         self.received()
+        if self.path == "/broken":
+            self.close_connection = True
+            return
+        if self.path == "/silent":
+            asked.set()
+            released.wait(60)
+            return
         self.answer(404, BODIES[self.path])
 
 
@@ -261,6 +270,28 @@ def test_a_url_of_something_else_is_one_sentence(stranger: str) -> None:
         assert "not as this API does" in one_sentence(command("ask", "Hello", "--url", stranger + path))
 
 
+asked, released = Event(), Event()
+"""Whether the stranger has the request that it does not answer, and whether it may go."""
+
+
+def test_an_answer_that_does_not_come_can_be_got_later(stranger: str) -> None:
+    """The connection broke, or the user pressed Ctrl-C: the run may go on, and the line to paste has its key."""
+    broken = command("ask", "Hello", "--url", f"{stranger}/broken")
+    line = [*COMMAND, "ask", "Hello", "--url", f"{stranger}/silent"]
+    process = subprocess.Popen(line, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert asked.wait(60)
+    process.send_signal(signal.SIGINT)
+    out, said = process.communicate(timeout=60)
+    released.set()
+    assert (broken.returncode, process.returncode) == (2, 130)
+    assert (broken.stdout, out) == ("", "")
+    for text, path in ((broken.stderr, "broken"), (said, "silent")):
+        assert "The run may go on. Its answer, once it is there: claude-workflow ask --key " in text
+        assert f"--url {stranger}/{path} -- Hello\n" in text
+        assert "Traceback" not in text
+    assert "gave no answer" in broken.stderr
+
+
 def test_a_provider_that_failed_is_named_beside_the_answer(stranger: str) -> None:
     """The run is saved, and it is said what cut it short; a stranger's words stay one word of the line to paste."""
     done = command("ask", "Hello", "--url", f"{stranger}/cut-short")
@@ -268,6 +299,13 @@ def test_a_provider_that_failed_is_named_beside_the_answer(stranger: str) -> Non
     assert f"--session 'session-1; reboot' --url {stranger}/cut-short …" in done.stderr
     assert (done.returncode, done.stdout) == (3, "")
     assert "There is no final text: the run stopped at deadline." in done.stderr
+
+
+def test_the_version_is_the_one_that_was_released_last() -> None:
+    """The changelog's newest heading has it, with its day."""
+    newest = re.findall(r"^## (\S+) – \d{4}-\d\d-\d\d$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)[0]
+    done = command("--version")
+    assert (done.returncode, done.stdout) == (0, f"claude-workflow {newest}\n")
 
 
 def test_without_a_service_ask_says_what_to_do(tmp_path: Path) -> None:
@@ -316,6 +354,58 @@ def test_a_second_service_on_the_same_state_is_one_sentence(serve: Serve) -> Non
     assert serve.ask("Hello").returncode == 0
 
 
+def directory(path: Path) -> None:
+    path.mkdir()
+
+
+def damaged(path: Path) -> None:
+    path.write_bytes(b'["\xff')
+
+
+def other_json(path: Path) -> None:
+    path.write_text('["pid"]')
+
+
+MISTAKES = [
+    *[("service.json", damage, ("ask", "Hello")) for damage in (directory, damaged, other_json)],
+    *[("service.json", damage, ("runs",)) for damage in (directory, other_json)],
+    *[(name, directory, ("serve", "--port", "0")) for name in ("api-key", "lock", "engine.log")],
+    ("s3", directory, ("show", "run-1")),
+    ("api-key", damaged, ("serve", "--port", "-1")),
+]
+
+
+@pytest.mark.parametrize(("name", "mistake", "arguments"), MISTAKES)
+def test_what_is_wrong_in_the_state_is_one_sentence(
+    serve: Serve, tmp_path: Path, name: str, mistake: Callable[[Path], None], arguments: tuple[str, ...]
+) -> None:
+    """A file of another kind, or a damaged one, is no traceback of any command."""
+    shutil.copy(next(serve.state.glob("template-*.json")), tmp_path)
+    mistake(tmp_path / name)
+    done = command(*arguments, "--state", tmp_path)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert "claude-workflow: " in done.stderr
+
+
+@pytest.mark.parametrize("arguments", [("ask", "Hello"), ("runs",), ("runs", "--json")])
+def test_output_that_nobody_takes_is_no_traceback(serve: Serve, arguments: tuple[str, ...]) -> None:
+    """A full disk is said; of a closed pipe, as of `| head -0`, the exit code tells."""
+    serve.ask("Hello")
+    line = [*COMMAND, *arguments, "--state", str(serve.state)]
+    with open("/dev/full", "w") as full:  # noqa: PTH123 - a device, for a stream
+        done = subprocess.run(line, env=ENVIRONMENT, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, "No space left" in done.stderr) == (2, True)
+    assert "Traceback" not in done.stderr
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(line, env=ENVIRONMENT, stdout=writing, stderr=subprocess.PIPE, text=True)
+    os.close(writing)
+    assert done.returncode == 141
+    assert "Traceback" not in done.stderr
+    assert "Exception ignored" not in done.stderr
+
+
 def test_a_state_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
     """A file where the directory should be."""
     (tmp_path / "file").touch()
@@ -328,10 +418,22 @@ def test_an_empty_key_file_opens_nothing(tmp_path: Path) -> None:
     assert "is empty" in one_sentence(command("serve", "--port", "0", "--state", tmp_path))
 
 
-def test_ctrl_c_ends_everything(serve: Serve, tmp_path: Path) -> None:
-    """Also in the middle of a run, with what the agent started. The key is the user's own where there is one."""
+def test_ctrl_c_ends_everything(serve: Serve, synthesized: Synthesize, tmp_path: Path) -> None:
+    """Also in the middle of a run, with what the agent started, and the run is told. Each caller has a key; the first
+    one's is the user's own where there is one. Each request is one line."""
     state = tmp_path / "state"
-    started = Serve.start(state, like=serve.state, CLAUDE_WORKFLOW_API_KEY="my-own-key")
+    state.mkdir()
+    (kept,) = serve.state.glob("template-*.json")
+    callers = synthesized(callers={"default": [1], "alice": [2]})
+    shutil.copy(callers / "ClaudeAgentWorkflow.template.json", state / kept.name)
+    started = Serve.start(state, CLAUDE_WORKFLOW_API_KEY="my-own-key")
+    alice = (state / "api-key-alice-2").read_text()
+    assert (state / "api-key-alice-2").stat().st_mode & 0o777 == 0o600
+    assert f"  default-1  my-own-key\n  alice-2    {alice}\n" in started.printed()
+    hers = command("ask", "Hello", "--json", "--url", started.url, env={"CLAUDE_WORKFLOW_API_KEY": alice})
+    run = json.loads(hers.stdout)["run_id"]
+    assert re.search(rf"^[\d:.]+  POST  /claude-code  200  –  \d+ ms  \$0\.\d+  {run}$", started.said(), re.MULTILINE)
+    assert json.loads(command("runs", "--json", "--state", state).stdout)["owner"] == "alice"
     assert started.key == "my-own-key"
     assert not (state / "api-key").exists()
     refused = subprocess.run(
@@ -344,7 +446,11 @@ def test_ctrl_c_ends_everything(serve: Serve, tmp_path: Path) -> None:
         asking = pool.submit(started.ask, f"run sh -c '{slow}; true'", env=own)
         assert eventually(lambda: bool(agents(slow)))
         assert started.end(signal.SIGINT) == 0
-        assert asking.result().returncode != 0
+        cut = asking.result()
+    assert cut.stderr.startswith("ServiceStopped: ")
+    assert cut.returncode == 1
+    assert "503  ServiceStopped" in started.said()
+    assert "Ending … (a second Ctrl-C ends it at once)" in started.said()
     assert_nothing_runs(state)
     assert eventually(lambda: not agents(slow))
     assert started.said().endswith("Ended.\n")

@@ -15,9 +15,10 @@ from typing import Any
 import pytest
 from airspeed.operators import TemplateExecutionError
 
+from cli.serve import log_line
 from lambdas import errors
 from local.api import Api, NotUnderstood, read_api
-from local.gateway import STRANGERS, serving
+from local.gateway import STRANGERS, Response, Served, serving
 from local.http1 import Malformed, Stream
 from local.mapping import Input, Text, Util, render
 from tests.eventually import eventually
@@ -208,6 +209,41 @@ def test_without_its_key_the_api_starts_nothing(client: Client, machine: Machine
 def test_an_unknown_path_is_forbidden(client: Client, path: str) -> None:
     """As API Gateway has it, so that nobody learns what exists."""
     assert_refused(client.send("POST", "{}", path=path, x_api_key=KEY), 403, "Forbidden")
+
+
+@pytest.mark.parametrize("path", ["/", PATH])
+def test_a_browser_that_opens_the_address_sees_what_it_is(client: Client, path: str) -> None:
+    """In words. Whoever does not ask for HTML, and any other method or path, is answered as in AWS."""
+    answer = client.send("GET", path=path, accept="text/html,application/xhtml+xml,*/*;q=0.8")
+    assert (answer.status, answer.headers["content-type"]) == (200, "text/html; charset=utf-8")
+    assert b"The service runs." in answer.body
+    assert client.send("PUT", "{}", path=path, accept="text/html").status in (403, 405)
+    assert client.send("GET", path=path, accept="*/*").status in (403, 405)
+    assert client.send("GET", path="/nothing", accept="text/html").status == 403
+
+
+def test_each_request_is_heard_of(api: Api, machine: Machine) -> None:
+    """With what it was answered; what was no request, too."""
+    heard: list[Served] = []
+    with serving(api, machine.url, {KEY: api.api_keys[0]}, root="root", log=heard.append) as url:
+        client = Client(url.removeprefix("http://"))
+        client.post()
+        client.send("POST", "{}", path="/nothing")
+        client.raw(b"nonsense\r\n\r\n")
+    seen = [(one.method, one.path, one.response.status) for one in heard]
+    assert seen[0] == ("POST", PATH, 200)
+    assert seen[1:] == [("POST", "/nothing", 403), ("", "", 400)]
+
+
+def test_a_log_line_names_code_cost_and_run() -> None:
+    """A dash stands for what there is not; a stranger's text stays one harmless line."""
+    failure = {"success": False, "code": "AgentCrashed", "cost_usd": 0.5, "run_id": "run-1\x1b[2J\n"}
+    response = Response(502, json.dumps(failure).encode())
+    assert log_line(Served("POST", PATH, response, 1.2345), 0) == (
+        "00:00:00.000  POST  /claude-code  502  AgentCrashed  1234 ms  $0.5000  run-1�[2J"
+    )
+    assert log_line(Served("", "", Response(400, b"<"), 0), 0) == "00:00:00.000  –  –  400  –  0 ms  –  –"
+    assert log_line(Served("GET", "/", Response(200, b"[]"), 0), 0).endswith("200  –  0 ms  –  –")
 
 
 @pytest.mark.parametrize("content_type", ["application/json", "text/plain", "application/xml", ""])

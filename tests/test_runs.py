@@ -250,7 +250,9 @@ def hopeless(history: Past) -> str:
         stateMachineArn=history.state_machine_arn, name="hopeless", input=json.dumps(envelope)
     )
     name = history.run(80, "failed", session="session-of-show", execution=done["executionArn"])
-    detail = f"Nobody answers at {LINK} any more, the connection was refused, and again when it was tried once more."
+    detail = (
+        f"Nobody answers at {LINK} any more, the connection was refused, and then again when it was tried once more."
+    )
     history.put(f"runs/{name}/failure.json", failure(name, "session-of-show") | {"detail": detail})
     history.put(f"runs/{name}/0001-aa/checkpoint.zip", b"12345")
     history.pin(name)
