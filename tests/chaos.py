@@ -7,7 +7,8 @@ run. The seed decides what is asked and killed, but not at which instant of whos
 A client asks for one turn after another, each under a key of its own, and repeats a request until it has an answer
 that no repeat can change; of new sessions some are given up at the first failure, and nothing cleans up by using them
 again. Meanwhile processes of the service are killed (SIGKILL): functions, their parents, the CLI, the engine, and the
-service, which is then started again on the same state. (A tool's own shell is not: that fails a command, and no turn.)
+service, which is then started again on the same state; and PersistSession's function just when it has committed. (A
+tool's own shell is not: that fails a command, and no turn.) Nothing counts that was not there to be killed.
 """
 
 import argparse
@@ -44,18 +45,28 @@ from tests.eventually import eventually
 Json = dict[str, Any]
 
 CLIENTS, SESSIONS = 4, 2
-"""Clients, and the sessions that they share; every few turns one begins a session of its own."""
+"""Clients, and the sessions that they share."""
 
 EVERY_SECONDS = 1.5
 """Between two kills, on the average: shorter than a turn takes."""
 
-EVERYTHING: Mapping[str, int] = {"service": 1, "engine": 1, "worker": 2, "function": 3, "CLI": 3}
-"""What is killed, and how often beside each other, where there is one. A function's worker is its parent."""
+EVERYTHING: Mapping[str, int] = {"service": 1, "engine": 1, "worker": 2, "function": 1, "run": 3, "CLI": 2, "commit": 2}
+"""What is killed, and how often beside each other. A function's worker is its parent. `run` is the function
+that has a CLI at work, `commit` PersistSession's as soon as a session's file is another."""
+
+ON_A_BAD_DISK: Mapping[str, int] = {"service": 2, "engine": 4, "worker": 1, "run": 2, "CLI": 1}
+"""The same where the disk is in trouble: what the engine has in its memory only is gone with the engine."""
+
+KILLS_A_TURN = 3
+"""After how many kills a turn more has to have come to its answer, so that there is something to lose."""
 
 SETTLE_SECONDS = 120
 """How long a key may take to come to its answer when nobody kills any more: a dead holder's lease lasts 33."""
 
 GONE_SECONDS = 30
+
+NEW = 0.25
+"""How many of the turns begin a session of their own."""
 
 DISK_MB = 64
 KEY = re.compile(r"\(chaos-[0-9a-f]{32}\)")
@@ -128,21 +139,37 @@ class Chaos:
             clients = [pool.submit(self._client, random.Random(f"{self.seed} {n}"), sessions) for n in range(CLIENTS)]
             try:
                 for number in range(kills):
-                    if number % 4 == 0:  # so that there is something to lose
+                    if number % KILLS_A_TURN == 0:
                         done = self._done()
                         eventually(lambda done=done: self._done() > done, SETTLE_SECONDS)  # type: ignore[misc]
                     time.sleep(chance.uniform(0, 2 * EVERY_SECONDS))
-                    self._kill(chance, weights, number + 1)
+                    self._kill(number + 1, *self._chosen(chance, weights))
             finally:
                 calm()
                 self._quiet.set()
+                if failed := [client for client in clients if client.done() and client.exception()]:
+                    failed[0].result()  # nobody would ask any more
             for client in clients:
                 client.result()
+        self._abandon()
+
+    def _abandon(self) -> None:
+        """At the end a new session's run loses its worker, and nobody asks again: only the service can clean that."""
+        key = f"chaos-{uuid.uuid4().hex}"
+        turn = Turn(key, None, f"({key})\nrun sleep 1000", refused="given up")
+        self.turns.append(turn)
+        with ThreadPoolExecutor(1) as pool:
+            asked = pool.submit(self.post, turn)
+            assert eventually(lambda: _kinds(self.serve.process.pid).get("run"), SETTLE_SECONDS), asked.result()
+            assert eventually(lambda: self.calls()[key], SETTLE_SECONDS)
+            for function in _kinds(self.serve.process.pid)["run"]:
+                os.kill(_parents()[function], signal.SIGKILL)
+            assert asked.result()[0] >= 500
 
     def _client(self, chance: random.Random, sessions: list[str]) -> None:
         own = list(sessions)
         while not self._quiet.is_set():
-            turn = self._insist(chance.choice([*own, None]), chance, may_give_up=True)
+            turn = self._insist(None if chance.random() < NEW else chance.choice(own), chance, may_give_up=True)
             if turn.answer and turn.session is None:
                 own.append(turn.answer["session_id"])
 
@@ -188,20 +215,35 @@ class Chaos:
                 counted[keys[-1].strip("()")] += 1
         return counted
 
-    def _kill(self, chance: random.Random, weights: Mapping[str, int], number: int) -> None:
-        kinds = _kinds(self.serve.process.pid)
-        there = sorted(weights.keys() & kinds.keys())
-        if not there:
-            return
-        (kind,) = chance.choices(there, [weights[kind] for kind in there])
-        pid = chance.choice(sorted(kinds[kind]))
-        with suppress(ProcessLookupError):  # it has just ended
-            os.kill(pid, signal.SIGKILL)
+    def _chosen(self, chance: random.Random, weights: Mapping[str, int]) -> tuple[str, list[int]]:
+        """What is killed next, and its processes. What is not there just now (a CLI) is waited for."""
+        kinds = list(weights)
+        (kind,) = chance.choices(kinds, [weights[each] for each in kinds])
+        until = time.monotonic() + SETTLE_SECONDS
+        while not (found := _kinds(self.serve.process.pid).get(kind, [])):
+            assert time.monotonic() < until, f"there is no {kind} to kill"
+        return (kind, found) if kind == "commit" else (kind, [chance.choice(sorted(found))])
+
+    def _kill(self, number: int, kind: str, pids: list[int]) -> None:
+        if kind == "commit":  # there are several of these functions, and one of them has just committed
+            before = self._versions()
+            eventually(lambda: self._versions() != before, SETTLE_SECONDS)
+        for pid in pids:
+            with suppress(ProcessLookupError):  # it has just ended
+                os.kill(pid, signal.SIGKILL)
         self.kills[kind] += 1
-        self.say(f"{number}: {kind} ({pid}); {self._done()} turns done")
+        self.say(f"{number}: {kind} {pids}; {self._done()} turns done")
         if kind in ("service", "engine"):
             self.serve.process.wait(60)
             self.serve = self._started()
+
+    def _versions(self) -> set[tuple[str, int]]:
+        """The sessions' files in the engine's S3, and when each became what it is."""
+        found = set()
+        for path in (self.state / "s3").glob("*/*/session-*.zip"):
+            with suppress(FileNotFoundError):
+                found.add((path.name, path.stat().st_mtime_ns))
+        return found
 
     def _done(self) -> int:
         return sum(bool(turn.answer) for turn in list(self.turns))
@@ -210,6 +252,8 @@ class Chaos:
         """What is not as it has to be."""
         done = [turn for turn in self.turns if turn.answer]
         wrong = [f"no end: {turn.key}" for turn in self.turns if not turn.answer and not turn.refused]
+        if not eventually(lambda: not self._scratch(), GONE_SECONDS):  # the sessions' next turns would clear theirs
+            wrong.append(f"scratch: {self._scratch()}")
         by_session: dict[str, list[Turn]] = {}
         for turn in done:
             by_session.setdefault(turn.answer["session_id"], []).append(turn)
@@ -217,14 +261,12 @@ class Chaos:
             wrong += [line for each in pool.map(self._repeated, done) for line in each]
         paid = self.calls()
         wrong += [f"paid after its 200: {t.key}: {t.paid}, {paid[t.key]}" for t in done if paid[t.key] != t.paid]
-        for session, turns in by_session.items():
-            wrong += self._history(session, turns)
+        with ThreadPoolExecutor(CLIENTS) as pool:
+            wrong += [line for each in pool.map(self._history, *zip(*by_session.items(), strict=True)) for line in each]
         with backend.found(self.state, None, starts=False) as found:
             leases = found.client("s3").list_objects_v2(Bucket=found.bucket, Prefix="locks/").get("Contents", [])
         held = {f"locks/{session}.json" for session in by_session}  # one of a session that was given up expires
         wrong += [f"a lease: {each['Key']}" for each in leases if each["Key"] in held]
-        if not eventually(lambda: not self._scratch(), GONE_SECONDS):
-            wrong.append(f"scratch: {self._scratch()}")
         self.serve.end()
         for place in (self.state, self.temporary):
             if not eventually(lambda place=place: not processes(place), GONE_SECONDS):  # type: ignore[misc]
@@ -240,11 +282,20 @@ class Chaos:
         same = (status, unlinked(answer)) == (200, unlinked(turn.answer))
         return [] if same else [f"another answer: {turn.key}: {status} {answer.get('code')}"]
 
-    def _history(self, session: str, turns: list[Turn]) -> Iterator[str]:
+    def _history(self, session: str, turns: list[Turn]) -> list[str]:
+        return list(self._wrong(session, turns))
+
+    def _wrong(self, session: str, turns: list[Turn]) -> Iterator[str]:
         """What is wrong with a session: its file and its conversation hold each turn once, in order, and no other."""
         last = self._insist(session, random.Random(session))
         with backend.found(self.state, None, starts=False) as found:
-            body = found.client("s3").get_object(Bucket=found.bucket, Key=f"{session}.zip")["Body"].read()
+            s3, key = found.client("s3"), f"{session}.zip"
+            body = s3.get_object(Bucket=found.bucket, Key=key)["Body"].read()
+            versions = s3.list_object_versions(Bucket=found.bucket, Prefix=key).get("Versions", [])
+            heads = [s3.head_object(Bucket=found.bucket, Key=key, VersionId=each["VersionId"]) for each in versions]
+        committed = Counter(head["Metadata"]["run"] for head in heads)
+        if len(committed) != len(turns) + 1 or committed.total() != len(committed):
+            yield f"{session}: {len(turns) + 1} turns, and the versions {dict(committed)}"
         logged = zipfile.ZipFile(io.BytesIO(body)).read("workspace/log").decode().split()
         asked = [request.conversation.prompts for request in list(self.model.requests)]
         said = next(prompts for prompts in reversed(asked) if f"({last.key})" in "\n".join(prompts))
@@ -253,7 +304,8 @@ class Chaos:
         for what, keys in (("file", logged), ("conversation", told)):
             if Counter(keys) != Counter(expected):
                 lost, more = expected - set(keys), Counter(keys) - Counter(expected)
-                yield f"the {what} of {session}: lost {lost}, more {dict(more)}"
+                ends = {turn.key: turn.answer["stop_reason"] for turn in turns if turn.key in lost}
+                yield f"the {what} of {session}: lost {lost} ({ends}), more {dict(more)}"
             place = {key: number for number, key in enumerate(keys)}
             for one in turns:
                 for other in turns:
@@ -264,27 +316,49 @@ class Chaos:
         return [path.name for path in self.shelf.iterdir() if not path.name.startswith("program-")]
 
 
-def _kinds(service: int) -> dict[str, list[int]]:
-    """The service's living processes by what they are."""
-    children: dict[int, list[int]] = {}
-    names: dict[int, str] = {}
-    listing = subprocess.run(["ps", "-axo", "pid=,ppid=,args="], capture_output=True, text=True, check=True).stdout
+def _listed() -> Iterator[tuple[int, int, str]]:
+    """Every process: its id, its parent's, its command line."""
+    listing = subprocess.run(["ps", "-axwwo", "pid=,ppid=,args="], capture_output=True, text=True, check=True).stdout
     for line in listing.splitlines():
-        number, parent, arguments = line.split(None, 2)
-        children.setdefault(int(parent), []).append(int(number))
-        names[int(number)] = arguments
+        number, parent, *arguments = line.split(None, 2)
+        yield int(number), int(parent), " ".join(arguments)
+
+
+def _parents() -> dict[int, int]:
+    return {number: parent for number, parent, _ in _listed()}
+
+
+def _kinds(service: int) -> dict[str, list[int]]:
+    """The service's living processes by what they are; `run` is RunClaude's function that has a CLI at work."""
+    listed = list(_listed())
+    parents = {number: parent for number, parent, _ in listed}
+    names = {number: name for number, _, name in listed}
     kinds: dict[str, list[int]] = {"service": [service]}
-    below = [service]
-    for one in below:  # grows while it is walked
-        for pid in children.get(one, []):
-            below.append(pid)
-            for mark, kind in MARKS.items():
-                if mark in names[pid]:
-                    kinds.setdefault(kind, []).append(pid)
+    for pid in names:
+        above = list(_above(pid, parents))
+        if service not in above:
+            continue
+        for kind, mark in MARKS.items():
+            if re.search(mark, names[pid]):
+                kinds.setdefault(kind, []).append(pid)
+                if kind == "CLI":
+                    kinds.setdefault("run", []).extend(p for p in above if re.search(MARKS["function"], names[p]))
     return kinds
 
 
-MARKS = {"local.engine": "engine", "local.worker": "worker", "awslambdaric": "function", "--input-format": "CLI"}
+def _above(pid: int, parents: Mapping[int, int]) -> Iterator[int]:
+    while pid := parents.get(pid, 0):
+        yield pid
+
+
+MARKS = {
+    "engine": r"local\.engine",
+    "worker": r"local\.worker",
+    "function": r"local\.runtime",
+    "CLI": r"--input-format",
+    "commit": r"local\.runtime lambdas\.persist_session",
+}
+"""What the command line of a process says that it is."""
 
 
 @contextmanager
@@ -343,7 +417,7 @@ def main() -> int:
             troubled(state, chosen.disk, random.Random(chosen.seed)) if chosen.disk else nullcontext(lambda: None)
         )
         with troubles as calm, Chaos(state, chosen.seed) as chaos:
-            chaos.run(chosen.kills, calm=calm)
+            chaos.run(chosen.kills, ON_A_BAD_DISK if chosen.disk else EVERYTHING, calm)
             wrong = chaos.verdict()
     done = sum(bool(turn.answer) for turn in chaos.turns)
     print(f"{dict(chaos.kills)}; {len(chaos.turns)} turns, {done} done, {chaos.calls().total()} calls of the model")

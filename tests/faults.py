@@ -137,11 +137,14 @@ class _Handler(BaseHTTPRequestHandler):
         self.close_connection = True
         if fault.action == SILENT:
             return self._hold(fault)
-        if fault.action in (KILLED_AFTER, LOST):
+        if fault.action == LOST:
             self._forwarded(body)
-        if fault.action != LOST:
-            eventually(fault.due)
-            os.kill(owner(self.client_address[1], self.server.server_address[1]), signal.SIGKILL)
+            return None
+        caller = owner(self.client_address[1], self.server.server_address[1])  # now: it may hang up before it is due
+        if fault.action == KILLED_AFTER:
+            self._forwarded(body)
+        eventually(fault.due)
+        os.kill(caller, signal.SIGKILL)
         return None
 
     do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = _any

@@ -9,7 +9,7 @@ from tests.chaos import Chaos
 from tests.commands import Serve
 
 KILLS, SEED = 6, 12
-FUNCTIONS = {"worker": 1, "function": 2, "CLI": 1}
+FUNCTIONS = {"run": 2, "CLI": 1, "commit": 2}
 """What is killed here: after the engine's death the dead hold their leases for half a minute."""
 
 
@@ -20,3 +20,4 @@ def test_kills_at_random_lose_nothing_and_leave_nothing(serve: Serve, tmp_path: 
         chaos.run(KILLS, FUNCTIONS)
         wrong = chaos.verdict()
     assert wrong == [], (chaos.kills, chaos.turns)
+    assert chaos.kills.keys() == FUNCTIONS.keys()
