@@ -12,7 +12,7 @@ from cli.printing import to_stderr
 from lambdas.contract import SESSION_ID
 from lambdas.errors import SessionBusy, WorkflowError
 from lambdas.sessions.commit import compact
-from lambdas.sessions.store import Lease, Refusal, Store, session_key
+from lambdas.sessions.store import Lease, Missing, Refusal, Store, session_key
 
 LEASE_SECONDS = 900
 """How long a purge may keep runs away. If it takes longer, a run that comes makes it fail, and undoes nothing."""
@@ -47,7 +47,7 @@ def purge(backend: Backend, session_id: str) -> int:
             old = _old_versions(store, session_id)
             staged = list(_staged(store, session_id))
             _delete(store, [*old, *staged])
-    except Refusal:
+    except (Refusal, Missing):
         raise Unusable(f"The session {session_id} has gone on meanwhile. Try again.") from None
     except SessionBusy as busy:
         raise Unusable(f"A run is working on {session_id}. Try again in {busy.retry_after} seconds.") from None

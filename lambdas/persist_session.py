@@ -14,7 +14,6 @@ from functools import cache
 
 from lambdas import answer
 from lambdas.contract import ANSWER_BYTES, FORMAT, Claim, Json, RunResult
-from lambdas.errors import AgentCrashed
 from lambdas.sessions.client import s3_client
 from lambdas.sessions.commit import Commit, Rules, of_archive
 from lambdas.sessions.records import RATIO, Limits
@@ -24,7 +23,7 @@ from lambdas.settings import CommitSettings
 
 def handler(event: Json, context: object) -> Json:
     """The Lambda entry point: `{claim, told}`, what RunClaude returned if it ran just now → the answer of the POST."""
-    return keeper().persist(Claim.load(event["claim"]), event["told"])
+    return keeper().persist(Claim.load(event["claim"]), event.get("told"))
 
 
 @cache
@@ -42,15 +41,14 @@ class Keeper:
     rules: Rules
 
     def persist(self, claim: Claim, told: object) -> Json:
-        """`told` is what RunClaude returned; None where an earlier attempt staged the result.
+        """`told` is what RunClaude returned, or anything else where an earlier attempt staged the result.
 
         Raises `SessionMoved`, `AgentCrashed` (nothing usable is staged), `SessionTooLarge` or one of `Internal`.
         """
         # Every request takes S3 some 20 ms: what does not need another's answer does not wait for it.
         with ThreadPoolExecutor(4) as pool, Commit(pool, self.store, claim, self.rules) as commit:
             before, now = self.store.spent_before(claim), datetime.now(UTC)
-            if told is not None:
-                likely = _returned(claim, told)
+            if likely := _returned(told):
                 commit.begin(likely.staged_bytes, _metadata(claim, likely, before, now))
             result = self.store.result(claim)
             messages = pool.submit(self.store.messages, claim, ANSWER_BYTES)
@@ -65,11 +63,12 @@ class Keeper:
         return answer.with_links(standing, self.store)
 
 
-def _returned(claim: Claim, told: object) -> RunResult:
+def _returned(told: object) -> RunResult | None:
+    """None for what is none of RunClaude's results: then the commit only begins later, with what was staged."""
     try:
         return RunResult.load(told)
-    except ValueError as error:
-        raise AgentCrashed(run_id=claim.run_id, session_id=claim.session_id, detail=str(error)) from error
+    except ValueError:
+        return None
 
 
 def _metadata(claim: Claim, run: RunResult, spent_before: float, now: datetime) -> dict[str, str]:

@@ -339,6 +339,18 @@ def test_a_failure_without_ids_has_nulls_and_no_retry_after(client: Client, mach
     assert "retry-after" not in answer.headers
 
 
+def test_null_is_null_however_the_engine_reads_it(client: Client, machine: Machine) -> None:
+    """`$util.parseJson` gives nothing for JSON's null here; a Velocity that gives a thing whose text is "null" words
+    the same answer."""
+    cause = {"error": "It failed.", "code": "Internal", "retryable": True}
+    cause |= dict.fromkeys(("session_id", "run_id", "cost_usd", "retry_after", "resumes"), "null")
+    machine.answers(status="FAILED", error="Internal", cause=json.dumps(cause))
+    answer = client.post()
+    assert [answer.json[name] for name in ("session_id", "run_id", "cost_usd")] == [None] * 3
+    assert "resumes" not in answer.json
+    assert "retry-after" not in answer.headers
+
+
 @pytest.mark.parametrize("error", ["States.Runtime", "RuntimeError", "Lambda.Unknown", "States.NoChoiceMatched", None])
 def test_an_unknown_cause_never_leaks(client: Client, machine: Machine, error: str | None) -> None:
     """What the workflow did not word is `Internal`, in the API's own words."""

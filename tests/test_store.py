@@ -5,12 +5,14 @@ import threading
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from io import BytesIO
 from typing import Any
 from zipfile import ZipFile
 
 import pytest
+from botocore.awsrequest import AWSResponse
 
 from lambdas.contract import Base, Claim, Result
 from lambdas.errors import AgentCrashed, RunInProgress, SessionBusy, SessionDamaged, SessionMoved, WorkflowError
@@ -277,6 +279,71 @@ def test_a_lease_is_freed_by_its_holder_alone(store: Store) -> None:
     store.free("session-1", lambda held: held.execution == "execution-of-run-1")
     store.lease("session-1", lease("run-2"), now=1)
     store.free("session-3", bool)
+
+
+@contextmanager
+def answering(s3: Any, operation: str, status: int, code: str, times: int = 1, header: str = "") -> Iterator[list[str]]:
+    """S3 answers this operation, where it has this header, with an error, so many times; the URLs that were asked."""
+    met: list[str] = []
+
+    class Raw(BytesIO):
+        def stream(self) -> Iterator[bytes]:
+            yield self.read()
+
+    def answer(request: Any, **_: Any) -> AWSResponse | None:
+        if len(met) == times or (header and header not in request.headers):
+            return None
+        met.append(request.url)
+        body = f"<Error><Code>{code}</Code><Message>as S3 words it</Message></Error>".encode()
+        return AWSResponse(request.url, status, {"content-type": "application/xml"}, Raw(body))
+
+    s3.meta.events.register(f"before-send.s3.{operation}", answer)
+    try:
+        yield met
+    finally:
+        s3.meta.events.unregister(f"before-send.s3.{operation}", answer)
+
+
+CONFLICT = (409, "ConditionalRequestConflict")
+GONE = (404, "NoSuchKey")
+
+
+def test_an_expired_lease_that_is_given_back_meanwhile_is_taken(store: Store) -> None:
+    """S3 answers 404 to If-Match where there is nothing any more; then it is there to be taken."""
+    first, second = Lease("run-1", "one", 100.0), Lease("run-2", "two", 300.0)
+    store.lease("session-1", first, 0.0)
+    with answering(store.s3, "PutObject", *GONE, header="If-Match") as met:
+        store.lease("session-1", second, 200.0)
+    assert met
+    assert store.holder("session-1") == second
+
+
+def test_a_lease_that_is_gone_is_free(store: Store) -> None:
+    """404 for the delete: an expired lease was taken over and given back between the look and the delete."""
+    mine = Lease("run-1", "one", 100.0)
+    store.lease("session-1", mine, 0.0)
+    with answering(store.s3, "DeleteObject", *GONE) as met:
+        store.free("session-1", lambda lease: lease == mine)
+    assert met
+
+
+def test_a_write_that_meets_another_asks_again_who_was_first(store: Store) -> None:
+    """409 decides nothing: for the lease, its end, what is settled, a pin and a small commit alike."""
+    mine = Lease("run-1", "one", 100.0)
+    with answering(store.s3, "PutObject", *CONFLICT, times=2):
+        store.lease("session-1", mine, 0.0)
+    with answering(store.s3, "DeleteObject", *CONFLICT, times=2):
+        store.free("session-1", lambda lease: lease == mine)
+    assert store.holder("session-1") is None
+    with answering(store.s3, "PutObject", *CONFLICT):
+        assert store.open_run("run-1", {"prompt": "x"}) == ({"prompt": "x"}, True)
+    with answering(store.s3, "PutObject", *CONFLICT):
+        assert store.pin("run-1", Pin(None, 0, "", "one"), None)
+    claim = a_claim()
+    result = stage(store, claim, session(hello=b"x"))
+    with answering(store.s3, "PutObject", *CONFLICT):
+        commit(store, claim, result, metadata(claim))
+    assert store.session("session-1", "alice")
 
 
 def test_an_attempt_starts_once(store: Store) -> None:

@@ -18,8 +18,10 @@ from lambdas.errors import StorageUnavailable
 from lambdas.sessions.arriving import Arriving
 from lambdas.sessions.content import blocks
 
-ATTEMPTS = Retry(total=3, backoff_factor=0.2, status_forcelist=(500, 502, 503, 504), allowed_methods=("GET", "PUT"))
-"""A GET or PUT of one object can be repeated; urllib3 rewinds the body."""
+ATTEMPTS = Retry(
+    total=3, backoff_factor=0.2, status_forcelist=(409, 500, 502, 503, 504), allowed_methods=("GET", "PUT")
+)
+"""A GET or PUT of one object can be repeated, also where it met another write (409); urllib3 rewinds the body."""
 
 CONNECTIONS = 4
 """At once; more wait for none, and are closed after use."""

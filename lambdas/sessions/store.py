@@ -23,7 +23,9 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import partial
 from math import ceil, isfinite
+from time import sleep
 from typing import Any, cast
 
 from botocore.exceptions import BotoCoreError, ClientError
@@ -71,12 +73,17 @@ OUTCOMES = ("claimed", "done", "failed")
 """Where a run stands in the index. Were it to stand in two places (a crash between two writes), `done` is true."""
 
 
+CONFLICTS = (0.05, 0.2, 0.8)
+"""Seconds between the tries of a conditional write that meets another one."""
+
+
 class Refusal(Exception):
     """S3 said no to a condition (412): the object is there, or is not, or has changed."""
 
 
 class Missing(Exception):
-    """S3 said 404, or that there is nothing in the range asked for."""
+    """S3 said 404, or that there is nothing in the range asked for. It says so too of a write with `If-Match` where
+    there is nothing any more."""
 
 
 @contextmanager
@@ -93,6 +100,21 @@ def storage(doing: str) -> Iterator[None]:
         raise StorageUnavailable(detail=f"{doing}: {error}") from error
     except BotoCoreError as error:
         raise StorageUnavailable(detail=f"{doing}: {error}") from error
+
+
+def decided(write: Callable[[], object]) -> None:
+    """Asks for a conditional write of one request. Where it meets another write (409) S3 has decided nothing, and is
+    asked again until it says which of them was first."""
+    for pause in CONFLICTS:
+        try:
+            write()
+        except ClientError as error:
+            if error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") != 409:
+                raise
+            sleep(pause)
+        else:
+            return
+    write()
 
 
 def in_the_way(lease: Lease | None, run_id: str, now: float) -> type[WorkflowError] | None:
@@ -308,7 +330,7 @@ class Store:
                 raise busy(retry_after=wait, session_id=session_id, run_id=wanted.run_id)
             try:
                 return self._write(key, asdict(wanted), IfMatch=etag)
-            except Refusal:
+            except (Refusal, Missing):  # taken over, or given back
                 continue
         raise SessionBusy(retry_after=1, session_id=session_id, run_id=wanted.run_id)
 
@@ -324,9 +346,9 @@ class Store:
         if held and mine(held[0]):
             try:
                 with storage("freeing the session"):
-                    self.s3.delete_object(Bucket=self.bucket, Key=key, IfMatch=held[1])
-            except Refusal:
-                return  # Expired and taken over between the look and the delete: it is another's now.
+                    decided(partial(self.s3.delete_object, Bucket=self.bucket, Key=key, IfMatch=held[1]))
+            except (Refusal, Missing):
+                return  # Expired and taken over between the look and the delete: it is another's now, or nobody's.
 
     def _held(self, key: str) -> tuple[Lease, str] | None:
         try:
@@ -400,8 +422,9 @@ class Store:
 
     def _write(self, key: str, data: Json, **condition: str) -> None:
         body = strict.written(data)
+        about = {"Bucket": self.bucket, "Key": key, "ContentType": "application/json"}
         with storage(f"writing {key}"):
-            self.s3.put_object(Bucket=self.bucket, Key=key, Body=body, ContentType="application/json", **condition)
+            decided(partial(self.s3.put_object, **about, Body=body, **condition))
 
     def _touch(self, key: str) -> None:
         with storage("writing the index"):

@@ -11,7 +11,7 @@ from lambdas.errors import WorkflowError
 from lambdas.sessions.index import Run
 from lambdas.sessions.plan import PART, size
 from lambdas.sessions.records import END_BYTES
-from lambdas.sessions.store import Missing, Refusal, Store, storage
+from lambdas.sessions.store import Missing, Refusal, Store, decided, storage
 
 COPY = 16 * 1024 * 1024
 """The most that one request copies: S3 takes a tenth of a second and more for it, and works on several at a time."""
@@ -193,7 +193,7 @@ class Writing:
             return self._write_parts(layout)
         body = b"".join([*read(layout.carried), *layout.end])
         with storage("committing"):
-            self._s3.put_object(**self._about, **self._condition, Body=body)
+            decided(partial(self._s3.put_object, **self._about, **self._condition, Body=body))
         return None
 
     def _write_parts(self, layout: Layout) -> None:
@@ -207,6 +207,7 @@ class Writing:
         parts = [{"PartNumber": number, "ETag": part.result()} for number, part in sorted(made.items())]
         wait([part for _, part in self._begun])  # S3 forgets what is not named, but only once it is there
         upload = self._part()
+        # Where it meets another write (409) S3 wants all of the upload anew: that is the state's next try.
         with storage("committing"):
             self._s3.complete_multipart_upload(**upload, **self._condition, MultipartUpload={"Parts": parts})
         self._upload = None
