@@ -17,6 +17,8 @@ from stacks.findings import meant
 TEMPLATES = Path(__file__).resolve().parent / "templates"
 MAX_BODY = 240 * 1024
 """Characters of a body that may travel on; Step Functions' own limit is 256 KiB for the whole envelope."""
+MAX_ESCAPED = 1_000_000
+"""Characters of a body, escaped as the call's JSON has it: of the call's 1 MiB the rest is the envelope's."""
 ALLOWED_HEADERS = "content-type,x-api-key,authorization,idempotency-key,x-amz-date,x-amz-security-token"
 NEVER_SENT = "method.request.header.X-Never-Allowed"
 ALLOW = "POST, OPTIONS"
@@ -253,6 +255,7 @@ class Api(Construct):
             "request.vtl",
             CALLER=self._caller_template(),
             MAX_BODY=MAX_BODY,
+            MAX_ESCAPED=MAX_ESCAPED,
             STATE_MACHINE=machine.state_machine_arn,
         )
 

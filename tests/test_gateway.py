@@ -339,6 +339,16 @@ def test_a_failure_without_ids_has_nulls_and_no_retry_after(client: Client, mach
     assert "retry-after" not in answer.headers
 
 
+@pytest.mark.parametrize(("emoji", "oversize"), [(50_000, False), (115_000, True)])
+def test_a_body_whose_escapes_are_too_long_stays_here(
+    client: Client, machine: Machine, emoji: int, oversize: bool
+) -> None:
+    """StartSyncExecution takes 1 MB, and would refuse more by an error that says nothing."""
+    client.post(json.dumps({"prompt": "\N{GRINNING FACE}" * emoji}, ensure_ascii=False))
+    assert machine.envelope["oversize"] is oversize
+    assert (machine.envelope["body"] is None) is oversize
+
+
 def test_null_is_null_however_the_engine_reads_it(client: Client, machine: Machine) -> None:
     """`$util.parseJson` gives nothing for JSON's null here; a Velocity that gives a thing whose text is "null" words
     the same answer."""
