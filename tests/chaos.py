@@ -300,8 +300,10 @@ class Chaos:
         asked = [request.conversation.prompts for request in list(self.model.requests)]
         said = next(prompts for prompts in reversed(asked) if f"({last.key})" in "\n".join(prompts))
         told = [key.strip("()") for key in KEY.findall("\n".join(said))]
-        expected = {turn.key for turn in [*turns, last]}
-        for what, keys in (("file", logged), ("conversation", told)):
+        asked_for = {turn.key for turn in [*turns, last]}
+        # A turn whose command was killed, or came to its deadline first, says that it changed no file.
+        written = {turn.key for turn in [*turns, last] if any(file["path"] == "log" for file in turn.answer["files"])}
+        for what, keys, expected in (("file", logged, written), ("conversation", told, asked_for)):
             if Counter(keys) != Counter(expected):
                 lost, more = expected - set(keys), Counter(keys) - Counter(expected)
                 ends = {turn.key: turn.answer["stop_reason"] for turn in turns if turn.key in lost}
