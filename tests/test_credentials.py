@@ -7,14 +7,14 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 import pytest
 
-from lambdas.agent.credentials import Proxy, Secret, anthropic, supabase
+from lambdas.agent.credentials import BODY_BYTES, Proxy, Secret, anthropic, supabase
 from lambdas.errors import ModelUnauthorized
 from tests.eventually import eventually
 from tests.loopback import Answering, listening
@@ -116,7 +116,9 @@ def asked(
 def test_the_key_replaces_the_token(service: Service, proxy: Proxy) -> None:
     """The service sees the key and the agent's other headers, path and body; of the token it sees nothing."""
     body = json.dumps({"model": "claude-x", "messages": ["🦊" * 9000]}, ensure_ascii=False).encode()
-    with asked(proxy, path=MESSAGES + "?beta=true", body=body, anthropic_beta="b1") as response:
+    token = proxy.environment["ANTHROPIC_API_KEY"]
+    more = {"authorization": f"Bearer {token}", "apikey": token, "cookie": token, "anthropic_beta": "b1"}
+    with asked(proxy, path=MESSAGES + "?beta=true", body=body, **more) as response:
         assert (response.status, response.read()) == (200, b"firstsecond")
     method, path, headers, received = service.seen[0]
     assert (method, path, received) == ("POST", "/v1/messages?beta=true", body)
@@ -294,11 +296,20 @@ def test_supabase_is_one_more_upstream(service: Service) -> None:
         bearer = f"Bearer {given['SUPABASE_KEY']}"
         with asked(proxy, "GET", "/supabase/rest/v1/t?id=eq.1", x_api_key="", authorization=bearer) as response:
             assert response.status == 200
-        with asked(proxy, "GET", "/supabase/auth/v1/admin/users", x_api_key="", authorization=bearer) as response:
-            assert response.status == 403
+        # What is allowed ends with any path: one that leads out of it to whoever reads it next is none.
+        ways = (
+            "auth/v1",
+            "rest/v1/../../auth/v1",
+            "rest/v1/%2e%2e/%2E%2E/auth/v1",
+            "rest/v1//auth",
+            "rest/v1/..%2fauth",
+        )
+        for way in ways:
+            with asked(proxy, "GET", f"/supabase/{way}/admin/users", x_api_key="", authorization=bearer) as response:
+                assert response.status == 403
     _, path, headers, _ = service.seen[0]
     assert (path, headers["apikey"], headers["authorization"]) == ("/rest/v1/t?id=eq.1", "sk-1", "Bearer sk-1")
-    assert proxy.answers == 0
+    assert (proxy.answers, len(service.seen)) == (0, 1)
 
 
 def begun(proxy: Proxy) -> None:
@@ -447,7 +458,8 @@ def test_a_length_that_can_be_read_in_two_ways_is_refused(lengths: str, service:
     with socket.create_connection(("127.0.0.1", proxy.port), timeout=60) as agent:
         agent.sendall(f"POST {MESSAGES} HTTP/1.1\r\nx-api-key: {token}\r\n{lengths}\r\n\r\n{{}}".encode())
         agent.shutdown(socket.SHUT_WR)
-        assert agent.makefile("rb").read().startswith(b"HTTP/1.1 400 ")
+        answer = agent.makefile("rb").read()
+    assert (answer[:13], b"needs one content-length" in answer) == (b"HTTP/1.1 400 ", True)
     assert service.seen == []
 
 
@@ -483,6 +495,36 @@ def test_what_cannot_be_metered_is_not_passed_on(body: bytes, service: Service, 
     with asked(proxy, content_encoding="gzip") as response:
         assert response.status == 400
     assert service.seen == []
+
+
+def test_beyond_its_budget_a_run_gets_a_403(service: Service, proxy: Proxy) -> None:
+    """Nothing is passed on, and the answer is none that Claude Code would ask for again; counting is free."""
+    proxy.meter.allow(0.0, 50, lambda _: None)
+    with asked(proxy) as response:
+        assert (response.status, b"max_budget" in response.read()) == (403, True)
+    assert service.seen == []
+    with asked(proxy, path=f"{MESSAGES}/count_tokens") as response:
+        assert response.status == 200
+
+
+def test_bodies_wait_for_room(service: Service, proxy: Proxy) -> None:
+    """Two of the largest are in memory at a time, and none is larger."""
+
+    def ask() -> int:
+        with asked(proxy) as response:
+            return response.status
+
+    with socket.create_connection(("127.0.0.1", proxy.port), timeout=60) as agent:
+        token = proxy.environment["ANTHROPIC_API_KEY"]
+        head = f"POST {MESSAGES} HTTP/1.1\r\nx-api-key: {token}\r\ncontent-length: {BODY_BYTES + 1}\r\n\r\n"
+        agent.sendall(head.encode())
+        assert agent.recv(100).startswith(b"HTTP/1.1 413 ")
+    with ThreadPoolExecutor(1) as pool:
+        with proxy.room(BODY_BYTES), proxy.room(BODY_BYTES):
+            waiting = pool.submit(ask)
+            assert wait([waiting], 1.0).not_done
+            assert service.seen == []
+        assert waiting.result(60) == 200
 
 
 def test_an_answer_comes_unencoded(service: Service, proxy: Proxy) -> None:

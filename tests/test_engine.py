@@ -620,3 +620,23 @@ def wait_until_gone(pids: list[int]) -> bool:
 def is_alive(pid: int) -> bool:
     state = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False).stdout
     return bool(state.strip()) and not state.startswith("Z")
+
+
+FLUSHING = """
+import os, sys
+from pathlib import Path
+from local import disk
+flushed = []
+sys.setprofile(lambda frame, event, called: flushed.append(1) if event == "c_call" and called is os.fsync else None)
+disk._staged(Path(sys.argv[1], "file"), b"bytes")
+staged = len(flushed)
+disk._sync(Path(sys.argv[1]))
+sys.setprofile(None)
+print(staged, len(flushed) - staged)
+"""
+
+
+def test_what_is_acknowledged_was_flushed(tmp_path: Path) -> None:
+    """The bytes, and the directory that names them; that the disk has them then, no test can see."""
+    done = subprocess.run([sys.executable, "-c", FLUSHING, tmp_path], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == "1 1\n", done.stderr

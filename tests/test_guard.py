@@ -29,7 +29,7 @@ from local.deploy import CODE_BUCKET, CODE_KEY, Deployed
 from local.engine import ACCOUNT, REGION, Engine
 from local.guard import BUCKET, READY, ROOT_KEY, SEAL, UNVERIFIED_BYTES
 from local.signature import Request, Unsigned, claim
-from tests.test_engine import Workflow, with_stand_ins
+from tests.test_engine import Workflow, function_id, with_stand_ins
 
 Json = dict[str, Any]
 KEY = "session-1.zip"
@@ -77,14 +77,16 @@ def sealed(template: Json, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     folder = tmp_path_factory.mktemp("calls")
     with engine.running(tmp_path_factory.mktemp("state")) as running:
         deployed = deploy.deploy(running, with_stand_ins(template), secret={"ANTHROPIC_API_KEY": "sk-test"})
+        run_claude = deployed.resources[function_id(deployed, "run_claude")]
+        event = json.dumps({"script": {"folder": str(folder), "RunClaude": {}}})
+        invoked = running.client("lambda").invoke(FunctionName=run_claude, Payload=event)
+        known = json.load(invoked["Payload"])["environment"]
         running.seal()
         s3 = running.client("s3")
         old, _ = (s3.put_object(Bucket=BUCKET, Key=KEY, Body=body)["VersionId"] for body in (b"old", b"new"))
         workflow = Workflow(running, deployed, folder)
-        roles = {
-            state: json.loads(workflow.run(next=step)["output"])["environment"]
-            for step, state in (("persist", "PersistSession"),)
-        }
+        persist = json.loads(workflow.run(next="persist")["output"])["environment"]
+        roles = {"RunClaude": known, "PersistSession": persist}
         yield Sealed(running, deployed, roles, old)
 
 
@@ -122,7 +124,8 @@ class Sent:
         lines = [f"{name}: {value}".encode() for name, value in self.headers.items()]
         if self.body and b"ransfer-" not in self.more:
             lines.append(f"Content-Length: {len(self.body)}".encode())
-        head = b"\r\n".join([f"{self.method} {self.target} HTTP/1.1".encode(), *lines, b"Connection: close"])
+        ends = [] if "Connection" in self.headers else [b"Connection: close"]
+        head = b"\r\n".join([f"{self.method} {self.target} HTTP/1.1".encode(), *lines, *ends])
         address = engine.url.removeprefix("http://").split(":")
         with socket.create_connection((address[0], int(address[1])), timeout=30) as connection:
             connection.sendall(head + b"\r\n" + self.more + b"\r\n" + self.body)
@@ -518,3 +521,81 @@ def test_a_functions_events_are_its_own(sealed: Sealed, path: str) -> None:
     for told in (f"{RUNTIME}/invocation/1/response", f"{RUNTIME}/init/error"):
         assert get(f"http://{address}{path}{told}", "POST", b"{}") == 403
     assert get(f"http://{address}/{secret}{RUNTIME}/invocation/1/response", "POST", b"{}") == 400  # not this one
+
+
+def test_a_port_is_opened_by_its_own_secret_alone(sealed: Sealed) -> None:
+    """One function's process does not take what is another's."""
+    address = sealed.roles["PersistSession"]["AWS_LAMBDA_RUNTIME_API"].partition("/")[0]
+    other = sealed.roles["RunClaude"]["AWS_LAMBDA_RUNTIME_API"].partition("/")[2]
+    assert get(f"http://{address}/{other}{RUNTIME}/invocation/1/response", "POST", b"{}") == 403
+
+
+@pytest.mark.parametrize(
+    ("method", "target", "service"),
+    [("POST", "/2015-03-31/functions/", "states"), ("POST", "/?Action=ListUsers", "states"), ("POST", "/", "lambda")],
+)
+def test_a_call_is_made_in_one_way(sealed: Sealed, method: str, target: str, service: str) -> None:
+    """The name of a call that may be made opens no other path, query or service."""
+    said = {"X-Amz-Target": "AWSStepFunctions.GetExecutionHistory", "Content-Type": "application/x-amz-json-1.0"}
+    sent = Sent(method, target, said, b'{"executionArn": "arn"}', service=service)
+    assert sent.signed(sealed.engine).status(sealed.engine) == 403
+
+
+def test_what_nobody_signed_is_not_handed_on(sealed: Sealed) -> None:
+    """A condition that was put to a request on its way is not heeded: the engine does not hear of it."""
+    put = Sent("PUT", f"/{BUCKET}/session-5.zip", body=b"body")
+    assert put.signed(sealed.engine).status(sealed.engine) == 200
+    assert header("If-None-Match", "*")(put.signed(sealed.engine)).status(sealed.engine) == 200
+    assert replace(put, headers={"If-None-Match": "*"}).signed(sealed.engine).status(sealed.engine) == 412
+
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+SIGNED_NOW = {"host": "127.0.0.1:1", "x-amz-date": "20260101T000000Z", "x-amz-content-sha256": "0" * 64}
+
+
+def said(day: str = "20260101", names: str = "host;x-amz-content-sha256;x-amz-date", **more: str) -> Request:
+    """A request that says to be signed, with these headers more; an empty one is left out."""
+    scope = f"{ROOT_KEY}/{day}/us-east-1/s3/aws4_request"
+    signature = f"AWS4-HMAC-SHA256 Credential={scope}, SignedHeaders={names}, Signature={'0' * 64}"
+    headers = SIGNED_NOW | {"authorization": signature} | {name.replace("_", "-"): v for name, v in more.items()}
+    return Request("PUT", PATH, {}, {name: value for name, value in headers.items() if value})
+
+
+def linked(service: str = "s3", headers: dict[str, str] | None = None, **more: str) -> Request:
+    """A link, with these parameters more."""
+    query = {
+        "X-Amz-Algorithm": "AWS4-HMAC-SHA256",
+        "X-Amz-Credential": f"{ROOT_KEY}/20260101/us-east-1/{service}/aws4_request",
+        "X-Amz-Date": "20260101T000000Z",
+        "X-Amz-Expires": "60",
+        "X-Amz-SignedHeaders": "host",
+        "X-Amz-Signature": "0" * 64,
+    }
+    more = {name.replace("_", "-"): value for name, value in more.items()}
+    return Request("GET", PATH, query | more, {"host": "127.0.0.1:1"} | (headers or {}))
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        said(names="x-amz-content-sha256;x-amz-date"),
+        said(x_amz_copy_source="a/b"),
+        said(names="host;x-amz-content-sha256;x-amz-date;x-amz-meta-a"),
+        said(names="host;host;x-amz-content-sha256;x-amz-date"),
+        said(names="host;x-amz-date;x-amz-content-sha256"),
+        said(day="20251231"),
+        said(x_amz_date="20260101T001000Z"),
+        said(names="host;x-amz-date", x_amz_content_sha256=""),
+        said(x_amz_content_sha256="UNSIGNED-PAYLOAD"),
+        linked(headers={"authorization": "AWS4-HMAC-SHA256 Credential=test/x"}),
+        linked(headers={"x-amz-acl": "public-read"}),
+        linked(service="lambda"),
+        linked(X_Amz_Target="AWSStepFunctions.StartSyncExecution"),
+        linked(Signature="0"),
+    ],
+)
+def test_what_has_to_be_signed_is(request_: Request) -> None:
+    """Host, every header x-amz-…, the day, the body of S3's; and once, in one place, for S3 where it is a link."""
+    assert claim(said(), NOW).key == claim(linked(), NOW).key == ROOT_KEY
+    with pytest.raises(Unsigned):
+        claim(request_, NOW)

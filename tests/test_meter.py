@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from lambdas.agent.messages import Answer, Call, reader
+from lambdas.agent.messages import TOO_DEEP, Answer, Call, reader
 from lambdas.agent.meter import CALLS_PER_TURN, LimitMet, Meter, price, usd
 from lambdas.agent.witness import Witness
 from tests.eventually import eventually
@@ -202,6 +202,27 @@ def test_what_nobody_said_is_passed_over(frame: dict[str, Any]) -> None:
     witness = heard(TEXT, BASH, stop="tool_use")
     witness._meter.allow(1.0, 50, lambda _: None)
     assert witness.believed(frame) is None
+
+
+@pytest.mark.parametrize(
+    ("said", "read"),
+    [
+        ('{"n": 1e999}', {"n": None}),
+        ('{"n": NaN}', None),
+        ('{"n": ' + "[" * 200 + "]" * 200 + "}", TOO_DEEP),
+        ('{"n": ' + "[" * 100_000, TOO_DEEP),
+        ('{"n"', None),
+    ],
+)
+def test_what_no_message_can_carry_is_none(said: str, read: Any) -> None:
+    """A tool's input is read as Claude Code reads it, in JavaScript; and what is too deep is known as such."""
+    answer = Answer(call())
+    start = {"type": "tool_use", "id": "toolu_1", "name": "StructuredOutput", "input": {}}
+    answer.take({"type": "content_block_start", "index": 0, "content_block": start})
+    delta = {"type": "input_json_delta", "partial_json": said}
+    answer.take({"type": "content_block_delta", "index": 0, "delta": delta})
+    answer.take({"type": "content_block_stop", "index": 0})
+    assert answer.calls("StructuredOutput") == [read]
 
 
 def test_the_text_of_an_end_is_the_models() -> None:

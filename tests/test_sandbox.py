@@ -19,6 +19,8 @@ import pytest
 from lambdas.agent.sandbox import HELD, UNSEEN, Processes, Scratch, crowded, environment, sweep, wipe
 from lambdas.agent.wall import Wall
 from lambdas.errors import Internal, SessionBusy
+from tests import ordinary
+from tests.commands import ROOT
 from tests.eventually import eventually
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="a kernel interface of Linux")
@@ -100,6 +102,24 @@ def test_wiping_hostile_trees(tmp_path: Path) -> None:
     wipe(root)
     assert not root.exists()
     assert (outside / "kept").read_text() == "x"
+
+
+def test_wiping_what_was_closed_to_its_owner() -> None:
+    """By an ordinary user, whom a mode stops: at the top, and below."""
+    program = "import sys; from pathlib import Path; from lambdas.agent.sandbox import wipe; wipe(Path(sys.argv[1]))"
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as folder:
+        root = Path(folder) / "session-1"
+        (root / "locked" / "in").mkdir(parents=True)
+        (root / "locked" / "in" / "file").touch()
+        tree = [root / "locked" / "in", root / "locked", root]
+        user = ordinary.USER if os.geteuid() == 0 else None
+        for path in (*tree, Path(folder)):
+            os.chown(path, user or -1, user or -1)
+        for path in tree:
+            path.chmod(0)
+        command = [ordinary.python(), "-c", program, root]
+        done = subprocess.run(command, cwd=ROOT, user=user, group=user, capture_output=True, text=True)
+        assert (done.stderr, root.exists()) == ("", False)
 
 
 def test_wiping_what_is_a_link_removes_the_link(tmp_path: Path) -> None:

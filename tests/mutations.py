@@ -1,0 +1,1255 @@
+"""Takes walls away that SECURITY.md promises, one at a time, and tells whether a test of theirs fails.
+
+    python -m tests.mutations [--only WORD …] [--jobs N]
+
+A wall is some lines of a file (`old`), and without it there is what stands in `new`. Every one is tried in a copy of
+this tree, so nothing here is touched. A wall is *held* where at least one of its tests failed, and *open* where all
+passed; what ends otherwise (an import error, a fixture that breaks, no test) proves nothing and is told as *broken*.
+Each takes some seconds, all of them the better part of an hour, so this is no part of `make test`: there,
+`test_mutations.py` sees to it that the list does not rot.
+"""
+
+import argparse
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+SECONDS = 300
+
+
+@dataclass(frozen=True)
+class Wall:
+    """Lines that keep a promise."""
+
+    name: str
+    """What is no longer done without them."""
+    file: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+    """Names of pytest's, below `tests/`: one at least has to fail."""
+
+
+def _walls(file: str, *walls: tuple[Any, ...]) -> list[Wall]:
+    return [Wall(name, file, old, new, tests) for name, old, new, *tests in walls]
+
+
+WALLS = [
+    *_walls(
+        "local/guard.py",
+        (
+            "a header twice",
+            "if name in headers:",
+            "if False:",
+            "test_guard.py::test_what_can_be_read_in_two_ways_is_refused",
+        ),
+        (
+            "bytes outside ASCII in a header",
+            """re.fullmatch("[ -~]*", headers[name])""",
+            """True""",
+            "test_guard.py::test_what_can_be_read_in_two_ways_is_refused",
+        ),
+        (
+            "an underscore in a header's name",
+            """re.fullmatch("[a-z0-9-]+", name)""",
+            """True""",
+            "test_guard.py::test_what_can_be_read_in_two_ways_is_refused",
+        ),
+        (
+            "host by name",
+            r"""if not re.fullmatch(r"127\.0\.0\.1:[0-9]{1,5}", headers.get("host", "")):""",
+            "if False:",
+            "test_guard.py::test_what_can_be_read_in_two_ways_is_refused",
+        ),
+        (
+            "chunks",
+            'if "transfer-encoding" in headers or not',
+            "if not",
+            "test_guard.py::test_what_can_be_read_in_two_ways_is_refused",
+        ),
+        (
+            "one spelling of a path",
+            'if quote(text, safe="/~").encode() != raw or not',
+            "if not",
+            "test_guard.py::test_what_can_be_read_in_two_ways_is_refused",
+        ),
+        (
+            "no segment of dots or nothing",
+            r"""or not re.fullmatch(r"/|(?:/(?!\.{1,2}(?:/|$))[^/]+)+/?", text)""",
+            "",
+            "test_guard.py::test_what_can_be_read_in_two_ways_is_refused",
+        ),
+        (
+            "a parameter twice",
+            "if text.lower() in map(str.lower, query):",
+            "if False:",
+            "test_guard.py::test_what_can_be_read_in_two_ways_is_refused",
+        ),
+        (
+            "no control character",
+            "if not text.isprintable():",
+            "if False:",
+            "test_guard.py::test_what_can_be_read_in_two_ways_is_refused",
+        ),
+        (
+            "methods listed",
+            'or scope["method"] not in METHODS',
+            "",
+            "test_guard.py::test_what_can_be_read_in_two_ways_is_refused",
+        ),
+        (
+            "HTTP/1 alone",
+            'scope["http_version"] not in ("1.0", "1.1") or ',
+            "",
+            "test_guard.py::test_http_2_is_not_spoken",
+        ),
+        (
+            "root without a session",
+            "if claimed.key == ROOT_KEY and not claimed.token:",
+            "if claimed.key == ROOT_KEY:",
+            "test_guard.py::test_what_can_be_read_in_two_ways_is_refused",
+        ),
+        (
+            "keys of nobody",
+            "if secret is None:\n            raise",
+            "if secret is None:\n            return self._secret\n            raise",
+            "test_guard.py::test_nobody_is_root_by_a_key_that_can_be_known",
+            "test_guard.py::test_what_was_changed_after_signing_is_refused",
+            "test_guard.py::test_a_link_does_nothing_else",
+        ),
+        (
+            "the signature of a call",
+            "claimed.verify(request, secret, body)",
+            "pass",
+            "test_guard.py::test_the_body_is_what_was_signed",
+        ),
+        (
+            "the signature of a head",
+            'claimed.verify(request, secret, b"")',
+            "pass",
+            "test_guard.py::test_what_was_changed_after_signing_is_refused",
+        ),
+        (
+            "the hash of a body",
+            "elif not await asyncio.to_thread(of_body, request, body):",
+            "elif False:",
+            "test_guard.py::test_the_body_is_what_was_signed",
+        ),
+        (
+            "8 MiB before the signature",
+            "if most is not None and sum(map(len, pieces)) > most:",
+            "if False:",
+            "test_guard.py::test_the_body_is_what_was_signed",
+        ),
+        (
+            "websockets",
+            'await send({"type": "websocket.close", "code": 1008})',
+            "await self._app(scope, receive, send)",
+            "test_guard.py::test_no_websocket_is_opened",
+        ),
+        (
+            "the list of calls",
+            "if self._sealed:",
+            "if False:",
+            "test_guard.py::test_a_sealed_engine_does_only_what_the_workflow_needs",
+        ),
+        (
+            "the emulator's interface, open",
+            """elif request.path.startswith("/_"):""",
+            "elif False:",
+            "test_guard.py::test_the_emulators_own_interface_is_closed",
+        ),
+        (
+            "roles' calls are not root's",
+            "ROOT_CALLS if claimed.key == ROOT_KEY else ROLE_CALLS",
+            "ROOT_CALLS | ROLE_CALLS",
+            "test_guard.py::test_a_role_does_less",
+        ),
+        (
+            "root's calls are not roles'",
+            "ROOT_CALLS if claimed.key == ROOT_KEY else ROLE_CALLS",
+            "ROOT_CALLS | ROLE_CALLS",
+            "test_guard.py::test_a_sealed_engine_does_only_what_the_workflow_needs",
+        ),
+        (
+            "a call by its method and path",
+            """or (request.method, request.path, dict(request.query)) != ("POST", "/", {})""",
+            "",
+            "test_guard.py::test_a_call_is_made_in_one_way",
+        ),
+        (
+            "a call of its service",
+            "(claimed.service, called) in (",
+            '("secretsmanager" if called.startswith("secret") else "states", called) in (',
+            "test_guard.py::test_a_call_is_made_in_one_way",
+        ),
+        (
+            "the one bucket",
+            """return "".join(rest) if bucket == BUCKET else None""",
+            """return "".join(rest)""",
+            "test_guard.py::test_a_sealed_engine_does_only_what_the_workflow_needs",
+            "test_guard.py::test_a_link_does_nothing_else",
+        ),
+        (
+            "the list of what a link does",
+            "forms = LINKED if claimed.is_link else OBJECTS",
+            "forms = OBJECTS",
+            "test_guard.py::test_a_link_does_nothing_else",
+        ),
+        (
+            "the parameters of an object's requests",
+            "and needs <= query <= needs | may",
+            "and needs <= query",
+            "test_guard.py::test_a_link_does_nothing_else",
+            "test_guard.py::test_a_sealed_engine_does_only_what_the_workflow_needs",
+        ),
+        (
+            "no header of a link",
+            "if claimed.is_link and not set(claimed.headers) <= LINK_HEADERS:",
+            "if False:",
+            "test_guard.py::test_a_link_does_nothing_else",
+        ),
+        (
+            "what nobody signed",
+            "for name in dict.fromkeys(names) if name in request.headers",
+            "for name in request.headers",
+            "test_guard.py::test_what_nobody_signed_is_not_handed_on",
+        ),
+    ),
+    *_walls(
+        "local/signature.py",
+        (
+            "the sum",
+            "if not hmac.compare_digest(computed, self.signature):",
+            "if False:",
+            "test_guard.py::test_what_was_changed_after_signing_is_refused",
+            "test_guard.py::test_a_link_does_nothing_else",
+        ),
+        (
+            "host among what is signed",
+            '{"host", *(name for name',
+            "{*(name for name",
+            "test_guard.py::test_what_has_to_be_signed_is",
+        ),
+        (
+            "x-amz-… among what is signed",
+            '(name for name in request.headers if name.startswith("x-amz-"))',
+            "()",
+            "test_guard.py::test_what_has_to_be_signed_is",
+            "test_guard.py::test_a_link_does_nothing_else",
+        ),
+        (
+            "the clock of a header",
+            'if abs(now - _signed_at(date, said["day"])) > SKEW:',
+            'if not _signed_at(date, said["day"]):',
+            "test_guard.py::test_what_can_be_read_in_two_ways_is_refused",
+        ),
+        ("the day of the scope", "or not date.startswith(day)", "", "test_guard.py::test_what_has_to_be_signed_is"),
+        (
+            "two signatures, in a header",
+            "if any(map(_signs, request.query)):",
+            "if False:",
+            "test_guard.py::test_what_can_be_read_in_two_ways_is_refused",
+        ),
+        (
+            "two signatures, in a link",
+            """if "authorization" in request.headers:""",
+            "if False:",
+            "test_guard.py::test_what_has_to_be_signed_is",
+        ),
+        (
+            "the hash of S3's bodies",
+            """if said["service"] == "s3" and not re""",
+            """if False and not re""",
+            "test_guard.py::test_what_has_to_be_signed_is",
+        ),
+        (
+            "the end of a link",
+            'if not since - SKEW <= now <= since + timedelta(seconds=int(request.query["X-Amz-Expires"])):',
+            "if not since - SKEW <= now:",
+            "test_guard.py::test_the_guard_itself_ends_a_link",
+        ),
+        (
+            "the beginning of a link",
+            "if not since - SKEW <= now <= since",
+            "if not now <= since",
+            "test_guard.py::test_the_guard_itself_ends_a_link",
+        ),
+        (
+            "unknown parameters in a link",
+            "or others or not scope",
+            "or not scope",
+            "test_guard.py::test_what_has_to_be_signed_is",
+        ),
+        (
+            "a link of S3 alone",
+            '''or not scope or scope["service"] != "s3"''',
+            """or not scope""",
+            "test_guard.py::test_what_has_to_be_signed_is",
+        ),
+    ),
+    *_walls(
+        "local/seams.py",
+        (
+            "who asks for a function's events",
+            'if not hmac.compare_digest(said.encode("latin-1"), own.encode()):',
+            "if False:",
+            "test_guard.py::test_a_functions_events_are_its_own",
+        ),
+        (
+            "a secret for each port",
+            "hmac.digest(KEY, of.encode(), ",
+            "hmac.digest(KEY, b'' if of.isdigit() else of.encode(), ",
+            "test_guard.py::test_a_port_is_opened_by_its_own_secret_alone",
+        ),
+        (
+            "the key in roles' credentials",
+            "told |= {name: _secret(told[name]) for name in IN_ENVIRONMENT.values()}",
+            "pass",
+            "test_guard.py::test_the_credentials_of_roles_cannot_be_reckoned",
+        ),
+    ),
+    *_walls(
+        "local/service.py",
+        ("the seal", "        started.seal()\n", "", "test_service.py::test_the_engine_of_a_service_is_sealed"),
+    ),
+    *_walls(
+        "lambdas/agent/credentials.py",
+        (
+            "the run's token",
+            "if not self.proxy.accepts(self.headers):",
+            "if False:",
+            "test_credentials.py::test_without_the_token_nothing_is_done",
+        ),
+        (
+            "a token of this run",
+            '''self._token = f"run-{secrets.token_urlsafe(32)}"''',
+            '''self._token = "run-always-the-same-token"''',
+            "test_credentials.py::test_tokens_are_of_one_run",
+        ),
+        (
+            "the list of requests",
+            "any(allowed.fullmatch(asked) for allowed in upstream.requests)",
+            "True",
+            "test_credentials.py::test_other_requests_are_refused",
+        ),
+        (
+            "one reading of a path",
+            "not SLY.search(asked) and ",
+            "",
+            "test_credentials.py::test_supabase_is_one_more_upstream",
+        ),
+        (
+            "one length of a body",
+            "plain = len(told) == 1 and re",
+            "plain = re",
+            "test_credentials.py::test_a_length_that_can_be_read_in_two_ways_is_refused",
+        ),
+        (
+            "plain digits of a length",
+            r"""re.fullmatch(r"[0-9]{1,12}", told[0].strip())""",
+            "int(told[0]) >= 0",
+            "test_credentials.py::test_a_length_that_can_be_read_in_two_ways_is_refused",
+        ),
+        (
+            "no chunks",
+            """ if plain and "transfer-encoding" not in self.headers else None""",
+            " if plain else None",
+            "test_credentials.py::test_a_length_that_can_be_read_in_two_ways_is_refused",
+        ),
+        ("64 MiB of a body", "if size > BODY_BYTES:", "if False:", "test_credentials.py::test_bodies_wait_for_room"),
+        (
+            "two bodies at a time",
+            "self._changed.wait_for(lambda: size <= self._left)",
+            "pass",
+            "test_credentials.py::test_bodies_wait_for_room",
+        ),
+        (
+            "the budget, at the proxy",
+            "except LimitMet as limit:",
+            "except KeyboardInterrupt as limit:",
+            "test_credentials.py::test_beyond_its_budget_a_run_gets_a_403",
+        ),
+        (
+            "403 for it",
+            'self._refuse(HTTPStatus.FORBIDDEN, f"the limit of this run is met: {limit}")',
+            'self._refuse(HTTPStatus.TOO_MANY_REQUESTS, f"the limit of this run is met: {limit}")',
+            "test_credentials.py::test_beyond_its_budget_a_run_gets_a_403",
+        ),
+        (
+            "what cannot be metered",
+            "except Unreadable as problem:\n            return self._refuse(",
+            "except Unreadable as problem:\n            return self._relay(upstream, request, None)\n            (",
+            "test_credentials.py::test_what_cannot_be_metered_is_not_passed_on",
+        ),
+        (
+            "the agent's own credentials left out",
+            """*("authorization", "x-api-key", "apikey", "cookie"),""",
+            "",
+            "test_credentials.py::test_the_key_replaces_the_token",
+        ),
+    ),
+    *_walls(
+        "lambdas/agent/messages.py",
+        (
+            "a field named twice",
+            "if len(made) < len(pairs):",
+            "if False:",
+            "test_credentials.py::test_what_cannot_be_metered_is_not_passed_on",
+        ),
+        (
+            "no NaN in a call",
+            "parse_constant=no_number)\n        except RecursionError:\n            raise Unreadable",
+            "parse_constant=float)\n        except RecursionError:\n            raise Unreadable",
+            "test_credentials.py::test_what_cannot_be_metered_is_not_passed_on",
+        ),
+        (
+            "UTF-8 alone in a call",
+            "json.loads(body.decode(), object",
+            "json.loads(body, object",
+            "test_credentials.py::test_what_cannot_be_metered_is_not_passed_on",
+        ),
+        (
+            "an encoded call",
+            """if headers.get("content-encoding", "identity") != "identity":""",
+            "if False:",
+            "test_credentials.py::test_what_cannot_be_metered_is_not_passed_on",
+        ),
+        (
+            "prices that are unknown",
+            "if asked.get(name) not in allowed:",
+            "if False:",
+            "test_credentials.py::test_what_cannot_be_metered_is_not_passed_on",
+        ),
+        (
+            "a tool's input too deep",
+            "return TOO_DEEP if too_deep(value, DEPTH - ENVELOPE) else value",
+            "return value",
+            "test_meter.py::test_what_no_message_can_carry_is_none",
+        ),
+        (
+            "a tool's input beyond numbers",
+            "return number if math.isfinite(number) else None",
+            "return number",
+            "test_meter.py::test_what_no_message_can_carry_is_none",
+        ),
+        (
+            "a tool's input of NaN",
+            "json.loads(text, parse_constant=no_number, parse_float=_or_null)",
+            "json.loads(text, parse_float=_or_null)",
+            "test_meter.py::test_what_no_message_can_carry_is_none",
+        ),
+    ),
+    *_walls(
+        "lambdas/agent/meter.py",
+        (
+            "the budget",
+            "if reckoned >= self._budget or self.calls",
+            "if self.calls",
+            "test_meter.py::test_no_call_is_passed_on_once_the_budget_is_spent",
+        ),
+        (
+            "the number of calls",
+            "or self.calls >= self._most_calls:",
+            ":",
+            "test_meter.py::test_the_number_of_calls_has_an_end",
+        ),
+        (
+            "calls side by side",
+            "return not self._at_worst or reckoned + sum(self._at_worst.values()) < self._budget",
+            "return True",
+            "test_meter.py::test_calls_side_by_side_wait_where_together_they_could_pass_the_budget",
+        ),
+        (
+            "hanging up",
+            "self._unannounced += unannounced",
+            "pass",
+            "test_meter.py::test_hanging_up_before_the_last_event_is_not_free",
+        ),
+        (
+            "the dearest for an unknown model",
+            "max(float(each[kind]) for each",
+            "min(float(each[kind]) for each",
+            "test_meter.py::test_what_an_answer_costs",
+        ),
+        (
+            "what is said to be spent",
+            "self._tell(self.spent)",
+            "pass",
+            "test_meter.py::test_no_call_is_passed_on_once_the_budget_is_spent",
+        ),
+    ),
+    *_walls(
+        "lambdas/agent/witness.py",
+        (
+            "what the model said",
+            "return None if None in said else frame",
+            "return frame if None in said else frame",
+            "test_meter.py::test_what_nobody_said_is_passed_over",
+        ),
+        (
+            "whose calls results are of",
+            "return frame if self._called(frame) else None",
+            "return frame",
+            "test_meter.py::test_what_nobody_said_is_passed_over",
+        ),
+        (
+            "the end after the last answer",
+            """if last is None or not last.whole or (last.stop_reason == "tool_use" and not last.calls(OUTPUT)):""",
+            "if last is None:",
+            "test_meter.py::test_what_nobody_said_is_passed_over",
+        ),
+        (
+            "a limit that was met: turns",
+            '"error_max_turns": self._meter.turns_met,',
+            '"error_max_turns": True,',
+            "test_meter.py::test_what_nobody_said_is_passed_over",
+        ),
+        (
+            "a limit that was met: budget",
+            '"error_max_budget_usd": self._meter.budget_met,',
+            '"error_max_budget_usd": True,',
+            "test_meter.py::test_what_nobody_said_is_passed_over",
+        ),
+        (
+            "an error of the provider's",
+            """"success": self.failed or self._meter.limit is not None or frame.get("api_error_status") is None,""",
+            '"success": True,',
+            "test_meter.py::test_what_nobody_said_is_passed_over",
+        ),
+        (
+            "the text of an end",
+            """return frame | {"result": text}""",
+            "return frame",
+            "test_meter.py::test_the_text_of_an_end_is_the_models",
+        ),
+        (
+            "a result of a result's shape",
+            "if not _is_result(frame):",
+            "if False:",
+            "test_meter.py::test_what_nobody_said_is_passed_over",
+        ),
+        (
+            "a tool's input as it was said",
+            """return None if each.get("input") is TOO_DEEP else each""",
+            "return block",
+            "test_meter.py::test_what_the_model_said_is_believed",
+        ),
+    ),
+    *_walls(
+        "lambdas/agent/transcript.py",
+        (
+            "no link in place of the transcript",
+            "found = os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder)",
+            "found = os.open(name, flags | os.O_NONBLOCK, dir_fd=folder)",
+            "test_claude.py::test_a_link_in_place_of_the_transcript_is_none",
+        ),
+        (
+            "no link in place of its directory",
+            "folder = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=parent)",
+            "folder = os.open(name, os.O_RDONLY | os.O_DIRECTORY, dir_fd=parent)",
+            "test_claude.py::test_a_link_in_place_of_the_transcript_is_none",
+        ),
+        (
+            "files alone as transcript",
+            "if stat.S_ISREG(seen.st_mode) and seen.st_size:",
+            "if seen.st_size or True:",
+            "test_claude.py::test_a_transcript_that_is_no_file_holds_nothing_up",
+        ),
+    ),
+    *_walls(
+        "lambdas/agent/claude.py",
+        (
+            "what is printed is held against it",
+            "message = self._witness.believed(frame)",
+            "message = frame",
+            "test_claude.py::test_a_forged_result_is_passed_over_and_the_real_one_waited_for",
+        ),
+        (
+            "strict JSON of what is printed",
+            "frame = strict.read(line)",
+            "frame = json.loads(line)",
+            "test_claude.py::test_a_forged_result_is_passed_over_and_the_real_one_waited_for",
+        ),
+        (
+            "the schema, before the commit",
+            "fitting = [each for each in outputs if each is not TOO_DEEP and fits(each, self.turn.output_schema)]",
+            "fitting = [each for each in outputs if each is not TOO_DEEP]",
+            "test_claude.py::test_an_output_that_claude_code_never_checked_is_held_against_the_schema",
+        ),
+        (
+            "an output too deep",
+            "if each is not TOO_DEEP and fits",
+            "if fits",
+            "test_claude.py::test_an_output_that_claude_code_never_checked_is_held_against_the_schema",
+        ),
+        (
+            "the meter's cost",
+            "cost_usd=meter.spent,",
+            'cost_usd=float(result.get("total_cost_usd") or 0),',
+            "test_claude.py::test_a_forged_result_is_passed_over_and_the_real_one_waited_for",
+            "test_claude.py::test_cost_is_the_runs_own",
+        ),
+        (
+            "the cost of a run whose agent died",
+            "return kind(sentence, retry_after=retry_after, cost_usd=self.proxy.meter.spent, detail=detail)",
+            "return kind(sentence, retry_after=retry_after, detail=detail)",
+            "test_claude.py::test_the_cli_dies",
+        ),
+        (
+            "a deadline that many files bring forward",
+            "if crowded(self._root, TAIL_FILES + int((deadline - began) / FILE_SECONDS)):",
+            "if False:",
+            "test_claude.py::test_many_files_bring_the_deadline_forward",
+        ),
+        (
+            "the cap that is met ends the run as such",
+            "if limit := self.proxy.meter.limit:",
+            "if limit := None:",
+            "test_claude.py::test_what_the_agents_code_asks_the_model_itself_is_within_the_budget",
+        ),
+    ),
+    *_walls(
+        "lambdas/strict.py",
+        (
+            "no NaN",
+            "value = json.loads(text, parse_constant=no_number, parse_float=_finite)",
+            "value = json.loads(text, parse_float=_finite)",
+            "test_strict.py",
+        ),
+        (
+            "no infinite number",
+            "value = json.loads(text, parse_constant=no_number, parse_float=_finite)",
+            "value = json.loads(text, parse_constant=no_number)",
+            "test_strict.py",
+        ),
+        ("a depth", "if too_deep(value, depth):", "if False:", "test_strict.py"),
+        (
+            "no NaN is written",
+            "return json.dumps(value, ensure_ascii=False, allow_nan=False).encode()",
+            "return json.dumps(value, ensure_ascii=False).encode()",
+            "test_strict.py",
+        ),
+        ("half a pair is escaped", "return json.dumps(value, allow_nan=False).encode()", "raise", "test_strict.py"),
+        (
+            "half a pair is replaced",
+            """return json.loads(text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace"))""",
+            "return value",
+            "test_strict.py",
+        ),
+    ),
+    *_walls(
+        "lambdas/agent/sandbox.py",
+        (
+            "links are not followed by a wipe",
+            "if entry.is_dir(follow_symlinks=False):\n                os.chmod",
+            "if entry.is_dir():\n                os.chmod",
+            "test_sandbox.py::test_wiping_hostile_trees",
+        ),
+        (
+            "modes that forbid a wipe",
+            "os.chmod(entry.name, 0o700, dir_fd=directory)\n",
+            "pass\n",
+            "test_sandbox.py::test_wiping_what_was_closed_to_its_owner",
+        ),
+        (
+            "any depth of a wipe",
+            "os.rename(below, moved, src_dir_fd=directory, dst_dir_fd=top)\n                waiting.append(moved)",
+            'waiting.append(f"{name}/{below}")',
+            "test_sandbox.py::test_wiping_hostile_trees",
+        ),
+        (
+            "what a killed run left",
+            "_empty_aside(shelf / name) if gone else _take_away(shelf / name)",
+            "pass",
+            "test_sandbox.py::test_a_directory_that_its_run_left_is_swept",
+        ),
+        (
+            "a run that goes on is not swept",
+            "fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)",
+            "pass",
+            "test_sandbox.py::test_a_directory_that_its_run_left_is_swept",
+        ),
+        (
+            "what still runs of it",
+            "    _kill_the_rest(root)\n",
+            "    pass\n",
+            "test_sandbox.py::test_what_runs_on_of_a_run_that_was_killed_is_killed_before_it_is_swept",
+        ),
+        (
+            "deep trees are counted",
+            "way += within",
+            "pass",
+            "test_sandbox.py::test_a_tree_is_counted_however_deep_it_is",
+        ),
+        (
+            "what cannot be looked into counts",
+            "return _unseen(name, above), []",
+            "return 0, []",
+            "test_sandbox.py::test_what_cannot_be_looked_into_counts_for_many",
+        ),
+        (
+            "adoption of daemons",
+            "_prctl(PR_SET_CHILD_SUBREAPER, 1)",
+            "pass",
+            "test_sandbox.py::test_daemons_are_dead_afterwards",
+        ),
+        (
+            "all of a user's at once",
+            "                self._kill_at_once()\n",
+            "                pass\n",
+            "test_sandbox.py::test_chains_that_outrun_the_search_end_all_the_same",
+        ),
+        (
+            "a handler that is not dumpable",
+            "_prctl(PR_SET_DUMPABLE, 0)",
+            "pass",
+            "test_sandbox.py::test_a_sealed_process_is_not_dumpable",
+        ),
+        (
+            "an environment that is built",
+            "return places | root | SWITCHES",
+            "return dict(os.environ) | places | root | SWITCHES",
+            "test_sandbox.py::test_environment_is_built",
+        ),
+        (
+            "no credential in the agent's",
+            "if found:\n        raise CarelessDeployment",
+            "if False:\n        raise CarelessDeployment",
+            "test_wall.py::test_a_credential_in_the_agents_environment_stops_the_run",
+        ),
+        (
+            "no credential in the function's",
+            """if found := [name for name in found if name not in ("ANTHROPIC_BASE_URL", "SECRET_ARN")]:""",
+            "if found := []:",
+            "test_wall.py::test_a_credential_in_the_functions_environment_stops_every_run",
+        ),
+        (
+            "another's files stay",
+            "if path.lstat().st_uid == os.geteuid():",
+            "if True:",
+            "test_wall.py::test_what_is_anothers_is_not_swept",
+        ),
+        (
+            "sweeping before a run",
+            "    try:\n        _sweep(directories)\n        yield",
+            "    try:\n        yield",
+            "test_wall.py::test_what_is_swept_is_empty_before_and_after",
+        ),
+        (
+            "sweeping after a run",
+            "    finally:\n        _sweep(directories)",
+            "    finally:\n        pass",
+            "test_wall.py::test_what_is_swept_is_empty_before_and_after",
+        ),
+    ),
+    *_walls(
+        "lambdas/settings.py",
+        (
+            "directories are emptied on Lambda alone",
+            'wiped=ALONE if environ.get(STARTED) in ("on-demand", "provisioned-concurrency") else (),',
+            "wiped=ALONE,",
+            "test_settings.py::test_no_directory_is_emptied_but_on_lambda",
+        ),
+    ),
+    *_walls(
+        "lambdas/contract.py",
+        ("240 KiB, at RestoreSession", "if _bytes(body) > BODY_BYTES:", "if False:", "test_contract.py"),
+        (
+            "half of a pair, and no numbers",
+            "return len(json.dumps(body, ensure_ascii=False, allow_nan=False).encode())",
+            "return len(json.dumps(body))",
+            "test_contract.py",
+        ),
+        ("caps of the deployment", "if name in body and body[name] > cap:", "if False:", "test_contract.py"),
+        ("fields that are unknown", "if name not in FIELDS:", "if False:", "test_contract.py"),
+        ("the deployment's tools", "if tool not in caps.allowed_tools:", "if False:", "test_contract.py"),
+        (
+            "a stranger's result of our shape",
+            "if wrong := [name for name, sane in _SANE.items() if name in data and not sane(data[name])]:",
+            "if wrong := []:",
+            "test_store.py::test_a_staged_result_of_any_other_shape_is_the_agents_failure",
+        ),
+        (
+            "a stranger's cost is no NaN or fortune",
+            "and 0 <= value < 1e6",
+            "",
+            "test_record_failure.py::test_a_forged_cost_is_none",
+        ),
+        (
+            "a stranger's fields are ours",
+            "if not isinstance(data, dict) or set(data) != {field.name for field in fields(kind)}:",
+            "if not isinstance(data, dict):",
+            "test_persist_session.py::test_what_is_no_result_of_run_claudes_is_passed_over",
+            "test_store.py::test_a_staged_result_of_any_other_shape_is_the_agents_failure",
+        ),
+    ),
+    *_walls(
+        "lambdas/record_failure.py",
+        (
+            "RunClaude's sentences",
+            'if state == "RunClaude":',
+            "if False:",
+            "test_record_failure.py::test_of_what_runclaude_says_only_class_and_numbers_are_believed",
+        ),
+        (
+            "RunClaude's costs",
+            'cost_usd=facts["cost_usd"] if dollars(facts.get("cost_usd")) else None,',
+            'cost_usd=facts.get("cost_usd"),',
+            "test_record_failure.py::test_a_forged_cost_is_none",
+        ),
+        (
+            "RunClaude's times",
+            "return value if isinstance(value, int) and 0 < value <= 3600 else None",
+            "return value",
+            "test_record_failure.py::test_of_what_runclaude_says_only_class_and_numbers_are_believed",
+        ),
+    ),
+    *_walls(
+        "lambdas/sessions/store.py",
+        (
+            "the owner",
+            """if head is None or head["Metadata"].get("owner", owner) != owner:""",
+            "if head is None:",
+            "test_store.py::test_a_session_is_found_by_its_owner_alone",
+        ),
+        (
+            "the pinned version in a grant",
+            "return self._get(session_key(base.session_id), seconds, VersionId=base.version_id) if base else None",
+            "return self._get(session_key(base.session_id), seconds) if base else None",
+            "test_store.py::test_a_grant_reads_the_pinned_version",
+        ),
+        (
+            "an attempt starts once",
+            """self._put(f"{at}started", seconds, IfNoneMatch="*")""",
+            """self._put(f"{at}started", seconds)""",
+            "test_store.py::test_an_attempt_starts_once",
+        ),
+        (
+            "the lease",
+            "raise busy(retry_after=wait, session_id=session_id, run_id=wanted.run_id)",
+            "return None",
+            "test_store.py::test_a_lease_keeps_others_out_and_says_when_to_come_again",
+        ),
+    ),
+    *_walls(
+        "lambdas/restore_session.py",
+        (
+            "a grant's end",
+            "grants=self.store.grants(claim, checkpoint, clocks.machine),",
+            "grants=self.store.grants(claim, checkpoint, 3600),",
+            "test_logs.py::test_grants_live_no_longer_than_the_run_may",
+        ),
+    ),
+    *_walls(
+        "lambdas/sessions/commit.py",
+        (
+            "what was returned is what was staged",
+            "if begun.metadata != metadata:",
+            "if False:",
+            "test_persist_session.py::test_what_run_claude_returned_has_to_be_what_it_staged",
+            "test_commit.py::test_what_was_begun_as_another_is_not_committed",
+        ),
+        (
+            "what is said of the archive is true",
+            "if result.session_files != merged.files or not",
+            "if False and not",
+            "test_commit.py::test_a_run_that_lies_about_its_session_is_refused",
+        ),
+        (
+            "a commit on the pinned version alone",
+            'return {"IfMatch": claim.base.etag} if claim.base and same else {"IfNoneMatch": "*"}',
+            "return {}",
+            "test_store.py::test_a_second_writer_from_the_same_version_is_refused",
+        ),
+    ),
+    *_walls(
+        "lambdas/sessions/merge.py",
+        (
+            "staged members in their order",
+            """raise damaged(f"{shown(member.path)}: it does not lie behind the member before it")""",
+            "pass",
+            "test_commit.py::test_hostile_changes_are_refused",
+        ),
+        (
+            "nothing between staged members",
+            """raise damaged("bytes lie between the last member and the directory")""",
+            "pass",
+            "test_commit.py::test_hostile_changes_are_refused",
+        ),
+        (
+            "no staged bomb",
+            """raise damaged(f"{shown(member.path)}: it inflates more than {limits.ratio}-fold")""",
+            "pass",
+            "test_commit.py::test_hostile_changes_are_refused",
+        ),
+        (
+            "staged names and places",
+            """raise damaged(f"{shown(member.path)}: {reason}")""",
+            "pass",
+            "test_commit.py::test_hostile_changes_are_refused",
+        ),
+    ),
+    *_walls(
+        "lambdas/sessions/records.py",
+        (
+            "names that lead outside",
+            """if "\\0" in path or not _NAMELESS.isdisjoint(parts):""",
+            "if False:",
+            "test_archive.py::test_hostile_archives_are_refused",
+        ),
+        (
+            "the two roots",
+            "if parts[0] not in ROOTS:",
+            "if False:",
+            "test_archive.py::test_hostile_archives_are_refused",
+        ),
+        (
+            "no special file, no set-id",
+            "if not known or central_record(member) != raw:",
+            "if False:",
+            "test_archive.py::test_hostile_archives_are_refused",
+        ),
+    ),
+    *_walls(
+        "lambdas/sessions/unpack.py",
+        (
+            "members that overlap",
+            "if member.offset < end or (end := index.ends[number]) > index.at:",
+            "if (end := index.ends[number]) < 0:",
+            "test_archive.py::test_hostile_archives_are_refused",
+        ),
+        (
+            "links and files as directories",
+            """if member.path.rpartition("/")[0] not in self._places:""",
+            "if False:",
+            "test_archive.py::test_hostile_archives_are_refused",
+        ),
+        (
+            "size and checksum",
+            "if size != member.size or crc != member.crc:",
+            "if False:",
+            "test_archive.py::test_hostile_archives_are_refused",
+        ),
+        (
+            "bombs",
+            "if limits.inflated(index.size, index.compressed):",
+            "if False:",
+            "test_archive.py::test_hostile_archives_are_refused",
+        ),
+    ),
+    *_walls(
+        "lambdas/sessions/index.py",
+        (
+            "the checksum of a directory",
+            """raise damaged("the directory is not what the end record says")""",
+            "pass",
+            "test_archive.py::test_a_forged_directory_does_no_harm",
+            "test_archive.py::test_hostile_archives_are_refused",
+        ),
+        (
+            "a path twice",
+            """raise damaged(f"{shown(parsed(raw[start:position]).path)}: it is there twice, or out of order")""",
+            "pass",
+            "test_archive.py::test_hostile_archives_are_refused",
+        ),
+    ),
+    *_walls(
+        "local/mapping.py",
+        (
+            "numbers that are none",
+            "return json.loads(text, parse_constant=_number, parse_float=_number, parse_int=_whole_number)",
+            "return json.loads(text)",
+            "test_gateway.py::test_a_body_that_only_some_parsers_take_is_refused",
+        ),
+    ),
+    *_walls(
+        "local/gateway.py",
+        (
+            "the key",
+            "        if name is None:\n",
+            "        name = name or next(iter(self._keys.values()))\n        if name is None:\n",
+            "test_gateway.py::test_without_its_key_the_api_starts_nothing",
+        ),
+        (
+            "UTF-8",
+            "jsonschema.validate(parsed(body.decode()), schema)",
+            'jsonschema.validate(parsed(body.decode(errors="replace")), schema)',
+            "test_gateway.py::test_a_body_that_only_some_parsers_take_is_refused",
+        ),
+        (
+            "strangers make room",
+            "if len(self._waiting) > STRANGERS:",
+            "if False:",
+            "test_gateway.py::test_strangers_do_not_crowd_out_who_has_a_key",
+        ),
+        (
+            "callers are no strangers",
+            "        if self._known:\n            self.server.lobby.leave(self.request)\n",
+            "",
+            "test_gateway.py::test_strangers_do_not_crowd_out_who_has_a_key",
+        ),
+        (
+            "no body before the key",
+            "        if method.needs_key:\n",
+            "        request.read()\n        if method.needs_key:\n",
+            "test_gateway.py::test_a_body_is_read_when_its_sender_is_known",
+        ),
+    ),
+    *_walls(
+        "local/http1.py",
+        (
+            "a header once",
+            "if name.lower() in known and name.lower() in ONCE:",
+            "if False:",
+            "test_gateway.py::test_what_is_no_http_gets_the_same_shape_and_does_no_harm",
+        ),
+        (
+            "a length or chunks",
+            """if length is not None or coding.lower() != "chunked" or not newest:""",
+            "if False:",
+            "test_gateway.py::test_what_is_no_http_gets_the_same_shape_and_does_no_harm",
+        ),
+        (
+            "digits of a length",
+            r"""if not re.fullmatch(r"[0-9]+", length := length if length is not None else "0"):""",
+            """if not (length := length if length is not None else "0").isdigit() and False:""",
+            "test_gateway.py::test_what_is_no_http_gets_the_same_shape_and_does_no_harm",
+        ),
+        (
+            "lines as they end",
+            r"""if b"\n" in self._ahead.replace(b"\r\n", b""):""",
+            "if False:",
+            "test_gateway.py::test_what_is_no_http_gets_the_same_shape_and_does_no_harm",
+        ),
+    ),
+    *_walls(
+        "stacks/templates/request.vtl",
+        (
+            "a large body stays",
+            "#if($input.body.length() > @MAX_BODY@)",
+            "#if($input.body.length() > 100000000)",
+            "test_gateway.py::test_a_body_over_240_kib_does_not_travel",
+        ),
+        (
+            "half of a pair",
+            r"""#if($body.matches("(?s).*[\uD800-\uDFFF].*"))""",
+            "#if(false)",
+            "test_gateway.py::test_half_a_surrogate_pair_does_not_travel",
+        ),
+        (
+            "a header's quotes",
+            "## Twice: the key is a text inside a text.\n"
+            '#set($key = $util.escapeJavaScript($key).replaceAll("\\\\\'", "\'"))\n',
+            "",
+            "test_gateway.py::test_a_header_cannot_write_into_the_envelope",
+        ),
+    ),
+    *_walls(
+        "stacks/templates/answer.vtl",
+        (
+            "causes of others",
+            '#if($outcome == "FAILED" && $statuses.get($code))',
+            '#if($outcome == "FAILED")\n#set($status = 500)\n#end\n#if($outcome == "FAILED" && $statuses.get($code))',
+            "test_gateway.py::test_an_unknown_cause_never_leaks",
+        ),
+    ),
+    *_walls(
+        "stacks/api.py",
+        (
+            "the key of a POST",
+            'api_key_required=self._deployment.auth == "api-key",',
+            "api_key_required=False,",
+            "test_stack.py::test_post_wants_a_key_and_a_json_object",
+        ),
+        (
+            "IAM",
+            "gateway.AuthorizationType.IAM if self._deployment.auth",
+            "gateway.AuthorizationType.NONE if self._deployment.auth",
+            "test_stack.py::test_iam_and_none_open_the_door_otherwise",
+        ),
+        (
+            "a name by the gateway alone",
+            """f'#if($context.identity.apiKeyId == "{key.key_id}")""",
+            """f'#if($input.params("X-Who") == "{key.key_id}")""",
+            "test_stack.py::test_templates_ask_the_gateway_who_calls",
+        ),
+    ),
+    *_walls(
+        "stacks/storage.py",
+        (
+            "no public access",
+            "block_public_access=aws_s3.BlockPublicAccess.BLOCK_ALL,",
+            "",
+            "test_stack.py::test_the_bucket_is_private_versioned_and_kept",
+        ),
+        ("TLS", "enforce_ssl=True,", "", "test_stack.py::test_the_bucket_is_private_versioned_and_kept"),
+        ("versions", "versioned=True,", "", "test_stack.py::test_the_bucket_is_private_versioned_and_kept"),
+        (
+            "the key for S3 alone",
+            """conditions={"StringEquals": {"kms:ViaService": f"s3.{Aws.REGION}.amazonaws.com"}},""",
+            "",
+            "test_stack.py::test_each_role_uses_the_key_for_its_own_service_only",
+        ),
+    ),
+    *_walls(
+        "stacks/functions.py",
+        (
+            "RunClaude without the bucket",
+            '        secret.allow(self._roles["RunClaude"])\n',
+            '        secret.allow(self._roles["RunClaude"])\n'
+            '        storage.allow(self._roles["RunClaude"], SESSIONS, *reads)\n',
+            "test_stack.py::test_run_claude_has_no_right_on_any_bucket",
+        ),
+        (
+            "RestoreSession reads",
+            'storage.allow(self._roles["RestoreSession"], SESSIONS, *reads)',
+            'storage.allow(self._roles["RestoreSession"], SESSIONS, *reads, "s3:PutObject")',
+            "test_stack.py::test_restore_session_reads_sessions_and_keeps_the_record",
+        ),
+        (
+            "a function ends before its state",
+            "timeout=Duration.seconds(self._clocks.run_function),",
+            "timeout=Duration.seconds(self._clocks.run_state),",
+            "test_stack.py::test_functions_end_before_their_states",
+        ),
+    ),
+    *_walls(
+        "statemachine/claude_agent_workflow.asl.json",
+        (
+            "the claim is RestoreSession's",
+            '"claim": "{% $claim %}",\n          "told"',
+            '"claim": "{% $states.input.claim %}",\n          "told"',
+            "test_definition.py::test_persist_session_does_not_believe_run_claude",
+        ),
+    ),
+    *_walls(
+        "local/disk.py",
+        (
+            "a write that is refused",
+            "        if data is None:\n            _staged",
+            "        return\n        if data is None:\n            _staged",
+            "test_engine.py::test_what_the_disk_refuses_is_not_acknowledged",
+        ),
+        (
+            "a refusal is told",
+            'failed: tuple[Any, ...] = s3._error("InternalError", f"The disk refused: {refused.strerror}.", 500)',
+            'failed: tuple[Any, ...] = (200, {}, b"")',
+            "test_engine.py::test_what_the_disk_refuses_is_not_acknowledged",
+        ),
+        (
+            "what is refused is forgotten",
+            "_put(objects, key, record)",
+            "pass",
+            "test_engine.py::test_what_the_disk_refuses_is_not_acknowledged",
+        ),
+        (
+            "bytes that are cut are none",
+            "if len(data) != size:",
+            "if False:",
+            "test_engine.py::test_what_cannot_be_read_is_an_error_and_no_miss",
+        ),
+        (
+            "rights that another took",
+            "        take_rights(Path(s3.DATA_DIR))\n",
+            "",
+            "test_engine.py::test_modes_that_another_changed_are_set_right",
+        ),
+        (
+            "fsync",
+            "        file.flush()\n        os.fsync(file.fileno())\n",
+            "",
+            "test_engine.py::test_what_is_acknowledged_was_flushed",
+        ),
+        (
+            "fsync of the directory",
+            "    try:\n        os.fsync(opened)\n",
+            "    try:\n        pass\n",
+            "test_engine.py::test_what_is_acknowledged_was_flushed",
+        ),
+    ),
+    *_walls(
+        "local/mend.py",
+        (
+            "half a write",
+            "    for path in touched:\n        take_back(path)\n",
+            "",
+            "test_engine.py::test_half_a_write_is_taken_back",
+        ),
+    ),
+    *_walls(
+        "cli/printing.py",
+        (
+            "what a terminal would obey",
+            "MARK if unicodedata.category(char) in OBEYED and",
+            "MARK if False and",
+            "test_printing.py::test_nothing_of_it_is_obeyed",
+        ),
+    ),
+]
+
+
+def outcome(wall: Wall, tree: Path) -> str:
+    """What became of the tests in a copy of this tree without the wall."""
+    place = tree / wall.file
+    whole = place.read_text()
+    assert whole.count(wall.old) == 1, f"{wall.file} no longer has what is taken away: {wall.name}"
+    place.write_text(whole.replace(wall.old, wall.new))
+    tests = [f"tests/{test}" for test in wall.tests]
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "--no-header", "-p", "no:cacheprovider", "--tb=line", *tests]
+    try:
+        done = subprocess.run(command, cwd=tree, capture_output=True, text=True, timeout=SECONDS)
+    except subprocess.TimeoutExpired:
+        return f"broken: not done in {SECONDS} seconds"
+    finally:
+        place.write_text(whole)
+    failed = re.search(r"^FAILED (.*)$", done.stdout, re.M)
+    if done.returncode == 1 and failed and not re.search(r"^ERROR ", done.stdout, re.M):
+        return f"held: {failed[1]}"
+    return "OPEN" if done.returncode == 0 else f"broken: {done.stdout[-1500:]}{done.stderr[-500:]}"
+
+
+@contextmanager
+def copied() -> Iterator[Path]:
+    """A copy of the tree as it is, which other users may read, as some tests ask."""
+    listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=ROOT, capture_output=True)
+    with tempfile.TemporaryDirectory(prefix="mutations-") as folder:
+        Path(folder).chmod(0o755)
+        for name in filter(None, listed.stdout.decode().split("\0")):
+            if (ROOT / name).is_file():
+                (Path(folder) / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(ROOT / name, Path(folder) / name)
+        yield Path(folder)
+
+
+def main() -> None:
+    """The command; it exits with 1 where a wall is not held."""
+    parser = argparse.ArgumentParser(description="Takes each promised wall away, and sees a test fail.")
+    parser.add_argument("--only", nargs="*", default=[], metavar="WORD", help="walls with this in file, name or tests")
+    parser.add_argument("--jobs", type=int, default=1, help="how many at a time")
+    asked = parser.parse_args()
+    walls = [wall for wall in WALLS if not asked.only or any(word in str(wall) for word in asked.only)]
+
+    def tried(wall: Wall) -> bool:
+        with copied() as tree:
+            came = outcome(wall, tree)
+        print(f"{wall.file}: {wall.name}: {came}", flush=True)
+        return came.startswith("held")
+
+    with ThreadPoolExecutor(asked.jobs) as pool:
+        held = list(pool.map(tried, walls))
+    print(f"{sum(held)} of {len(held)} walls are held.")
+    sys.exit(not all(held))
+
+
+if __name__ == "__main__":
+    main()
