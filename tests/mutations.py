@@ -40,7 +40,7 @@ class Wall:
 
 
 def _walls(file: str, *walls: tuple[Any, ...]) -> list[Wall]:
-    return [Wall(name, file, old, new, tests) for name, old, new, *tests in walls]
+    return [Wall(name, file, old, new, tuple(tests)) for name, old, new, *tests in walls]
 
 
 WALLS = [
@@ -587,12 +587,6 @@ WALLS = [
             "test_claude.py::test_an_output_that_claude_code_never_checked_is_held_against_the_schema",
         ),
         (
-            "an output too deep",
-            "if each is not TOO_DEEP and fits",
-            "if fits",
-            "test_claude.py::test_an_output_that_claude_code_never_checked_is_held_against_the_schema",
-        ),
-        (
             "the meter's cost",
             "cost_usd=meter.spent,",
             'cost_usd=float(result.get("total_cost_usd") or 0),',
@@ -777,7 +771,7 @@ WALLS = [
             "a stranger's result of our shape",
             "if wrong := [name for name, sane in _SANE.items() if name in data and not sane(data[name])]:",
             "if wrong := []:",
-            "test_store.py::test_a_staged_result_of_any_other_shape_is_the_agents_failure",
+            "test_contract.py::test_a_staged_result_of_another_shape_is_refused",
         ),
         (
             "a stranger's cost is no NaN or fortune",
@@ -994,8 +988,8 @@ WALLS = [
         ),
         (
             "callers are no strangers",
-            "        if self._known:\n            self.server.lobby.leave(self.request)\n",
-            "",
+            "        if not self._known:\n",
+            "        if True:\n",
             "test_gateway.py::test_strangers_do_not_crowd_out_who_has_a_key",
         ),
         (
@@ -1213,7 +1207,7 @@ def outcome(wall: Wall, tree: Path) -> str:
     finally:
         place.write_text(whole)
     failed = re.search(r"^FAILED (.*)$", done.stdout, re.M)
-    if done.returncode == 1 and failed and not re.search(r"^ERROR ", done.stdout, re.M):
+    if done.returncode == 1 and failed and not re.search(r"^ERROR tests/", done.stdout, re.M):
         return f"held: {failed[1]}"
     return "OPEN" if done.returncode == 0 else f"broken: {done.stdout[-1500:]}{done.stderr[-500:]}"
 

@@ -1,5 +1,6 @@
 """The engine's door, as everything else on the machine meets it: raw requests, to an engine that is sealed."""
 
+import asyncio
 import http.client
 import json
 import socket
@@ -27,7 +28,7 @@ from h2.events import ResponseReceived
 from local import deploy, engine
 from local.deploy import CODE_BUCKET, CODE_KEY, Deployed
 from local.engine import ACCOUNT, REGION, Engine
-from local.guard import BUCKET, READY, ROOT_KEY, SEAL, UNVERIFIED_BYTES
+from local.guard import BUCKET, READY, ROOT_KEY, SEAL, UNVERIFIED_BYTES, Guard
 from local.signature import Request, Unsigned, claim
 from tests.test_engine import Workflow, function_id, with_stand_ins
 
@@ -481,6 +482,21 @@ def test_no_websocket_is_opened(sealed: Sealed) -> None:
     upgrade = {"Host": host, "Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13"}
     asked = Sent(target="/", headers=upgrade | {"Sec-WebSocket-Key": "AAAAAAAAAAAAAAAAAAAAAA=="})
     assert asked.status(sealed.engine) == 403
+    assert asyncio.run(_handed_on({"type": "websocket"})) == ([], [{"type": "websocket.close", "code": 1008}])
+
+
+async def _handed_on(scope: Json) -> tuple[list[Json], list[Json]]:
+    """What of a connection came to the application behind the guard, and what was answered."""
+    behind, answered = list[Json](), list[Json]()
+
+    async def application(scope: Json, _receive: Any, _send: Any) -> None:
+        behind.append(scope)
+
+    async def send(message: Json) -> None:
+        answered.append(message)
+
+    await Guard(application, "secret", lambda _key, _token: None)(scope, None, send)
+    return behind, answered
 
 
 def test_http_2_is_not_spoken(sealed: Sealed) -> None:

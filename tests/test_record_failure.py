@@ -56,6 +56,8 @@ def test_of_what_runclaude_says_only_class_and_numbers_are_believed() -> None:
     error = classify("RunClaude", raised("ModelRateLimited", json.dumps(forged)))
     assert error.facts() == ModelRateLimited(cost_usd=0.5, retry_after=30).facts()
     assert error.detail == "stderr"
+    for never in (10**9, -1, "soon", 1.5):
+        assert classify("RunClaude", raised("ModelRateLimited", json.dumps({"retry_after": never}))).retry_after is None
 
 
 @pytest.mark.parametrize("cost", [-1, 1e9, "1", None, [], float("nan")])
