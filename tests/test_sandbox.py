@@ -117,7 +117,7 @@ def test_wiping_what_was_closed_to_its_owner() -> None:
             os.chown(path, user or -1, user or -1)
         for path in tree:
             path.chmod(0)
-        command = [ordinary.python(), "-c", program, str(root)]
+        command = [str(ordinary.python()), "-c", program, str(root)]
         done = subprocess.run(command, cwd=ROOT, user=user, group=user, capture_output=True, text=True)
         assert (done.stderr, root.exists()) == ("", False)
 
