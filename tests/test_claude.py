@@ -437,6 +437,7 @@ def test_an_output_that_does_not_fit_the_schema_is_refused_once() -> None:
     assert fits({"n": 7}, schema)
     assert not fits({"n": "seven"}, schema)
     assert fits({"n": "x"}, {"properties": {"n": {"pattern": "\\p{L}"}}})
+    assert fits({"n": "é"}, {"properties": {"n": {"pattern": "^\\W$"}}})  # right in JavaScript
     assert fits({}, {"$ref": "http://127.0.0.1:1/elsewhere"})
 
 
