@@ -110,7 +110,7 @@ def test_a_staged_result_is_only_persisted(workflow: Workflow) -> None:
     """`persist` goes past the model."""
     assert workflow.run(next="persist")["status"] == "SUCCEEDED"
     assert workflow.visited() == {"RestoreSession", "PersistSession"}
-    assert workflow.calls("PersistSession")[0]["told"] is None
+    assert workflow.calls("PersistSession")[0]["told"] == {}
 
 
 def test_a_committed_answer_is_only_given(workflow: Workflow) -> None:
