@@ -21,6 +21,7 @@ REASONS = (
     (r"PUT .*/index/hours/.*/done/.*", "the index: the run is done"),
     (r"DELETE .*/index/hours/.*", "the index: it is no longer just begun"),
     (r"PUT .*/started.*", "no attempt asks the model twice"),
+    (r"PUT .*/spent\.json.*", "what is spent, should the function be killed"),
     (r"PUT .*/changes\.zip.*", "what the run changed is staged"),
     (r"PUT .*/messages\.json.*", "the agent's messages are staged"),
     (r"PUT .*/result\.json.*", "what the run came to is staged"),

@@ -17,6 +17,7 @@ from benchmarks.handlers import Call, Handler, Sampler, environment
 from benchmarks.limiter import Exchange, Limiter
 from benchmarks.storage import BUCKET, KEY, REGION
 from local.api import Template
+from local.model import ScriptedModel
 
 Json = dict[str, Any]
 
@@ -133,7 +134,10 @@ def running(folder: Path, limiter: Limiter, template: Template) -> Iterator[Work
     """Fresh functions with the stand-in for Claude Code, their S3 behind the limiter; ended on the way out."""
     folder.mkdir(parents=True)
     agent = cli.overlay(folder / "agent")
-    with functions(folder, limiter.url, template, "http://unused", agent) as started:
+    with (
+        ScriptedModel(kept=1) as model,
+        functions(folder, limiter.url, template, model.url, agent) as started,
+    ):
         yield Workflow(started, limiter, folder / "stamps")
 
 
