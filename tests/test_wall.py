@@ -53,7 +53,7 @@ def test_a_wall_that_does_not_hold_is_noticed(tmp_path: Path) -> None:
 def test_root_without_user_ids_to_give_is_told_so(tmp_path: Path) -> None:
     """Of a user namespace, as `unshare -r` makes one; it is no reason for a traceback."""
     code = "import sys; from pathlib import Path; from local import sandbox; sandbox.holding(Path(sys.argv[1]))"
-    command = ["unshare", "-r", sys.executable, "-c", code, tmp_path]
+    command = ["unshare", "-r", sys.executable, "-c", code, str(tmp_path)]
     its_own = os.environ | {"TMPDIR": str(tmp_path)}  # in /tmp may be what another user's runs have left
     done = subprocess.run(command, env=its_own, capture_output=True, text=True)
     if "unshare failed" in done.stderr:
