@@ -449,7 +449,9 @@ class _Run:
         return kind(sentence, retry_after=retry_after, cost_usd=self.proxy.meter.spent, detail=detail)
 
 
-WITHOUT_PATTERNS = validators.extend(Draft7Validator, {"pattern": lambda *_: ()})  # type: ignore[no-untyped-call]
+WITHOUT_PATTERNS = validators.extend(  # type: ignore[no-untyped-call]  # its stub has no types
+    Draft7Validator, {"pattern": lambda *_: ()}
+)
 """JavaScript's regular expressions are not Python's (`\\w` has no é there), so a right answer could seem wrong."""
 
 
