@@ -14,6 +14,7 @@ from typing import Any
 from lambdas import output_schema
 from lambdas.errors import InvalidRequest, RequestTooLarge
 from lambdas.settings import Caps, Clocks
+from lambdas.strict import DEPTH, too_deep
 
 Json = dict[str, Any]
 
@@ -156,10 +157,14 @@ class Request:
     def parse(cls, envelope: Json, caps: Caps, clocks: Clocks) -> "Request":
         """Raises `InvalidRequest` (its sentence names the field) or `RequestTooLarge`."""
         body = envelope.get("body")
-        if envelope.get("oversize") or len(json.dumps(body, ensure_ascii=False)) > BODY_BYTES:
+        if envelope.get("oversize"):
             raise RequestTooLarge
         if not isinstance(body, dict):
             raise InvalidRequest("The body must be a JSON object with a prompt, all of it text that UTF-8 can carry.")
+        if deep := next((name for name, value in body.items() if too_deep(value, DEPTH)), None):
+            raise InvalidRequest(f"The field {deep[:80]} is nested more than {DEPTH} levels deep.")
+        if len(json.dumps(body, ensure_ascii=False)) > BODY_BYTES:
+            raise RequestTooLarge
         _check_fields(body)
         _check_caps(body, caps, clocks)
         if _bytes(body) > BODY_BYTES:

@@ -1,5 +1,6 @@
 """What comes in at the door, field by field."""
 
+import functools
 import json
 from dataclasses import asdict
 from typing import Any
@@ -12,6 +13,8 @@ from lambdas.settings import Caps, Clocks
 
 CAPS = Caps(max_turns=50, max_budget_usd=2.0, allowed_tools=None)
 CLOCKS = Clocks(29)
+DEEP: dict[str, Any] = functools.reduce(lambda within, _: {"a": within}, range(5000), dict[str, Any]())
+"""Nested more deeply than Python goes by recursion."""
 
 
 def parsed(body: object, caps: Caps = CAPS, **envelope: Any) -> Request:
@@ -51,6 +54,8 @@ WRONG = [
     ({"prompt": "x", "max_budget_usd": float("nan")}, "max_budget_usd"),
     ({"prompt": "x", "max_budget_usd": 2.01}, "at most 2"),
     ({"prompt": "x", "output_schema": "{}"}, "output_schema"),
+    ({"prompt": DEEP}, "The field prompt is nested"),
+    ({"prompt": "x", "output_schema": {"properties": DEEP}}, "The field output_schema is nested"),
     ({"prompt": "x", "output_schema": {"type": "objekt"}}, "output_schema needs one or some of array"),
     ({"prompt": "x", "allowed_tools": "Read"}, "allowed_tools"),
     ({"prompt": "x", "allowed_tools": ["Bash(git *)"]}, "allowed_tools"),

@@ -51,6 +51,8 @@ from lambdas.agent.witness import Witness
 from lambdas.errors import (
     MODEL_STATUSES,
     AgentCrashed,
+    DiskFull,
+    Internal,
     ModelOverloaded,
     ModelRateLimited,
     OutputUnusable,
@@ -174,11 +176,11 @@ async def converse(turn: Turn, scratch: Scratch, proxy: Proxy, saver: Saver, dea
         raise SessionDamaged(detail="the session has no transcript")
     agent = _Agent(turn, scratch, proxy, saver, deadline)
     in_time = await agent.run(deadline)
-    if not in_time:
-        transcript.reword(before)
     proxy.meter.quiet(QUIET_SECONDS)
     run = _Run(turn, scratch, proxy, agent, round((time.monotonic() - began) * 1000))
     try:
+        if not in_time:
+            run.reword(before)
         return run.outcome(in_time)
     except WorkflowError:
         if proxy.answers:
@@ -380,6 +382,13 @@ class _Run:
     proxy: Proxy
     agent: _Agent
     duration_ms: int
+
+    def reword(self, since: int) -> None:
+        """Say in the transcript who ended the turn. Raises `DiskFull`, or `Internal` where it cannot be written."""
+        try:
+            Transcript(self.scratch, self.turn.claude_session).reword(since)
+        except OSError as error:
+            raise self._error(DiskFull if DiskFull.means(error) else Internal, {"result": str(error)}) from error
 
     def outcome(self, in_time: bool) -> Outcome:
         """The completed run, or raises what it failed by."""
