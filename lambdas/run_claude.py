@@ -96,6 +96,7 @@ class Worker:
     def run(self, task: Task, end: float = math.inf) -> RunResult:
         """Raises one of the model's errors, `AgentCrashed`, `SessionTooLarge`, `RunTimedOut` where what came of it is
         not staged before the function ends (at `end`, epoch seconds), or one of `Internal`."""
+        tempfile.gettempdir()  # looked for once, and now: on a disk that a run filled there would seem to be none
         pinned = task.grants.session
         session = self.grantee.open(pinned, task.size, task.directory) if pinned else None
         with ThreadPoolExecutor(1) as beside:
