@@ -216,6 +216,9 @@ def test_a_busy_session_says_when_to_come_back(serve: Serve) -> None:
         (409, "SessionBusy"),
         (409, "RunInProgress"),
     ]
-    assert all(int(answer.headers["retry-after"]) > 0 and answer.json["retryable"] for answer in (busy, same))
+    for answer in (busy, same):
+        assert answer.json["retryable"]
+        assert 1 <= int(answer.headers["retry-after"]) <= 6
+        assert f"gain in {answer.headers['retry-after']} second" in answer.json["error"]
     other = curl(serve, *USUAL, *held, "-d", '{"prompt": "another body"}')
     assert (other.status, other.json["code"]) == (422, "IdempotencyMismatch")

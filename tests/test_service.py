@@ -253,19 +253,6 @@ def test_a_fork_leaves_its_origin_alone(client: Client) -> None:
     assert client.metadata(origin)["turns"] == "1"
 
 
-def test_a_busy_session_says_when_to_come_again(client: Client) -> None:
-    """A second writer gets 409 with Retry-After, and the first one's turn is not disturbed."""
-    session = client.ask("Hello")
-    with ThreadPoolExecutor(1) as pool:
-        slow = pool.submit(client.ask, "wait 15\nsay done", session)
-        assert eventually(lambda: client.keys(f"locks/{session['session_id']}"))
-        status, answer, headers = client.post({"prompt": "Me too", "session_id": session["session_id"]})
-        assert (status, answer["code"], answer["retryable"]) == (409, "SessionBusy", True)
-        assert 1 <= int(headers["retry-after"]) <= 6
-        assert f"Try again in {headers['retry-after']} second" in answer["error"]
-        assert "done" in slow.result()["result"]
-
-
 MODEL_ERRORS = [
     ("status 401", 502, "ModelUnauthorized"),
     ("status 403", 502, "ModelUnauthorized"),
