@@ -26,7 +26,6 @@ from local import service
 from local.model import MARK, ScriptedModel
 from local.service import Model, Service
 from tests.commands import assert_nothing_runs
-from tests.eventually import eventually
 from tests.opened import Opened
 
 Json = dict[str, Any]
