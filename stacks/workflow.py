@@ -54,7 +54,17 @@ class ClaudeAgentWorkflow(Stack):
 
 def synthesize(outdir: str, context: Mapping[str, Any] | None = None) -> CloudAssembly:
     """Writes the cloud assembly into `outdir` and returns it. Raises `BadContext`."""
-    return application(outdir, context).synth()
+    assembly = application(outdir, context).synth()
+    for asset in Path(assembly.directory).glob("asset.*"):
+        _let_everybody_read(asset)
+    return assembly
+
+
+def _let_everybody_read(asset: Path) -> None:
+    """Zips and images keep the modes of the files that they are made of, and Lambda runs functions as a user who owns
+    none of them: what was cloned under a umask of 077 could not be read there."""
+    for path in (asset, *asset.rglob("*")):
+        path.chmod(0o755 if path.is_dir() else 0o644)
 
 
 def application(outdir: str, context: Mapping[str, Any] | None = None) -> App:

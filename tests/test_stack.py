@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -675,22 +676,54 @@ def test_the_secret_holds_placeholders_only(template: Template) -> None:
     assert run["SECRET_ARN"]["Ref"].startswith("ModelSecret")
 
 
-def test_synth_needs_no_network_no_credentials_and_no_docker(tmp_path: Path) -> None:
-    """`python app.py` in an empty environment, cut off from every network, writes the same template."""
-    docker = tmp_path / "docker"
-    docker.write_text(f"#!/bin/sh\ntouch {tmp_path}/docker-was-called\nexit 1\n")
+@pytest.fixture(scope="module")
+def guarded_synth(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where `python app.py` synthesized into `cdk.out`: from a clone that only its owner can read, in an empty
+    environment, under the strictest umask, and cut off from every network."""
+    place = tmp_path_factory.mktemp("guarded")
+    docker = place / "docker"
+    docker.write_text(f"#!/bin/sh\ntouch {place}/docker-was-called\nexit 1\n")
     docker.chmod(0o755)
     environment = {
-        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+        "PATH": f"{place}:{os.environ['PATH']}",
         "CDK_DOCKER": str(docker),
-        "CDK_OUTDIR": str(tmp_path / "cdk.out"),
-        "HOME": str(tmp_path),
+        "CDK_OUTDIR": str(place / "cdk.out"),
+        "HOME": str(place),
     }
-    command = [*_without_network(), sys.executable, str(ROOT / "app.py")]
-    said = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    command = [*_without_network(), sys.executable, "app.py"]
+    clone = _private_clone(place / "clone")
+    said = subprocess.run(command, cwd=clone, env=environment, umask=0o077, capture_output=True, text=True)
     assert said.returncode == 0, said.stderr
-    assert (tmp_path / "cdk.out" / "ClaudeAgentWorkflow.template.json").is_file()
-    assert not (tmp_path / "docker-was-called").exists()
+    return place
+
+
+def _private_clone(clone: Path) -> Path:
+    """What a stack is synthesized from, as `git clone` leaves it under a umask of 077."""
+    clone.mkdir()
+    for name in ("app.py", "cdk.json", "stacks", "statemachine", "lambdas"):
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, clone / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(ROOT / name, clone)
+    for path in (clone, *clone.rglob("*")):
+        path.chmod(0o700 if path.is_dir() else 0o600)
+    return clone
+
+
+def test_synth_needs_no_network_no_credentials_and_no_docker(guarded_synth: Path) -> None:
+    """Without them, `python app.py` writes the template."""
+    assert (guarded_synth / "cdk.out" / "ClaudeAgentWorkflow.template.json").is_file()
+    assert not (guarded_synth / "docker-was-called").exists()
+
+
+def test_assets_can_be_read_whatever_the_builders_umask(guarded_synth: Path) -> None:
+    """Lambda's user owns none of a zip's files, so they are everybody's to read; the image's build sees to its own."""
+    assets = _assets(guarded_synth / "cdk.out")
+    assert len(assets) == 2
+    for path in (path for asset in assets for path in (asset, *asset.rglob("*"))):
+        assert path.stat().st_mode & 0o777 == (0o755 if path.is_dir() else 0o644), path
+    _, _, after_the_code = (ROOT / "lambdas/Dockerfile").read_text().partition("\nCOPY lambdas/ ")
+    assert "\nRUN chmod -R a+rX ${LAMBDA_TASK_ROOT}/lambdas" in after_the_code
 
 
 def _without_network() -> list[str]:
