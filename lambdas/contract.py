@@ -386,6 +386,8 @@ class Task:
     """Whether a checkpoint of this very run is, whose turn is to be gone on with instead of being asked anew."""
     deadline: float
     """Epoch seconds at which the agent is interrupted."""
+    handed_at: float
+    """Epoch seconds at which RestoreSession gave it out: what goes by until RunClaude has it, it took to start."""
     size: int
     """Bytes of the session's archive; 0 for a new session."""
     directory: int
@@ -397,6 +399,10 @@ class Task:
     def load(cls, data: Json) -> "Task":
         grants: Json = {name: Grant(**grant) if grant else None for name, grant in data["grants"].items()}
         return cls(**{**data, "allowance": Allowance(**data["allowance"]), "grants": Grants(**grants)})
+
+
+WARM_UP: Json = {"warm": True}
+"""What RunClaude is given instead of a task, when a deploy is done, so that the first run finds it warm."""
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@
     ├── ModelRateLimited        429  the provider throttles, and nothing was spent yet
     ├── ModelUnauthorized       502  the deployment's model credential is bad or unset
     ├── ModelOverloaded         503  the provider fails, is unreachable, or gave no first turn in time
+    │   └── NotAsked                503  the time was over before the model was asked: a cold start, a large session
     ├── AgentCrashed            502  the CLI died
     ├── OutputUnusable          502  the structured output is not what the schema asks for, or nested too deeply
     ├── RunTimedOut             504  the backstop behind the run's own deadline
@@ -51,7 +52,7 @@ class WorkflowError(Exception):
     passing: ClassVar[bool] = False
     """Whether it may be over in a second, so that the definition repeats a function that is idempotent."""
     sentence: ClassVar[str] = "The run failed for a reason of the service's own."
-    """`{wait}` in it is when to come again."""
+    """`{wait}` in it is when to come again, `{start}` how long the service took to start."""
 
     known_as: ClassVar[str | None] = None
     """The `code` that it is answered with where callers need not tell it from others."""
@@ -65,9 +66,12 @@ class WorkflowError(Exception):
         run_id: str | None = None,
         cost_usd: float | None = 0.0,
         detail: str = "",
+        start_seconds: int | None = None,
     ) -> None:
-        self.said = sentence or self.sentence.format(wait=_wait(retry_after))
+        self.said = sentence or self.sentence.format(wait=_wait(retry_after), start=_start(start_seconds))
         self.retry_after = retry_after
+        self.start_seconds = start_seconds
+        """How long RunClaude's function took to start, where that is what the time went by with: a cold start."""
         self.session_id = session_id
         self.run_id = run_id
         self.cost_usd = cost_usd
@@ -77,7 +81,8 @@ class WorkflowError(Exception):
 
     def but(self, **facts: Any) -> Self:
         """The same failure, with other facts (the constructor's arguments)."""
-        own = {name: getattr(self, name) for name in ("retry_after", "session_id", "run_id", "cost_usd", "detail")}
+        names = ("retry_after", "session_id", "run_id", "cost_usd", "detail", "start_seconds")
+        own = {name: getattr(self, name) for name in names}
         return type(self)(self.said, **(own | facts))
 
     @classmethod
@@ -86,7 +91,8 @@ class WorkflowError(Exception):
         return cls.known_as or cls.__name__
 
     def facts(self) -> dict[str, Any]:
-        """The failure as it is answered; `retry_after` only where there is one."""
+        """The failure as it is answered; `retry_after` and `start_seconds` only where there are any."""
+        perhaps = {"retry_after": self.retry_after, "start_seconds": self.start_seconds}
         return {
             "success": False,
             "error": self.said,
@@ -95,11 +101,15 @@ class WorkflowError(Exception):
             "session_id": self.session_id,
             "run_id": self.run_id,
             "cost_usd": self.cost_usd,
-        } | ({"retry_after": self.retry_after} if self.retry_after else {})
+        } | {name: value for name, value in perhaps.items() if value}
 
 
 def _wait(seconds: int | None) -> str:
     return "later" if not seconds else "in a second" if seconds == 1 else f"in {seconds} seconds"
+
+
+def _start(seconds: int | None) -> str:
+    return f" (the service was only just starting: a cold start, which took {seconds} s)" if seconds else ""
 
 
 class Refused(WorkflowError):
@@ -207,7 +217,19 @@ class ModelOverloaded(WorkflowError):
 
     status = 503
     retryable = True
-    sentence = "No answer came from the model in time. Nothing was changed; try again."
+    known_as = "ModelOverloaded"
+    sentence = "No answer came from the model in time{start}. Nothing was changed; try again."
+
+    def after(self, start_seconds: float) -> Self:
+        """The same failure, of a run for which the service took so long to start; none for one that was warm."""
+        took = max(0, round(start_seconds))  # two machines' clocks
+        return type(self)(retry_after=self.retry_after, cost_usd=self.cost_usd, detail=self.detail, start_seconds=took)
+
+
+class NotAsked(ModelOverloaded):
+    """The time was over before the model was asked: it went by with starting the function, or restoring the session."""
+
+    sentence = "The time was over before the model was asked{start}. Nothing was changed; try again."
 
 
 class AgentCrashed(WorkflowError):

@@ -114,6 +114,7 @@ def classify(state: str, raised: Json) -> WorkflowError:
         return kind(
             cost_usd=facts["cost_usd"] if dollars(facts.get("cost_usd")) else None,
             retry_after=_seconds(facts.get("retry_after")),
+            start_seconds=_seconds(facts.get("start_seconds")),
             detail=_detail(facts, raised),
         )
     return kind(

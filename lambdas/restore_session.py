@@ -142,6 +142,7 @@ class Door:
             resume=claim.base is not None or checkpoint is not None,
             cut=checkpoint is not None,
             deadline=request.requested_at + min(clocks.agent, request.body.get("timeout_seconds", clocks.agent)),
+            handed_at=self.now(),
             size=claim.base.size if claim.base else 0,
             directory=claim.base.directory if claim.base else 0,
             allowance=Allowance.of(request.body, self.settings.caps, self.store.spent_before(claim)),

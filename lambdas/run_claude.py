@@ -27,16 +27,17 @@ from botocore.exceptions import BotoCoreError, ClientError
 from lambdas import strict
 from lambdas.agent.bedrock import bedrock
 from lambdas.agent.checkpoint import Leashed
-from lambdas.agent.claude import CONTINUE, Outcome, Turn, converse
+from lambdas.agent.claude import CLI, CONTINUE, Outcome, Turn, converse
 from lambdas.agent.credentials import Proxy, Secret, Upstream, anthropic, supabase
 from lambdas.agent.sandbox import Scratch, refuse_careless, seal, swept
 from lambdas.agent.wall import Wall
-from lambdas.contract import Grant, Json, Result, RunResult, Task
+from lambdas.contract import WARM_UP, Grant, Json, Result, RunResult, Task
 from lambdas.errors import (
     AgentCrashed,
     DiskFull,
     ModelOverloaded,
     ModelUnauthorized,
+    NotAsked,
     RunTimedOut,
     StorageUnavailable,
     WorkflowError,
@@ -48,7 +49,10 @@ from lambdas.sessions.records import RATIO, Limits
 from lambdas.sessions.resumed import Resumed
 from lambdas.sessions.tree import Change, Fingerprint, Keep, settle, shown
 from lambdas.sessions.unpack import unpack
-from lambdas.settings import AgentSettings
+from lambdas.settings import PROVISIONED, STARTED, AgentSettings
+
+PIECE = 1024 * 1024
+"""Bytes of Claude Code that are read at once, to have them read."""
 
 FILES_NAMED = 1000
 """How many changed files result.json names; `files_total` counts them all."""
@@ -64,11 +68,26 @@ KEPT_OF_CLAUDE = ("tool-results", "subagents")
 
 
 def handler(event: Json, context: Any) -> Json:
-    """The Lambda entry point: `Task` → `RunResult`."""
+    """The Lambda entry point: `Task` → `RunResult`, or `WARM_UP` → nothing."""
+    if event == WARM_UP:
+        return warm()
+    task, cold = Task.load(event), not worker.cache_info().currsize
     try:
-        return worker().run(Task.load(event), time.time() + context.get_remaining_time_in_millis() / 1000).dump()
+        end = time.time() + context.get_remaining_time_in_millis() / 1000
+        ready = worker()
+        return ready.run(task, end, time.time() - task.handed_at if cold else 0.0).dump()
     finally:
         gc.collect()  # the SDK's objects hold each other, and with them what is known of the session's files
+
+
+def warm() -> Json:
+    """Make ready what the first run would wait for. Lambda loads an image piece by piece, as it is read: of Claude Code
+    that takes longest. Nothing else is touched, and nothing is asked for."""
+    worker()
+    with CLI.open("rb") as program:
+        while program.read(PIECE):
+            pass
+    return {}
 
 
 @cache
@@ -93,8 +112,10 @@ class Worker:
     grantee: Grantee
     upstreams: list[Upstream]
 
-    def run(self, task: Task, end: float = math.inf) -> RunResult:
-        """Raises one of the model's errors, `AgentCrashed`, `SessionTooLarge`, `RunTimedOut` where what came of it is
+    def run(self, task: Task, end: float = math.inf, start_seconds: float = 0.0) -> RunResult:
+        """`start_seconds` went by while this function started: a cold start, or else 0.
+
+        Raises one of the model's errors, `AgentCrashed`, `SessionTooLarge`, `RunTimedOut` where what came of it is
         not staged before the function ends (at `end`, epoch seconds), or one of `Internal`."""
         tempfile.gettempdir()  # looked for once, and now: on a disk that a run filled there would seem to be none
         pinned = task.grants.session
@@ -106,6 +127,9 @@ class Worker:
         try:
             body = json.loads(request.result())["body"]
             return self._run(task, body, session, end)
+        except ModelOverloaded as error:
+            late = time.time() >= task.deadline
+            raise self._told(task, error.after(start_seconds) if late else error) from None
         except WorkflowError as error:
             raise self._told(task, error) from None
         except OSError as error:
@@ -118,7 +142,7 @@ class Worker:
             before = self._restore(task, session, scratch)
             settle(before, scratch.private)
             if time.time() > task.deadline:
-                raise ModelOverloaded(detail="the deadline passed while the session was restored")
+                raise NotAsked(detail="the deadline passed while the session was restored")
             saver = _Saver(self, task, scratch, before)
             with Proxy(self.upstreams) as proxy:
                 outcome = asyncio.run(converse(_turn(task, body), scratch, proxy, saver, task.deadline))
@@ -320,3 +344,7 @@ def _secret(secrets: Any, arn: str, name: str) -> str:
     if not isinstance(value, str) or value in ("", "unset"):
         raise ModelUnauthorized(detail=f"the secret has no {name}")
     return value
+
+
+if os.environ.get(STARTED) == PROVISIONED:
+    warm()  # ahead of any run, and not a part of one's time

@@ -156,6 +156,9 @@ STARTED = "AWS_LAMBDA_INITIALIZATION_TYPE"
 """Lambda itself sets this reserved variable, and no emulator in use here. Its other values are of environments that are
 restored from a snapshot, or shared."""
 
+PROVISIONED = "provisioned-concurrency"
+"""Its value where the function is started ahead of any run, to be kept warm."""
+
 
 @dataclass(frozen=True)
 class AgentSettings:
@@ -198,7 +201,7 @@ class AgentSettings:
             max_session_files=int(_number(environ, "MAX_SESSION_FILES")),
             scratch=_text(environ, "SCRATCH"),
             sandbox=_text(environ, "SANDBOX"),
-            wiped=ALONE if environ.get(STARTED) in ("on-demand", "provisioned-concurrency") else (),
+            wiped=ALONE if environ.get(STARTED) in ("on-demand", PROVISIONED) else (),
         )
 
 

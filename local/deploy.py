@@ -4,6 +4,7 @@ What differs here, and nothing else does:
 
 - The API is not deployed; `local.gateway` reads it out of the same template.
 - Functions, RunClaude's image too, are this project's own files, run by AWS's runtime client (`local.worker`).
+- Nothing warms RunClaude up: no event says that the stack is there.
 - The bucket has a fixed name, so that a restart finds its sessions, and no policy: that one demands TLS.
 """
 
@@ -35,6 +36,7 @@ CODE_KEY = "worker.zip"
 DEPLOYED = (
     "AWS::IAM::Policy",
     "AWS::IAM::Role",
+    "AWS::Lambda::Alias",
     "AWS::Lambda::Function",
     "AWS::Lambda::Version",
     "AWS::Logs::LogGroup",

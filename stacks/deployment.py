@@ -10,6 +10,10 @@ from lambdas.contract import FIELDS
 
 MAX_EPHEMERAL_MB = 10240
 """Lambda's limit for /tmp."""
+MAX_MEMORY_MB = 10240
+"""Lambda's limit for a function; a new account's is 3008."""
+MIN_MEMORY_MB = 1024
+"""Claude Code takes some 200 MB, the handler up to 300 with a large session; what the agent starts comes on top."""
 CALLER = re.compile(r"[a-z][a-z0-9-]{0,31}")
 
 
@@ -49,6 +53,10 @@ class Deployment:
     """None: every tool of Claude Code."""
     max_concurrent_runs: int | None
     """Reserved concurrency of RunClaude; None: the account's."""
+    warm_runs: int
+    """Provisioned concurrency of RunClaude: how many runs at once meet no cold start. It costs by the hour."""
+    memory_mb: int
+    """RunClaude's, and with it its processors: 1,769 MB are one."""
     max_session_mb: int
     """MiB of a session's files, unpacked."""
     max_session_files: int
@@ -94,6 +102,8 @@ class Deployment:
             max_budget_usd=take.number("max_budget_usd"),
             allowed_tools=_tools(take.names("allowed_tools")),
             max_concurrent_runs=take.whole_or_none("max_concurrent_runs", 1),
+            warm_runs=take.whole("warm_runs", 0),
+            memory_mb=take.whole("memory_mb", MIN_MEMORY_MB, MAX_MEMORY_MB),
             max_session_mb=take.whole("max_session_mb", 1, (MAX_EPHEMERAL_MB - 512) // 3),
             max_session_files=take.whole("max_session_files", 1),
             max_dead_share=take.share("max_dead_share"),
@@ -108,6 +118,7 @@ class Deployment:
         take.refuse_the_rest()
         deployment._check_models()
         deployment._check_network()
+        deployment._check_warmth()
         return deployment
 
     def _check_models(self) -> None:
@@ -125,6 +136,10 @@ class Deployment:
         for subnet in self.subnets:
             if not SUBNET_ID.fullmatch(subnet):
                 raise BadContext(f"subnets takes the ids of subnets; {subnet!r} is none.")
+
+    def _check_warmth(self) -> None:
+        if self.max_concurrent_runs is not None and self.warm_runs > self.max_concurrent_runs:
+            raise BadContext("warm_runs must not be more than max_concurrent_runs, of which they are a part.")
 
 
 MODEL_ID = re.compile(r"[A-Za-z0-9._:-]+")

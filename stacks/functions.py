@@ -86,8 +86,20 @@ class Functions(Construct):
             self._into_the_network(run, deployment.vpc)
 
         functions = {"RestoreSession": restore, "RunClaude": run, "PersistSession": persist, "RecordFailure": failure}
-        self.versions = {state: function.current_version for state, function in functions.items()}
-        """Published versions: a run that a deploy overtakes ends with the code that it began with."""
+        self.versions: dict[str, aws_lambda.Version | aws_lambda.Alias] = {
+            state: function.current_version for state, function in functions.items()
+        }
+        """Published versions: a run that a deploy overtakes ends with the code that it began with. Where some of
+        RunClaude are kept warm, its version is named by an alias, since versions are retained, and each would keep its
+        own warm, and paid for."""
+        if deployment.warm_runs:
+            self.versions["RunClaude"] = aws_lambda.Alias(
+                self,
+                "Warm",
+                alias_name="warm",
+                version=run.current_version,
+                provisioned_concurrent_executions=deployment.warm_runs,
+            )
 
     def _restore_environment(self, storage: Storage) -> dict[str, str]:
         return {
@@ -151,7 +163,7 @@ class Functions(Construct):
                 exclude=ONLY_LAMBDAS,
                 ignore_mode=IgnoreMode.GIT,
             ),
-            memory_size=2048,
+            memory_size=deployment.memory_mb,
             ephemeral_storage_size=Size.mebibytes(deployment.ephemeral_mb),
             timeout=Duration.seconds(self._clocks.run_function),
             reserved_concurrent_executions=deployment.max_concurrent_runs,

@@ -18,7 +18,12 @@ class Machine(Construct):
     """The machine, inline in the template where linters see it, with every state of every execution in its log."""
 
     def __init__(
-        self, scope: Construct, construct_id: str, *, clocks: Clocks, functions: dict[str, aws_lambda.Version]
+        self,
+        scope: Construct,
+        construct_id: str,
+        *,
+        clocks: Clocks,
+        functions: dict[str, aws_lambda.Version | aws_lambda.Alias],
     ) -> None:
         super().__init__(scope, construct_id)
         arns = {state: function.function_arn for state, function in functions.items()}

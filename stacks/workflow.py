@@ -16,6 +16,7 @@ from stacks.functions import Functions
 from stacks.machine import Machine
 from stacks.secret import ModelSecret
 from stacks.storage import Storage
+from stacks.warm_up import WarmUp
 
 CDK_JSON = Path(__file__).resolve().parent.parent / "cdk.json"
 
@@ -35,6 +36,7 @@ class ClaudeAgentWorkflow(Stack):
         functions = Functions(self, "Functions", deployment=deployment, storage=storage, secret=secret)
         clocks = Clocks(deployment.integration_timeout)
         machine = Machine(self, "Machine", clocks=clocks, functions=functions.versions).machine
+        WarmUp(self, "WarmUp", run=functions.versions["RunClaude"])
         api = Api(self, "Door", deployment=deployment, machine=machine)
         CfnOutput(self, "ApiUrl", value=api.url, description="POST here")
         CfnOutput(self, "BucketName", value=storage.bucket.bucket_name)

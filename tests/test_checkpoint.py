@@ -481,6 +481,7 @@ def a_task(bucket: Bucket, attempt: str, claude_session: str, checkpoint: str | 
         resume=checkpoint is not None,
         cut=checkpoint is not None,
         deadline=time.time() + SECONDS,
+        handed_at=time.time(),
         size=0,
         directory=0,
         allowance=Allowance(10, 5.0, None, []),

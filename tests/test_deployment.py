@@ -67,6 +67,10 @@ def test_ephemeral_storage_fits_the_session() -> None:
         ("callers", {"alice": [1, 1]}, "generation"),
         ("cors_origin", "it's mine", "one origin"),
         ("max_budget_usd", 0, "above 0"),
+        ("warm_runs", -1, "between 0 and"),
+        ("memory_mb", 512, "between 1024 and 10240"),
+        ("memory_mb", 20480, "between 1024 and 10240"),
+        ("memory_mb", None, "null"),
         ("max_session_mb", 4000, "between 1 and 3242"),
         ("max_dead_share", 1, "share below 1"),
         ("max_dead_share", 0, "above 0"),
@@ -90,6 +94,15 @@ def test_a_bad_value_stops_with_a_sentence(name: str, value: Any, sentence: str)
     with pytest.raises(BadContext, match=sentence) as stopped:
         Deployment.read(CONTEXT | {name: value})
     assert len(str(stopped.value).splitlines()) == 1
+
+
+def test_what_is_kept_warm_is_a_part_of_what_may_run() -> None:
+    """Lambda refuses more provisioned concurrency than is reserved, in the middle of a deploy."""
+    said = {"max_concurrent_runs": "2", "warm_runs": "2", "memory_mb": "3008"}
+    read = Deployment.read(CONTEXT | said)
+    assert (read.warm_runs, read.memory_mb) == (2, 3008)
+    with pytest.raises(BadContext, match="warm_runs must not be more than max_concurrent_runs"):
+        Deployment.read(CONTEXT | said | {"warm_runs": 3})
 
 
 def test_a_missing_value_stops_with_its_name() -> None:

@@ -97,6 +97,14 @@ def test_what_a_leaked_key_costs_is_reckoned_right() -> None:
     assert f"that is {requests} × ${dollars:.2f} = **${requests * dollars:.0f}**" in README
 
 
+def test_what_is_kept_warm_costs_is_reckoned_right() -> None:
+    """The figure follows from cdk.json: a month has 730 hours, and the price is that of a GB-second."""
+    context = json.loads((ROOT / "cdk.json").read_text())["context"]
+    gigabytes, seconds, price = context["memory_mb"] // 1024, 730 * 3600, 0.0000041667
+    sum_ = f"{gigabytes} GB × {seconds:,} s × ${price:.10f} = **${gigabytes * seconds * price:.2f}**"
+    assert sum_ in README
+
+
 @pytest.mark.parametrize("page", ["README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))])
 def test_every_link_leads_somewhere(page: str) -> None:
     """Relative links name files that are there."""

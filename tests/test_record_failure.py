@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from lambdas import errors
-from lambdas.errors import ModelRateLimited, SessionMoved, WorkflowError
+from lambdas.errors import ModelRateLimited, NotAsked, SessionMoved, WorkflowError
 from lambdas.record_failure import classify
 
 
@@ -58,6 +58,20 @@ def test_of_what_runclaude_says_only_class_and_numbers_are_believed() -> None:
     assert error.detail == "stderr"
     for never in (10**9, -1, "soon", 1.5):
         assert classify("RunClaude", raised("ModelRateLimited", json.dumps({"retry_after": never}))).retry_after is None
+
+
+def test_a_cold_start_is_told_with_how_long_it_took() -> None:
+    """The sentence is the table's own; of RunClaude's it takes the number, if it is one."""
+    error = NotAsked().after(12.4)
+    told = classify("RunClaude", of(error)).facts()
+    assert (told["code"], told["retryable"], told["start_seconds"]) == ("ModelOverloaded", True, 12)
+    assert (
+        "before the model was asked (the service was only just starting: a cold start, which took 12 s)"
+        in told["error"]
+    )
+    for never in (10**9, -1, "soon", 1.5, 0):
+        forged = classify("RunClaude", raised("NotAsked", json.dumps({"start_seconds": never}))).facts()
+        assert forged == NotAsked(cost_usd=None).facts()
 
 
 @pytest.mark.parametrize("cost", [-1, 1e9, "1", None, [], float("nan")])

@@ -289,6 +289,7 @@ def test_a_deadline_before_the_first_turn_commits_nothing(client: Client) -> Non
     hurried = {"prompt": "Hello", "session_id": session["session_id"], "timeout_seconds": 0.1}
     status, answer, _ = client.post(hurried)
     assert (status, answer["code"], answer["retryable"]) == (503, "ModelOverloaded", True)
+    assert "before the model was asked" in answer["error"]
     record = json.loads(HTTP.request("GET", client.link(f"runs/{answer['run_id']}/failure.json")).data)
     assert "while the session was restored" in record["detail"]
     assert client.metadata(session) == before

@@ -15,7 +15,9 @@ from syrupy.assertion import SnapshotAssertion
 from syrupy.extensions.json import JSONSnapshotExtension
 
 from lambdas import errors
+from lambdas.contract import WARM_UP
 from lambdas.settings import AgentSettings, Clocks, CommitSettings, RecordSettings, RestoreSettings
+from local import deploy
 from stacks.functions import GIVING_BACK
 from stacks.machine import definition
 from stacks.workflow import CDK_JSON
@@ -204,9 +206,16 @@ def test_a_role_is_taken_by_its_service_alone(template: Template) -> None:
 
 
 def test_nothing_else_lets_anybody_in(template: Template) -> None:
-    """No function, secret or API has a policy of its own that would allow what no role says."""
-    allowing = ("Lambda::Permission", "Lambda::Url", "SecretsManager::ResourcePolicy", "Logs::ResourcePolicy")
+    """No function, secret or API has a policy of its own that would allow what no role says, but for the warm-up."""
+    allowing = ("Lambda::Url", "SecretsManager::ResourcePolicy", "Logs::ResourcePolicy")
     assert not [kind for kind in allowing if _of(template, kind)]
+    (rule,) = _of(template, "Events::Rule")
+    assert _one(template, "Lambda::Permission") == {
+        "Action": "lambda:InvokeFunction",
+        "FunctionName": _run_claude(template),
+        "Principal": "events.amazonaws.com",
+        "SourceArn": {"Fn::GetAtt": [rule, "Arn"]},
+    }
     assert "Policy" not in _one(template, "ApiGateway::RestApi")
 
 
@@ -359,10 +368,47 @@ def test_functions_end_before_their_states(synthesized: Any) -> None:
 
 
 def test_run_claude_is_an_image_of_two_gigabytes(template: Template) -> None:
-    """Memory for the CLI, and a /tmp that the session cap fits into."""
+    """Memory for the CLI, and a /tmp that the session cap fits into; nothing of it is kept warm."""
     function = _named(template, "Lambda::Function", "FunctionsRunClaude")
     assert (function["PackageType"], function["MemorySize"]) == ("Image", 2048)
     assert function["EphemeralStorage"]["Size"] >= 3 * 1024
+    assert "ProvisionedConcurrency" not in json.dumps(template)
+
+
+def _run_claude(template: Template) -> Any:
+    """What the machine calls for RunClaude."""
+    return _one(template, "StepFunctions::StateMachine")["DefinitionSubstitutions"]["RunClaude"]
+
+
+def test_what_is_kept_warm_moves_on_with_a_deploy(synthesized: Any) -> None:
+    """An alias has it, for a version that is retained would go on costing; what is called is that alias."""
+    folder = synthesized(warm_runs=2, memory_mb=3008, stack_name="Warm")
+    template = json.loads((folder / "Warm.template.json").read_text())
+    ((name, alias),) = _of(template, "Lambda::Alias").items()
+    assert alias["ProvisionedConcurrencyConfig"] == {"ProvisionedConcurrentExecutions": 2}
+    version = _of(template, "Lambda::Version")[alias["FunctionVersion"]["Fn::GetAtt"][0]]
+    assert version == {"FunctionName": alias["FunctionName"]}
+    assert _run_claude(template) == {"Ref": name}
+    assert _named(template, "Lambda::Function", "FunctionsRunClaude")["MemorySize"] == 3008
+    (target,) = _one(template, "Events::Rule")["Targets"]
+    assert target["Arn"] == _one(template, "Lambda::Permission")["FunctionName"] == {"Ref": name}
+    assert name in deploy.fit(template, {})["Resources"]
+
+
+def test_run_claude_is_warmed_up_when_a_deploy_is_done(template: Template) -> None:
+    """By this stack's own event, and as RunClaude is told apart from a task."""
+    rule = _one(template, "Events::Rule")
+    (target,) = rule["Targets"]
+    assert (target["Arn"], json.loads(target["Input"])) == (_run_claude(template), WARM_UP)
+    assert rule["State"] == "ENABLED"
+    assert rule["EventPattern"] == {
+        "source": ["aws.cloudformation"],
+        "detail-type": ["CloudFormation Stack Status Change"],
+        "detail": {
+            "stack-id": [{"Ref": "AWS::StackId"}],
+            "status-details": {"status": ["CREATE_COMPLETE", "UPDATE_COMPLETE"]},
+        },
+    }
 
 
 def test_functions_log_into_groups_that_expire(template: Template) -> None:

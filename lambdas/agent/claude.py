@@ -55,6 +55,7 @@ from lambdas.errors import (
     Internal,
     ModelOverloaded,
     ModelRateLimited,
+    NotAsked,
     OutputUnusable,
     SchemaRefused,
     SessionDamaged,
@@ -395,7 +396,7 @@ class _Run:
         result = self.agent.result
         if not in_time:
             if not self.proxy.answers:
-                raise self._error(ModelOverloaded, result, "The deadline passed before the first turn began.")
+                raise self._error(ModelOverloaded if self.proxy.meter.calls else NotAsked, result)
             return self._completed("deadline", result)
         if not result:
             refused = NO_SCHEMA in self.agent.stderr and not self.proxy.answers
@@ -448,14 +449,12 @@ class _Run:
         waits = error is ModelRateLimited or witness.status == 529
         return self._error(error, result, retry_after=self.proxy.retry_after if waits else None)
 
-    def _error(
-        self, kind: type[WorkflowError], result: Json, sentence: str | None = None, retry_after: int | None = None
-    ) -> WorkflowError:
+    def _error(self, kind: type[WorkflowError], result: Json, retry_after: int | None = None) -> WorkflowError:
         errors = result.get("errors")
         listed = map(str, errors) if isinstance(errors, list) else ()
         told = (str(result.get("result") or ""), *listed, str(self.agent.failure or ""))
         detail = "\n".join(part for part in (*told, self.agent.stderr) if part)[-STDERR_BYTES:]
-        return kind(sentence, retry_after=retry_after, cost_usd=self.proxy.meter.spent, detail=detail)
+        return kind(retry_after=retry_after, cost_usd=self.proxy.meter.spent, detail=detail)
 
 
 WITHOUT_PATTERNS = validators.extend(  # type: ignore[no-untyped-call]  # its stub has no types
