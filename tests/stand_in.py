@@ -23,10 +23,12 @@ Json = dict[str, Any]
 
 def restore_session(event: Json, _context: object) -> Json:
     script = event["envelope"]["body"]
-    _act("RestoreSession", script, event)
+    filler = _act("RestoreSession", script, event).get("filler")
     claim = {"script": script, "session_id": "session-1", "run_id": "run-1"}
     task = {"script": script, "task": True}
-    return {"next": script.get("next", "run"), "claim": claim, "task": task, "response": {"answered": "before"}}
+    return {"next": script.get("next", "run"), "claim": claim, "task": task, "response": {"answered": "before"}} | (
+        {"filler": filler} if filler else {}
+    )
 
 
 def run_claude(event: Json, _context: object) -> Json:
@@ -38,14 +40,19 @@ def persist_session(event: Json, _context: object) -> Json:
 
 
 def record_failure(event: Json, _context: object) -> Json:
-    script = event["claim"]["script"] if event["claim"] else json.loads(_sentence(event))
+    script = event["claim"]["script"] if event["claim"] else _told(event)
     _act("RecordFailure", script, event)
     return {"code": "Internal", "error": "recorded", "raised": event["error"]["Error"], "claimed": bool(event["claim"])}
 
 
-def _sentence(event: Json) -> str:
-    said: str = json.loads(json.loads(event["error"]["Cause"])["errorMessage"])["error"]
-    return said
+def _told(event: Json) -> Json:
+    """The script, out of what RestoreSession raised; where Step Functions raised it, what the key tells of it."""
+    try:
+        raised = json.loads(event["error"]["Cause"])
+    except ValueError:
+        return {"folder": event["key"]}
+    script: Json = json.loads(json.loads(raised["errorMessage"])["error"])
+    return script
 
 
 def _act(state: str, script: Json, event: Json) -> Json:
@@ -53,12 +60,17 @@ def _act(state: str, script: Json, event: Json) -> Json:
     calls.mkdir(exist_ok=True)
     (calls / uuid.uuid4().hex).write_text(json.dumps(event))
     orders = script.get(state, {})
-    if "raises" in orders and len(list(calls.iterdir())) <= orders.get("times", 99):
+    due = len(list(calls.iterdir())) <= orders.get("times", 99)
+    if "waits" in orders and due:
+        time.sleep(orders["waits"])
+    if "raises" in orders and due:
         raise _error(orders["raises"], json.dumps(script))
     if "exits" in orders:
         os._exit(orders["exits"])
     if "hangs" in orders:
         _hang(Path(script["folder"]))
+    if "fills" in orders:
+        return {"of": state, "filler": "x" * int(orders["fills"])}
     if "calls" in orders:
         return {"calls": {name: _attempt(name) for name in orders["calls"]}}
     return {"environment": dict(os.environ), "of": state}

@@ -9,6 +9,7 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from copy import deepcopy
 from dataclasses import dataclass
@@ -19,7 +20,6 @@ from typing import Any
 import pytest
 from botocore.exceptions import ClientError
 
-from lambdas import errors
 from local import deploy, engine
 from local.deploy import Deployed
 from local.engine import Engine, EngineFailed
@@ -27,10 +27,10 @@ from local.guard import BUCKET
 from local.mend import mend
 from tests import ordinary
 from tests.eventually import eventually
+from tests.paths import WAYS, Walk, Way, assert_went, envelope
 
 Json = dict[str, Any]
 ROOT = Path(__file__).resolve().parent.parent
-STATES = ("RestoreSession", "RunClaude", "PersistSession", "RecordFailure")
 
 
 def with_stand_ins(template: Json) -> Json:
@@ -56,16 +56,13 @@ class Workflow:
 
     def run(self, **script: Any) -> Json:
         machine = self.engine.client("stepfunctions")
-        envelope = json.dumps({"caller": "default", "key": "key-1", "body": {"folder": str(self.folder), **script}})
-        answer: Json = machine.start_sync_execution(stateMachineArn=self.deployed.state_machine_arn, input=envelope)
+        written = envelope(self.folder, script)
+        answer: Json = machine.start_sync_execution(stateMachineArn=self.deployed.state_machine_arn, input=written)
         return answer
 
     def calls(self, state: str) -> list[Json]:
         folder = self.folder / state
         return [json.loads(path.read_text()) for path in folder.iterdir()] if folder.exists() else []
-
-    def visited(self) -> set[str]:
-        return {state for state in STATES if self.calls(state)}
 
 
 @pytest.fixture(scope="module")
@@ -85,16 +82,21 @@ def failure(answer: Json) -> Json:
     return cause
 
 
-def test_a_run_goes_through_three_states(workflow: Workflow) -> None:
-    """RunClaude gets its task alone; PersistSession the claim, and apart from it what RunClaude told."""
-    answer = workflow.run()
-    assert answer["status"] == "SUCCEEDED"
-    assert json.loads(answer["output"])["of"] == "PersistSession"
-    assert workflow.visited() == {"RestoreSession", "RunClaude", "PersistSession"}
-    assert set(workflow.calls("RunClaude")[0]) == {"script", "task"}
-    persisted = workflow.calls("PersistSession")[0]
-    assert set(persisted["claim"]) == {"script", "session_id", "run_id"}
-    assert (set(persisted), persisted["told"]["of"]) == ({"claim", "told"}, "RunClaude")
+@pytest.fixture(scope="module")
+def walked(started: tuple[Engine, Deployed], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Walk]:
+    """All ways, some at once."""
+    scripts = {way.name: way.script for way in WAYS if way.locally}
+    folders = [tmp_path_factory.mktemp("way") for _ in scripts]
+    workflows = [Workflow(*started, folder) for folder in folders]
+    with ThreadPoolExecutor(4) as pool:
+        answers = pool.map(lambda workflow, script: workflow.run(**script), workflows, scripts.values())
+        return dict(zip(scripts, map(Walk.of, answers, folders), strict=True))
+
+
+@pytest.mark.parametrize("way", [way for way in WAYS if way.locally], ids=lambda way: way.name)
+def test_every_way_is_as_it_has_to_be(walked: dict[str, Walk], way: Way) -> None:
+    """What the definition makes of every kind of outcome; `test_interpreter.py` asks another interpreter the same."""
+    assert_went(walked[way.name], way)
 
 
 def test_restore_session_learns_its_execution(workflow: Workflow) -> None:
@@ -106,64 +108,10 @@ def test_restore_session_learns_its_execution(workflow: Workflow) -> None:
     assert abs(datetime.fromisoformat(call["started_at"]).timestamp() - time.time()) < 60
 
 
-def test_a_staged_result_is_only_persisted(workflow: Workflow) -> None:
-    """`persist` goes past the model."""
-    assert workflow.run(next="persist")["status"] == "SUCCEEDED"
-    assert workflow.visited() == {"RestoreSession", "PersistSession"}
-    assert workflow.calls("PersistSession")[0]["told"] == {}
-
-
-def test_a_committed_answer_is_only_given(workflow: Workflow) -> None:
-    """`done` goes past model and commit."""
-    assert json.loads(workflow.run(next="done")["output"]) == {"answered": "before"}
-    assert workflow.visited() == {"RestoreSession"}
-
-
 def test_an_unknown_decision_fails(workflow: Workflow) -> None:
     """No step is a default."""
     answer = workflow.run(next="something else")
     assert (answer["status"], answer["error"]) == ("FAILED", "States.NoChoiceMatched")
-
-
-@pytest.mark.parametrize("kind", errors.Refused.__subclasses__(), ids=lambda kind: kind.__name__)
-def test_a_refusal_fails_at_once_in_its_own_words(workflow: Workflow, kind: type[errors.Refused]) -> None:
-    """The class is the execution's error, its facts the cause; nothing is recorded."""
-    answer = workflow.run(RestoreSession={"raises": kind.__name__})
-    assert answer["error"] == kind.code()
-    assert failure(answer)["session_id"] == "session-1"
-    assert failure(answer)["retryable"] is kind.retryable
-    assert workflow.visited() == {"RestoreSession"}
-    assert len(workflow.calls("RestoreSession")) == 1
-
-
-def test_another_error_of_restore_session_is_recorded_without_a_claim(workflow: Workflow) -> None:
-    """What was not claimed is null, not missing."""
-    answer = workflow.run(RestoreSession={"raises": "SessionMoved"})
-    assert failure(answer)["raised"] == "SessionMoved"
-    assert workflow.calls("RecordFailure")[0]["claim"] is None
-    assert workflow.calls("RecordFailure")[0]["state"] == "RestoreSession"
-
-
-@pytest.mark.parametrize("state", ["RestoreSession", "PersistSession"])
-def test_storage_troubles_are_waited_out(workflow: Workflow, state: str) -> None:
-    """Both are idempotent: the second attempt succeeds, and so does the run."""
-    assert workflow.run(**{state: {"raises": "StorageUnavailable", "times": 1}})["status"] == "SUCCEEDED"
-    assert len(workflow.calls(state)) == 2
-
-
-def test_persist_session_gives_up_after_three_attempts(workflow: Workflow) -> None:
-    """Then the failure is recorded under the claim."""
-    answer = workflow.run(PersistSession={"raises": "StorageUnavailable"})
-    assert failure(answer) == {"code": "Internal", "error": "recorded", "raised": "StorageUnavailable", "claimed": True}
-    assert len(workflow.calls("PersistSession")) == 3
-
-
-@pytest.mark.parametrize("kind", ["AgentCrashed", "ModelRateLimited", "StorageUnavailable", "Internal"])
-def test_run_claude_is_called_once_whatever_it_raises(workflow: Workflow, kind: str) -> None:
-    """It may have been paid."""
-    assert failure(workflow.run(RunClaude={"raises": kind}))["raised"] == kind
-    assert len(workflow.calls("RunClaude")) == 1
-    assert workflow.calls("RecordFailure")[0]["state"] == "RunClaude"
 
 
 def test_a_function_that_dies_is_recorded(workflow: Workflow) -> None:
@@ -196,30 +144,6 @@ def test_a_function_that_hangs_is_cut_off_with_all_that_it_started(workflow: Wor
     assert wait_until_gone([own_session, orphan] if sys.platform == "linux" else [])
 
 
-def test_a_throttle_of_lambda_is_waited_out_for_run_claude(workflow: Workflow) -> None:
-    """The one error that certainly came before the handler."""
-    throttled = {"raises": "Lambda.TooManyRequestsException", "times": 1}
-    assert workflow.run(RunClaude=throttled)["status"] == "SUCCEEDED"
-    assert len(workflow.calls("RunClaude")) == 2
-
-
-@pytest.mark.parametrize("error", ["Lambda.ServiceException", "Lambda.Unknown", "Sandbox.Timedout", "States.Timeout"])
-def test_service_troubles_are_waited_out_but_not_for_run_claude(workflow: Workflow, error: str) -> None:
-    """They may come after the handler ran: harmless for what is idempotent, paid twice for the model."""
-    once = {"raises": error, "times": 1}
-    answer = workflow.run(RestoreSession=once, RunClaude=once)
-    assert failure(answer)["raised"] == error
-    assert len(workflow.calls("RestoreSession")) == 2
-    assert len(workflow.calls("RunClaude")) == 1
-
-
-@pytest.mark.parametrize("state", ["RestoreSession", "RunClaude", "PersistSession"])
-def test_too_much_data_is_recorded_like_any_failure(workflow: Workflow, state: str) -> None:
-    """`States.ALL` does not cover it in AWS, so it is caught by name."""
-    answer = workflow.run(**{state: {"raises": "States.DataLimitExceeded"}})
-    assert failure(answer)["raised"] == "States.DataLimitExceeded"
-
-
 def function_id(deployed: Deployed, handler: str) -> str:
     found: str = next(
         name
@@ -227,20 +151,6 @@ def function_id(deployed: Deployed, handler: str) -> str:
         if resource["Type"] == "AWS::Lambda::Function" and resource["Properties"]["Handler"].endswith(handler)
     )
     return found
-
-
-def test_a_failure_that_cannot_be_recorded_is_still_an_answer(workflow: Workflow) -> None:
-    """With the ids of the claim."""
-    answer = workflow.run(RunClaude={"raises": "AgentCrashed"}, RecordFailure={"raises": "StorageUnavailable"})
-    assert answer["error"] == "Internal"
-    assert (failure(answer)["session_id"], failure(answer)["run_id"]) == ("session-1", "run-1")
-    assert failure(answer)["retryable"] is True
-
-
-def test_a_failure_before_the_claim_that_cannot_be_recorded_has_no_ids(workflow: Workflow) -> None:
-    """Null where there was nothing."""
-    answer = workflow.run(RestoreSession={"raises": "SessionDamaged"}, RecordFailure={"raises": "StorageUnavailable"})
-    assert (failure(answer)["session_id"], failure(answer)["code"]) == (None, "Internal")
 
 
 @pytest.mark.parametrize(
