@@ -53,6 +53,10 @@ class Account:
         """The physical id of a resource, by its logical one."""
         return self._ids[name]
 
+    def group(self, part: str) -> str:
+        """The name of a log group, by a part of its logical id."""
+        return self.id("Logs::LogGroup", f"{part}Log")
+
     def function(self, state: str) -> Json:
         """The configuration of a state's function."""
         found: Json = self.client("lambda").get_function_configuration(FunctionName=self.id("Lambda::Function", state))
@@ -62,10 +66,6 @@ class Account:
         """The variables of a state's function: settings and names, no secret."""
         variables: Mapping[str, str] = self.function(state)["Environment"]["Variables"]
         return variables
-
-    def log_group(self, part: str) -> str:
-        """The name of a log group, by a part of its logical id."""
-        return self.id("Logs::LogGroup", f"{part}Log")
 
     def integration(self) -> Json:
         """What stands behind POST, as API Gateway keeps it."""

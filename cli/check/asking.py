@@ -17,6 +17,7 @@ from cli.check.row import BROKEN, HELD, NOT_ASKED, NotAsked, Outcome, Row, judge
 from cli.check.rows import ROWS
 from cli.endpoint import STAND_IN, Endpoint, Unusable
 from cli.printing import document, to_stderr, whole
+from lambdas.errors import WorkflowError
 
 DENIED = ("AccessDenied", "AccessDeniedException", "UnauthorizedOperation")
 """What AWS says to an operator who may not ask."""
@@ -65,6 +66,8 @@ def run(
     as_json: bool,
 ) -> int:
     """Prints the report to stdout: 0 where no row is broken, else 1. Raises `Unusable` where nothing could be asked."""
+    if recorded:
+        recorded.mkdir(parents=True, exist_ok=True)  # before anything is paid
     kit = Kit(endpoint, backend, stack, max_dollars=max_dollars, model=model, redeploy=redeploy)
     console, outcomes = to_stderr(), list[Outcome]()
     columns = (
@@ -100,6 +103,6 @@ def _removed(kit: Kit) -> str:
     """Removes what the kit left; a sentence on it."""
     try:
         return f"{kit.remove():,} objects of the kit's own are removed."
-    except (BotoCoreError, ClientError, Unusable) as error:
+    except (BotoCoreError, ClientError, WorkflowError, Unusable) as error:
         said = whole(kit.clean(str(error)), sys.stderr)
         return f"What the kit left could not be removed ({said}). It expires after 30 days; its sessions stay."

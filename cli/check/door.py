@@ -32,7 +32,6 @@ def _gateway_responses(kit: Kit) -> Json:
 
 
 def _usage_plan(kit: Kit) -> Json:
-    """The plan as it is; what of today's quota its first key has used is beside it."""
     if not kit.account.all("ApiGateway::UsagePlan"):
         raise NotAsked("The stack asks for no API key, so there is no plan.")
     gateway, plan = kit.client("apigateway"), kit.account.id("ApiGateway::UsagePlan")

@@ -69,27 +69,24 @@ def _secret(kit: Kit) -> Json:
     return {MODEL_KEY: "unset" if unset else "set"}
 
 
-def _lines(kit: Kit, state: str, pattern: str) -> list[Json]:
-    logs = kit.client("logs")
-    pages = logs.get_paginator("filter_log_events").paginate(
-        logGroupName=kit.account.called(next(iter(kit.account.all("Logs::LogGroup", f"{state}Logs")))),
-        startTime=int(kit.began * 1000),
-        filterPattern=pattern,
-    )
-    return [event for page in pages for event in page["events"]]
+def _lines(kit: Kit, state: str, *parts: str) -> list[Json]:
+    """The log events of a state's function since the kit began that have one of these texts in them."""
+    pages = kit.client("logs").get_paginator("filter_log_events")
+    found = pages.paginate(logGroupName=kit.account.group(state), startTime=int(kit.began * 1000))
+    events = (event for page in found for event in page["events"])
+    return [event for event in events if any(part in event["message"] for part in parts)]
 
 
 def _errors(kit: Kit) -> Json:
     """The first lines that name something bad, by function."""
-    pattern = " ".join(f'?"{name}"' for name in BAD)
-    return {state: [event["message"][:500] for event in _lines(kit, state, pattern)][:5] for state in STATES}
+    return {state: [event["message"][:500] for event in _lines(kit, state, *BAD)][:5] for state in STATES}
 
 
 def _reports(kit: Kit) -> Json:
     """Of the REPORT lines of each function: how many, the longest cold start in ms, and the memory by warm function."""
     found = {}
     for state in ("RestoreSession", "RunClaude", "PersistSession"):
-        lines = kit.late(partial(_lines, kit, state, '"REPORT RequestId"'))
+        lines = kit.late(partial(_lines, kit, state, "REPORT RequestId"))
         figures = [dict(REPORT.findall(line["message"])) for line in lines]
         memory: dict[str, list[int]] = {}
         for line, one in zip(lines, figures, strict=True):
@@ -164,5 +161,5 @@ JUDGED: dict[str, Judge] = {
     "retention": as_template,
     "init-time": _slow_start,
     "memory": _full,
-    "log-errors": lambda raw: "; ".join(f"{state}: {lines[0]}" for state, lines in raw.items() if lines) or None,
+    "log-errors": lambda raw: "; ".join(f"{state}: {raw[state][0]}" for state in STATES if raw[state]) or None,
 }

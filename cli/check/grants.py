@@ -8,8 +8,8 @@ from urllib.parse import parse_qs, urlsplit
 
 from cli.check.kit import Kit
 from cli.check.row import Ask, Json, Judge, NotAsked, facts
+from lambdas.sessions.client import s3_client
 
-OWN_SECONDS = 1
 WAITED = 10
 """Seconds that a grant's end is waited for; of a later one, one of the kit's own is tried, signed the same way."""
 
@@ -26,7 +26,7 @@ def _grants(kit: Kit) -> dict[str, str]:
 def _hosts(kit: Kit) -> Json:
     region = kit.client("s3").meta.region_name
     urls = _grants(kit) | {"session_url": kit.answers["first-turn"]["session_url"]}
-    expected = f"{kit.bucket}.s3.{region}.amazonaws.com"
+    expected = f"{kit.bucket}.s3.{region}.amazonaws.com{'.cn' * region.startswith('cn-')}"
     return {"expected": expected, "hosts": {name: urlsplit(url).hostname for name, url in urls.items()}}
 
 
@@ -43,7 +43,8 @@ def _others(kit: Kit) -> Json:
 
 
 def _all_forbidden(raw: Json) -> str | None:
-    return next((f"{name}: {wrong}" for name, one in raw.items() if (wrong := facts(status=403)(one))), None)
+    wrong = {name: facts(status=403)(raw[name]) for name in ("to write", "for another run")}
+    return "; ".join(f"{name}: {why}" for name, why in wrong.items() if why) or None
 
 
 def _expired(kit: Kit) -> Json:
@@ -52,10 +53,8 @@ def _expired(kit: Kit) -> Json:
         key = f"{kit.scratch}grant"
         kit.s3.put_object(Bucket=kit.bucket, Key=key, Body=b"x")
         params = {"Bucket": kit.bucket, "Key": key}
-        grant, whose = (
-            kit.s3.generate_presigned_url("get_object", Params=params, ExpiresIn=OWN_SECONDS),
-            "the kit's own",
-        )
+        signer = kit.s3 if kit.backend.engine else s3_client()
+        grant, whose = signer.generate_presigned_url("get_object", Params=params, ExpiresIn=1), "the kit's own"
     time.sleep(max(0.0, _end(grant) + 1.5 - time.time()))
     return kit.fetch(grant) | {"whose": whose}
 

@@ -36,6 +36,9 @@ TOOLS = ["Bash"]
 PATIENCE = 90
 """Seconds to wait for what AWS writes down late: logs and traces."""
 
+LONGEST_WAIT = 10
+"""Seconds to wait for a rate."""
+
 HEADERS = ("retry-after", "allow", "content-type", "access-control-allow-origin", "x-amz-apigw-id")
 """Of an answer, those that are kept, as `retry_after` and so on."""
 
@@ -71,6 +74,7 @@ class Kit:
         self.began = time.time()
         self._max_dollars = max_dollars
         self._model = model or self._small()
+        self._clients: dict[str, Any] = {}
         self._costs: dict[str, float] = {}
         self._sessions: set[str] = set()
         self._http = urllib3.PoolManager(
@@ -83,8 +87,10 @@ class Kit:
         return None if bedrock else SMALL
 
     def client(self, service: str) -> Any:
-        """A boto3 client of a service."""
-        return self.backend.client(service)
+        """A boto3 client of a service, the same whenever it is asked for: to make one takes a moment."""
+        if service not in self._clients:
+            self._clients[service] = self.backend.client(service)
+        return self._clients[service]
 
     @cached_property
     def account(self) -> Account:
@@ -117,13 +123,14 @@ class Kit:
         return self.post(body, key=key or str(uuid.uuid4()))
 
     def post(self, body: Json, *, key: str | None = None) -> Json:
-        """The answer to a body. A rate that is spent is waited for."""
+        """The answer to a body. A rate that is spent is waited for, a day's quota is not."""
         headers = {"idempotency-key": key} if key else {}
         while True:
             raw = self.send(json.dumps(body, ensure_ascii=False).encode(), headers=headers)
-            if raw.get("code") != "Throttled" or self.seconds_left < 0:
+            wait = int(raw.get("retry_after") or 2)
+            if raw.get("code") != "Throttled" or wait > LONGEST_WAIT or self.seconds_left < wait:
                 return raw
-            time.sleep(int(raw.get("retry_after") or 2))
+            time.sleep(wait)
 
     def send(
         self,

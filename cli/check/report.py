@@ -66,7 +66,6 @@ def summary(outcomes: Iterable[Outcome]) -> str:
 
 def record(folder: Path, report: Json) -> None:
     """Keeps the report as one file. Raises `OSError`."""
-    folder.mkdir(parents=True, exist_ok=True)
     (folder / FILE).write_text(json.dumps(report, ensure_ascii=False, indent=1) + "\n")
 
 
