@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL = $(BIN)/uv pip install --system-certs --python $(BIN)/python --require-hashes
 
-.PHONY: run serve test check bench lock clean
+.PHONY: run serve test check aws-check bench lock clean
 .DEFAULT_GOAL := run
 
 run: .venv/installed  ## Start the service if none runs, ask two questions of one session, show both answers.
@@ -20,6 +20,9 @@ check: .venv/installed  ## Linters and types.
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+
+aws-check: .venv/installed  ## Ask a deployed stack what only AWS can tell: STACK=NAME, with your AWS credentials; under a dollar.
+	@$(BIN)/claude-workflow check --stack $(or $(STACK),ClaudeAgentWorkflow)
 
 bench: .venv/benchmarks  ## Every benchmark, into docs/benchmarks.md: about ten minutes, on a machine that does nothing else.
 	@for name in $$(env | cut -d= -f1 | grep -E '^(ANTHROPIC|AWS)_'); do unset $$name; done; \

@@ -68,6 +68,16 @@ def told(backend: Backend, execution: str, begin: float) -> Story:
     return Story(execution, console_link(execution, begin), visits(_from_log(backend, execution, begin)))
 
 
+def signed(backend: Backend, execution: str, begin: float) -> list[Event]:
+    """The events with the presigned URLs in them whole: to try what these open, and not to be shown.
+
+    None of them on one machine, once the service has started anew. Raises botocore's errors.
+    """
+    if backend.engine:
+        return list(_from_engine(backend.client("stepfunctions"), execution))
+    return _from_log(backend, execution, begin)
+
+
 def console_link(execution: str, begin: float) -> str:
     """The console's page of an express execution, which looks for its log from `begin` (epoch seconds) on."""
     region = execution.split(":")[3]

@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from cli import __version__, operating
+from cli import __version__, check, operating
 from cli.endpoint import KEY_VARIABLE, Unusable, find
 from cli.printing import carry_all, whole
 
@@ -39,6 +39,11 @@ def parser() -> argparse.ArgumentParser:
     operating.add_state(ask)
 
     operating.add_commands(commands)
+
+    checked = commands.add_parser("check", help="ask a stack what only a stack can show", description=check.CHECK)
+    checked.add_argument("--stack", metavar="NAME", help="this deployed stack, with your AWS credentials")
+    check.add_options(checked)
+    operating.add_state(checked)
 
     demo = commands.add_parser(
         "demo", help="two questions of one session, with a service if none runs", description=_DEMO
@@ -96,6 +101,8 @@ def _run(chosen: argparse.Namespace) -> int:
         return ask.run(find(chosen.state, chosen.url, chosen.stack), prompt, chosen.session, chosen.key, chosen.json)
     if chosen.command in ("runs", "show", "replay", "sessions"):
         return operating.run(chosen)
+    if chosen.command == "check":
+        return check.run(chosen)
     if chosen.command == "demo":
         from cli import demo
 

@@ -46,7 +46,7 @@ def purge(backend: Backend, session_id: str) -> int:
             dead, size = _compacted(store, session_id)
             old = _old_versions(store, session_id)
             staged = list(_staged(store, session_id))
-            _delete(store, [*old, *staged])
+            delete(store, [*old, *staged])
     except (Refusal, Missing):
         raise Unusable(f"The session {session_id} has gone on meanwhile. Try again.") from None
     except SessionBusy as busy:
@@ -90,7 +90,7 @@ def _old_versions(store: Store, session_id: str) -> list[Version]:
     key = session_key(session_id)
     found = store.newest(session_id)
     keep = found[0].version_id if found else None
-    return [each for each in _versions(store, key) if each.key == key and each.version_id != keep]
+    return [each for each in versions(store, key) if each.key == key and each.version_id != keep]
 
 
 def _staged(store: Store, session_id: str) -> Iterator[Version]:
@@ -98,19 +98,21 @@ def _staged(store: Store, session_id: str) -> Iterator[Version]:
     prefix = f"index/sessions/{session_id}/"
     pages = store.s3.get_paginator("list_objects_v2").paginate(Bucket=store.bucket, Prefix=prefix)
     for run_id in [entry["Key"].removeprefix(prefix) for page in pages for entry in page.get("Contents", [])]:
-        yield from (each for each in _versions(store, f"runs/{run_id}/") if each.key.rpartition("/")[2] in CONTENT)
+        yield from (each for each in versions(store, f"runs/{run_id}/") if each.key.rpartition("/")[2] in CONTENT)
 
 
-def _versions(store: Store, prefix: str) -> Iterator[Version]:
+def versions(store: Store, prefix: str) -> Iterator[Version]:
+    """Every version below a prefix, marks of deletion included. Raises botocore's errors."""
     pages = store.s3.get_paginator("list_object_versions").paginate(Bucket=store.bucket, Prefix=prefix)
     for page in pages:
         for entry in [*page.get("Versions", []), *page.get("DeleteMarkers", [])]:
             yield Version(entry["Key"], entry["VersionId"])
 
 
-def _delete(store: Store, versions: list[Version]) -> None:
-    for start in range(0, len(versions), BATCH):
-        objects = [{"Key": key, "VersionId": version} for key, version in versions[start : start + BATCH]]
+def delete(store: Store, gone: list[Version]) -> None:
+    """For good. Raises `Unusable` where S3 leaves one of them, and botocore's errors."""
+    for start in range(0, len(gone), BATCH):
+        objects = [{"Key": key, "VersionId": version} for key, version in gone[start : start + BATCH]]
         done: Any = store.s3.delete_objects(Bucket=store.bucket, Delete={"Objects": objects, "Quiet": True})
         for error in done.get("Errors", []):
             raise Unusable(f"Not everything is gone: {error['Key']}: {error.get('Message', error.get('Code'))}")

@@ -1,0 +1,42 @@
+"""The row of a deploy while the service is in use."""
+
+import json
+import subprocess
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from cli.check.contract import NO_MODEL, UNKNOWN, counted
+from cli.check.kit import Kit
+from cli.check.row import Ask, Json, Judge, NotAsked
+
+EXPECTED = {"404 SessionNotFound", "422 ModelRejected", "502 ModelUnauthorized"}
+"""What the two kinds of posts are answered at any other time."""
+
+
+def _deployed(kit: Kit) -> Json:
+    """Runs the operator's command; meanwhile a post a second, one half refused by RestoreSession, the other half by the
+    provider, so that three of the functions are called, and nothing is paid."""
+    if not kit.redeploy:
+        raise NotAsked("It takes a deploy that changes something: --redeploy 'npx cdk deploy -c max_turns=51'.")
+    posts: list[Future[Json]] = []
+    with ThreadPoolExecutor(32) as pool:
+        process = subprocess.Popen(
+            kit.redeploy, shell=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        )
+        while process.poll() is None:
+            body = json.loads(UNKNOWN) if len(posts) % 2 else {"prompt": "Hello.", "model": NO_MODEL}
+            posts.append(pool.submit(kit.post, body))
+            time.sleep(1)
+    said = process.stderr.read()[-500:] if process.stderr else ""
+    return {"exit": process.returncode, "counts": counted([post.result() for post in posts]), "said": said}
+
+
+def _went_on(raw: Json) -> str | None:
+    if raw["exit"]:
+        return f"The command ended with {raw['exit']}: {raw['said']}"
+    others = {*raw["counts"]} - EXPECTED
+    return f"Some posts were answered otherwise: {sorted(others)}" if others else None
+
+
+ASKED: dict[str, Ask] = {"redeploy": _deployed}
+JUDGED: dict[str, Judge] = {"redeploy": _went_on}
