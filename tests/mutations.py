@@ -595,8 +595,8 @@ WALLS = [
         ),
         (
             "the cost of a run whose agent died",
-            "return kind(sentence, retry_after=retry_after, cost_usd=self.proxy.meter.spent, detail=detail)",
-            "return kind(sentence, retry_after=retry_after, detail=detail)",
+            "return kind(retry_after=retry_after, cost_usd=self.proxy.meter.spent, detail=detail)",
+            "return kind(retry_after=retry_after, detail=detail)",
             "test_claude.py::test_the_cli_dies",
         ),
         (
@@ -750,7 +750,7 @@ WALLS = [
         "lambdas/settings.py",
         (
             "directories are emptied on Lambda alone",
-            'wiped=ALONE if environ.get(STARTED) in ("on-demand", "provisioned-concurrency") else (),',
+            'wiped=ALONE if environ.get(STARTED) in ("on-demand", PROVISIONED) else (),',
             "wiped=ALONE,",
             "test_settings.py::test_no_directory_is_emptied_but_on_lambda",
         ),
