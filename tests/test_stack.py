@@ -685,6 +685,8 @@ def test_synth_needs_no_network_no_credentials_and_no_docker(tmp_path: Path) -> 
         "CDK_DOCKER": str(docker),
         "CDK_OUTDIR": str(tmp_path / "cdk.out"),
         "HOME": str(tmp_path),
+        # In a user's namespace root's directories are nobody's, which jsii does not trust with a cache.
+        "JSII_RUNTIME_PACKAGE_CACHE": "disabled",
     }
     command = [*_without_network(), sys.executable, str(ROOT / "app.py")]
     said = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
