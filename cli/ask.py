@@ -1,5 +1,6 @@
 """`claude-workflow ask`: one POST, with progress while it runs."""
 
+import ssl
 import sys
 import uuid
 from collections.abc import Iterator
@@ -19,6 +20,9 @@ LONGEST = 305
 """Seconds to wait for an answer: above the API's longest integration timeout, so that its own answer arrives."""
 CONNECT = 10
 """Seconds to wait for a connection."""
+
+ENDS_OF_TLS = (ssl.SSLEOFError, ssl.SSLZeroReturnError, ssl.SSLSyscallError)
+"""What can happen after the request was sent; the rest of TLS's errors come before."""
 
 PATH_CHARS = 4096
 """What Linux allows in a path."""
@@ -60,6 +64,12 @@ def post(endpoint: Endpoint, body: dict[str, Any], console: Console, key: str) -
             response = urllib3.request("POST", endpoint.url, json=body, headers=headers, timeout=timeout, retries=False)
         except (urllib3.exceptions.NewConnectionError, urllib3.exceptions.ConnectTimeoutError) as error:
             raise Unusable(f"{endpoint.url} does not answer ({error}). Is the service running?") from error
+        except urllib3.exceptions.LocationValueError as error:
+            raise Unusable(f"{endpoint.url} is no URL ({error}).") from error
+        except urllib3.exceptions.SSLError as error:
+            if isinstance(error.args[0], ENDS_OF_TLS):
+                raise Unanswered(f"{endpoint.url} was asked, but gave no answer ({error}).") from error
+            raise Unusable(f"{endpoint.url} cannot be asked by HTTPS ({error}). Nothing was sent.") from error
         except urllib3.exceptions.HTTPError as error:
             raise Unanswered(f"{endpoint.url} was asked, but gave no answer ({error}).") from error
         except (ValueError, UnicodeError) as error:  # of http.client, for what no header or URL can hold

@@ -51,7 +51,7 @@ def found(state: Path, stack: str | None, *, starts: bool) -> Iterator[Backend]:
     Where no service runs on `state`, an engine without the workflow is started for as long as its bucket is read;
     but not where the command `starts` executions.
     """
-    if stack:
+    if stack is not None:
         named = outputs(stack, "BucketName", "StateMachineArn")
         yield Backend(named["BucketName"], named["StateMachineArn"], None, ("--stack", stack))
         return
@@ -63,7 +63,7 @@ def found(state: Path, stack: str | None, *, starts: bool) -> Iterator[Backend]:
         with _read(state) as started:
             yield Backend(BUCKET, "", started, of_state(state))
         return
-    if "engine_root" not in running:
+    if not {"engine_url", "engine_root", "bucket", "state_machine_arn"} <= set(running):
         raise Unusable("The running service is older than this command. Start it again.")
     live = Engine(running["engine_url"], running["pid"], state, running["engine_root"])
     yield Backend(running["bucket"], running["state_machine_arn"], live, of_state(state))

@@ -41,14 +41,25 @@ class Endpoint:
 
 
 def default_state(environ: Mapping[str, str] = os.environ) -> Path:
-    """Where the local service keeps its sessions: the user's own state directory."""
-    base = environ.get("XDG_STATE_HOME") or Path(environ.get("HOME") or Path.home()) / ".local/state"
+    """Where the local service keeps its sessions: the user's own state directory. Raises `Unusable` without one."""
+    try:
+        base = environ.get("XDG_STATE_HOME") or Path(environ.get("HOME") or Path.home()) / ".local/state"
+    except RuntimeError:
+        raise Unusable("There is no home directory to keep sessions in. Say where else: --state DIR") from None
     return Path(base) / "claude-workflow"
 
 
 def api_key(state: Path, environ: Mapping[str, str] = os.environ) -> str:
     """The local service's API key: the user's, or one made once and kept where only the user can read it."""
-    return environ.get(KEY_VARIABLE) or kept_key(state, "api-key")
+    if given := environ.get(KEY_VARIABLE):
+        if not _is_key(given):
+            raise Unusable(f"{KEY_VARIABLE} holds what no header can: a key is printable ASCII without blanks.")
+        return given
+    return kept_key(state, "api-key")
+
+
+def _is_key(text: str) -> bool:
+    return text.isascii() and text.isprintable() and " " not in text
 
 
 def kept_key(state: Path, name: str) -> str:
@@ -60,7 +71,7 @@ def kept_key(state: Path, name: str) -> str:
             file.write(secrets.token_urlsafe(24))
         Path(file.name).replace(path)
     key = path.read_text(errors="replace").strip()
-    if not key or not key.isascii():
+    if not key or not _is_key(key):
         what = "damaged" if key else "empty"
         raise Unusable(f"{path} is {what}. Delete it, and the next start makes a new key.")
     return key
@@ -83,11 +94,21 @@ def announced(state: Path) -> dict[str, Any] | None:
     """What the service running on `state` left word of, or None where none runs."""
     try:
         service: dict[str, Any] = json.loads((state / "service.json").read_text())
+        if not _is_word(service):
+            return None
         os.kill(service["pid"], 0)
         running = _is_locked(state / "lock")
-    except (FileNotFoundError, ProcessLookupError, PermissionError, ValueError, KeyError, TypeError):
+    except (FileNotFoundError, ProcessLookupError, PermissionError, ValueError, RecursionError, OverflowError):
         return None  # or a damaged word, of nobody
     return service if running else None
+
+
+def _is_word(found: Any) -> bool:
+    """Whether it has what every version wrote, and what it has besides are texts, as `announce` writes them."""
+    if not isinstance(found, dict) or not isinstance(found.get("pid"), int) or found["pid"] < 1:
+        return False
+    others = [value for name, value in found.items() if name != "pid"]
+    return str(found.get("url")).startswith("http") and all(isinstance(one, str | None) for one in others)
 
 
 def local(state: Path, environ: Mapping[str, str] = os.environ) -> Endpoint | None:
@@ -151,11 +172,11 @@ def deployed(stack: str) -> Endpoint:
 
 def find(state: Path, url: str | None, stack: str | None, environ: Mapping[str, str] = os.environ) -> Endpoint:
     """The service the user means. Raises `Unusable` with what to do where there is none."""
-    if url:
+    if url is not None:
         if not url.startswith(("http://", "https://")):
             raise Unusable(f"{url} is no URL: one begins with http:// or https://.")
         return Endpoint(url, environ.get(KEY_VARIABLE), options=("--url", url))
-    if stack:
+    if stack is not None:
         return deployed(stack)
     if running := local(state, environ):
         return running
@@ -173,4 +194,8 @@ def typed(*words: str) -> str:
 
 def of_state(state: Path) -> tuple[str, ...]:
     """The options that mean this state directory, wherever the line is pasted; none for the usual one."""
-    return () if state == default_state() else ("--state", str(state.absolute()))
+    try:
+        usual = default_state()
+    except Unusable:
+        usual = None
+    return () if state == usual else ("--state", str(state.absolute()))

@@ -57,12 +57,17 @@ class Story:
     """Where the console shows it; None on one machine."""
     visits: list[Visit]
     """None of them, where the history is gone."""
+    damage: str | None = None
+    """Why what is kept of it cannot be told, in a sentence."""
 
 
 def told(backend: Backend, execution: str, begin: float) -> Story:
     """The story of an execution that started at `begin` (epoch seconds) or later. Raises botocore's errors."""
     if backend.engine:
-        kept = histories.events(backend.engine.state, execution)
+        try:
+            kept = histories.events(backend.engine.state, execution)
+        except histories.Damaged as damaged:
+            return Story(execution, None, [], str(damaged))
         events = _from_engine(backend.client("stepfunctions"), execution) if kept is None else map(_told, kept)
         return Story(execution, None, visits(events))
     return Story(execution, console_link(execution, begin), visits(_from_log(backend, execution, begin)))
@@ -92,7 +97,7 @@ def visits(events: Iterable[Event]) -> list[Visit]:
         details = event.details
         if event.type.endswith("StateEntered"):
             found.append(Visit(details["name"], event.moment, _data(details.get("input"))))
-        elif event.type.endswith("StateExited"):
+        elif found and event.type.endswith("StateExited"):
             found[-1].left, found[-1].output = event.moment, _data(details.get("output"))
         elif found and "error" in details:
             _end(found[-1], event)

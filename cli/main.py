@@ -3,11 +3,13 @@
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from typing import TextIO
 
 from cli import __version__, check, operating
-from cli.endpoint import KEY_VARIABLE, Unusable, find
-from cli.printing import carry_all, whole
+from cli.endpoint import KEY_VARIABLE, Unusable, default_state, find
+from cli.printing import carry_all, open_all, whole
 
 PIPE_CLOSED = 141
 """What a shell says of a program that a closed pipe has ended."""
@@ -65,31 +67,68 @@ it, if none runs."""
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command's exit code: 0 done, 1 a failure that was answered, 2 something the user has to do first."""
+    open_all()
     carry_all()
-    chosen = parser().parse_args(arguments)
     try:
-        code = _run(chosen)
+        code = _chosen(arguments)
         sys.stdout.flush()
     except Unusable as unusable:
-        print(f"claude-workflow: {whole(str(unusable), sys.stderr)}", file=sys.stderr)
-        return 2
+        code = _told(str(unusable))
     except BrokenPipeError:  # as of `| head`, which has what it wants
-        _forget_output()
-        return PIPE_CLOSED
+        code = PIPE_CLOSED
     except OSError as error:
-        _forget_output()
         where = f"{error.filename}: " if error.filename else ""
-        said = f"{where}{error.strerror or error}"
-        print(f"claude-workflow: The system refuses: {whole(said, sys.stderr)}.", file=sys.stderr)
-        return 2
+        code = _told(f"The system refuses: {where}{error.strerror or error}.")
+    except ImportError as error:
+        code = _told(f"This installation is not whole ({error}). Install it anew: make clean run")
     except KeyboardInterrupt:
-        return 130
+        code = 130
+    for stream in (sys.stdout, sys.stderr):
+        _settle(stream)
     return code
 
 
-def _forget_output() -> None:
-    """What standard output has not taken; else the interpreter tries once more at its end, and fails aloud."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def _told(sentence: str) -> int:
+    """2, whether or not anybody can read the sentence."""
+    with suppress(OSError):
+        print(f"claude-workflow: {whole(sentence, sys.stderr)}", file=sys.stderr)
+    return 2
+
+
+def _settle(stream: TextIO) -> None:
+    """Forgets what a stream does not take; else the interpreter tries once more at its end, and fails aloud."""
+    try:
+        stream.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _chosen(arguments: Sequence[str] | None) -> int:
+    """Parses and runs. Raises `Unusable` for arguments that no command could use."""
+    try:
+        chosen = parser().parse_args(arguments)
+    except SystemExit as ended:  # after --help, or a mistake that is told by now
+        return int(ended.code or 0)
+    for text in _texts(chosen):
+        if not _is_text(text):
+            raise Unusable(f"{text} is not UTF-8 text.")
+    if chosen.state is None and not (getattr(chosen, "url", None) or getattr(chosen, "stack", None)):
+        chosen.state = default_state()
+    return _run(chosen)
+
+
+def _texts(chosen: argparse.Namespace) -> Iterator[str]:
+    """What was given that is no path."""
+    for value in vars(chosen).values():
+        yield from (one for one in (value if isinstance(value, list) else [value]) if isinstance(one, str))
+
+
+def _is_text(given: str) -> bool:
+    try:
+        given.encode()
+    except UnicodeError:
+        return False
+    return True
 
 
 def _run(chosen: argparse.Namespace) -> int:
@@ -114,8 +153,10 @@ def _run(chosen: argparse.Namespace) -> int:
 
 def _prompt(given: str) -> str:
     """The prompt, from standard input for -. Raises `Unusable` for bytes that are no text."""
+    if given != "-":
+        return given
     try:
-        prompt = sys.stdin.read() if given == "-" else given
+        prompt = sys.stdin.read()
         prompt.encode()
     except UnicodeError:
         raise Unusable("The prompt is not UTF-8 text.") from None

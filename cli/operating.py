@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 from cli.endpoint import Unusable, default_state
+from cli.printing import harmless
 
 RUNS = """Lists runs by the index: when, whose, how it ended, what it cost, and the sums of that. A run is lost where
 neither answer nor failure was written and nobody is at work on it any more."""
@@ -18,6 +19,9 @@ is not paid for again. Exits with 0 if all of them succeeded (with --dry-run: ca
 
 SESSIONS = """purge: makes what was removed from a session, or changed in it, be gone for good. Writes its archive anew
 without it, and deletes its older versions and what its runs staged. Waits for no run: a session at work is refused."""
+
+RUN_ID, SESSION_ID = re.compile(r"run-[A-Za-z0-9-]{1,80}"), re.compile(r"session-[A-Za-z0-9-]{1,80}")
+"""The contract's, which takes longer to import."""
 
 _UNITS = {"m": 60.0, "h": 3600.0, "d": 86_400.0}
 _LONGEST = 365 * _UNITS["d"]
@@ -34,18 +38,18 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
         help="only completed ones that stopped at a limit, or whose model's provider failed meanwhile",
     )
     _add_since(runs, "24h; of a session all")
-    runs.add_argument("--session", metavar="ID", help="only those of this session")
+    runs.add_argument("--session", type=session_id, metavar="ID", help="only those of this session")
     runs.add_argument("--json", action="store_true", help="print a line of JSON a run")
 
     show = commands.add_parser("show", help="show a run, state by state", description=SHOW)
-    show.add_argument("run_id", metavar="RUN_ID")
+    show.add_argument("run_id", type=run_id, metavar="RUN_ID")
     much = show.add_mutually_exclusive_group()
     much.add_argument("--verbose", action="store_true", help="with what each state got and gave")
     much.add_argument("--json", action="store_true", help="print all of it as JSON")
 
     replay = commands.add_parser("replay", help="run failed runs again", description=REPLAY)
     which = replay.add_mutually_exclusive_group(required=True)
-    which.add_argument("run_ids", nargs="*", metavar="RUN_ID", default=[], help="the runs to replay")
+    which.add_argument("run_ids", type=run_id, nargs="*", metavar="RUN_ID", default=[], help="the runs to replay")
     which.add_argument("--failed", action="store_true", help="all that failed or were lost")
     _add_since(replay, "24h")
     replay.add_argument("--dry-run", action="store_true", help="only say what would be done")
@@ -55,7 +59,7 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
     sessions = commands.add_parser("sessions", help="purge a session of what was removed", description=SESSIONS)
     sessions.add_argument("what", choices=["purge"], help="what to do")
-    sessions.add_argument("session_id", metavar="ID", help="the session")
+    sessions.add_argument("session_id", type=session_id, metavar="ID", help="the session")
 
     for command in (runs, show, replay, sessions):
         command.add_argument("--stack", metavar="NAME", help="of this deployed stack, with your AWS credentials")
@@ -66,11 +70,40 @@ def add_state(command: argparse.ArgumentParser) -> None:
     """The option that every command has which concerns the service of this machine."""
     command.add_argument(
         "--state",
-        type=Path,
-        default=default_state(),
+        type=directory,
+        default=_usual(),
         metavar="DIR",
         help="where sessions are kept (default: %(default)s)",
     )
+
+
+def directory(text: str) -> Path:
+    """A path from wherever the command stands; an empty one is a variable that is not set, and no place."""
+    if not text:
+        raise argparse.ArgumentTypeError("it is empty")
+    return Path(text).absolute()
+
+
+def _usual() -> Path | None:
+    """None where there is no home directory: then it has to be said, if it is needed."""
+    try:
+        return default_state().absolute()
+    except Unusable:
+        return None
+
+
+def run_id(text: str) -> str:
+    """What can be a run's id, and no other key of the bucket."""
+    if not RUN_ID.fullmatch(text):
+        raise argparse.ArgumentTypeError(f"{harmless(text)} is no run's id")
+    return text
+
+
+def session_id(text: str) -> str:
+    """What can be a session's id."""
+    if not SESSION_ID.fullmatch(text):
+        raise argparse.ArgumentTypeError(f"{harmless(text)} is no session's id")
+    return text
 
 
 def _add_since(command: argparse.ArgumentParser, default: str) -> None:
@@ -79,7 +112,7 @@ def _add_since(command: argparse.ArgumentParser, default: str) -> None:
 
 def span(text: str) -> float:
     """Seconds in `30m`, `2h` or `7d`."""
-    match = re.fullmatch(r"(\d{1,6})([mhd])", text)
+    match = re.fullmatch(r"([0-9]{1,6})([mhd])", text)
     if match is None:
         raise argparse.ArgumentTypeError(f"{text!r} is no span of time: say 30m, 2h or 7d")
     seconds = int(match[1]) * _UNITS[match[2]]

@@ -6,6 +6,7 @@ write over lines; a mark that turns the direction of writing, or has no width, w
 """
 
 import json
+import os
 import sys
 import unicodedata
 from typing import IO, Any, TextIO
@@ -59,6 +60,17 @@ def to_stdout(**options: Any) -> Console:
 def to_stderr() -> Console:
     """The same on standard error."""
     return _Console(stderr=True, highlight=False, markup=False, emoji=False)
+
+
+def open_all() -> None:
+    """Puts something in the place of standard streams that are closed (`>&-`), else the next file gets their number.
+
+    Reading and writing fail there, as they would have; on standard error they do not, as it is nobody's result.
+    """
+    for number, name, use in ((0, "stdin", os.O_WRONLY), (1, "stdout", os.O_RDONLY), (2, "stderr", os.O_WRONLY)):
+        if getattr(sys, name) is None:
+            found = os.open(os.devnull, use)  # the lowest free number, which is this one
+            setattr(sys, name, open(found, "r" if number == 0 else "w", encoding="utf-8"))  # noqa: PTH123, SIM115
 
 
 def carry_all() -> None:

@@ -33,6 +33,8 @@ from local.service import Model, Service
 
 ANTHROPIC = "https://api.anthropic.com"
 
+UNSENDABLE = "ANTHROPIC_API_KEY or ANTHROPIC_BASE_URL holds what cannot be sent. Set them anew."
+
 CHECK_SECONDS = 5.0
 """How long the provider may take to answer at the start."""
 
@@ -62,8 +64,8 @@ def serving(
     log: Callable[[Served], None] = lambda _: None,
 ) -> Iterator[tuple[Service, str]]:
     """The service with who answers. Raises `Unusable`, in one sentence, where it cannot run."""
-    state = state.resolve()  # the engine works in another directory
     key = _prepared(state)
+    state = state.resolve()  # the engine works in another directory
     _check_address(host, port)
     with answering(os.environ) as (model, name), console.status("Starting …") as status:
         if warning := _checked(model):
@@ -102,13 +104,15 @@ def _checked(model: Model) -> str | None:
     """
     if not model.url.startswith(("http://", "https://")):
         raise Unusable(f"ANTHROPIC_BASE_URL is no URL: {model.url} does not begin with http:// or https://.")
+    if not (model.key.isascii() and model.key.isprintable()):
+        raise Unusable(UNSENDABLE)
     headers = {"x-api-key": model.key, "anthropic-version": "2023-06-01"}
     url = f"{model.url.rstrip('/')}/v1/models?limit=1"
     try:
         with urllib3.PoolManager(ca_certs=certifi.where(), retries=False, timeout=CHECK_SECONDS) as pool:
             answer = pool.request("GET", url, headers=headers)
     except ValueError as error:  # what no URL or header can hold
-        raise Unusable("ANTHROPIC_API_KEY or ANTHROPIC_BASE_URL holds what cannot be sent. Set them anew.") from error
+        raise Unusable(UNSENDABLE) from error
     except urllib3.exceptions.HTTPError as error:
         why = str(error.__cause__ or error)
         return f"The model at {model.url} cannot be reached ({why}). Runs fail until it can: check the network."
@@ -155,6 +159,8 @@ def _check_address(host: str, port: int) -> None:
             probe.listen()
     except OverflowError:
         raise Unusable(f"There is no port {port}: the last one is 65535.") from None
+    except (TypeError, UnicodeError):
+        raise Unusable(f"{host} is no address: it cannot be looked up.") from None
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             raise Unusable(f"Port {port} on {host} is in use. End what uses it, or choose another: --port") from error
@@ -165,7 +171,7 @@ def _check_sandbox(state: Path) -> None:
     """A real model gets a shell only where the machine keeps it in."""
     _prepared(state)
     try:
-        held = not os.environ.get("ANTHROPIC_API_KEY", "").strip() or sandbox.holding(state)
+        held = not os.environ.get("ANTHROPIC_API_KEY", "").strip() or sandbox.holding(state.resolve())
     except EngineFailed as failed:
         raise Unusable(str(failed)) from failed
     if not held:
@@ -181,7 +187,7 @@ def run(state: Path, host: str, port: int, unsandboxed: bool, quiet: bool) -> in
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
     if not unsandboxed:
-        _check_sandbox(state.resolve())
+        _check_sandbox(state)
     with serving(state, host, port, console, unsandboxed=unsandboxed, log=_unlogged if quiet else _logged) as served:
         running, name = served
         try:

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 from cli.backend import Backend
 from cli.endpoint import Unusable
 from cli.printing import to_stderr
-from lambdas.contract import SESSION_ID
 from lambdas.errors import SessionBusy, WorkflowError
 from lambdas.sessions.commit import compact
 from lambdas.sessions.store import Lease, Missing, Refusal, Store, session_key
@@ -38,8 +37,6 @@ class Version(NamedTuple):
 
 def purge(backend: Backend, session_id: str) -> int:
     """0. Raises `Unusable` where there is no such session, or a run is working on it, and botocore's errors."""
-    if not SESSION_ID.fullmatch(session_id):
-        raise Unusable(f"{session_id} is no session's id.")
     store = Store(backend.client("s3"), backend.bucket)
     try:
         with _leased(store, session_id):

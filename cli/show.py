@@ -125,7 +125,7 @@ class _Screen:
         self._say("")
         if not story.visits:
             self._say(f"Execution {_name(story)}", "bold")
-            self._say("  Its history is gone, or not there yet.", "dim")
+            self._say(f"  {story.damage or 'Its history is gone, or not there yet.'}", "dim")
         else:
             begin, end = story.visits[0].entered, max(visit.left or visit.entered for visit in story.visits)
             self._say(Text.assemble((f"Execution {_name(story)}", "bold"), f"  {clock(begin)} UTC"))

@@ -102,6 +102,8 @@ def _is_json(kept: Path) -> bool:
 def _inputs_hash() -> str:
     digest = hashlib.sha256(importlib.metadata.version("aws-cdk-lib").encode())
     for name in SYNTHESIZED_FROM:
+        if not (ROOT / name).exists():
+            raise DeployFailed(f"{ROOT} lacks {name}: the service runs from a clone of the whole repository.")
         for path in sorted(_files(ROOT / name)):
             digest.update(f"\0{path.relative_to(ROOT)}\0".encode() + path.read_bytes())
     return digest.hexdigest()[:16]

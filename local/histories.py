@@ -12,6 +12,7 @@ import logging
 import re
 import tempfile
 import time
+import zlib
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,10 @@ SIGNED = re.compile(r"\?[^\s\"'\\]*X-Amz-Signature=[^\s\"'\\]*")
 """The query of a presigned URL, in JSON."""
 UNSIGNED = "?..."
 """What stands for it."""
+
+
+class Damaged(ValueError):
+    """What is kept of an execution cannot be read; the text names the file."""
 
 
 class Histories:
@@ -94,9 +99,17 @@ def path(state: Path, execution: str) -> Path | None:
 
 
 def events(state: Path, execution: str) -> list[dict[str, Any]] | None:
-    """The events of an execution that ended, as the engine told them; None where they are not kept (any more)."""
+    """The events of an execution that ended, as the engine told them; None where they are not kept (any more).
+
+    Raises `Damaged`.
+    """
     file = path(state, execution)
     if file is None or not file.exists():
         return None
-    found: list[dict[str, Any]] = json.loads(gzip.decompress(file.read_bytes()))["events"]
-    return found
+    try:
+        found = json.loads(gzip.decompress(file.read_bytes()))["events"]
+        if all(isinstance(one["timestamp"], int | float) and isinstance(one["type"], str) for one in found):
+            return list(found)
+    except (OSError, EOFError, zlib.error, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise Damaged(f"{file} cannot be read ({error}).") from error
+    raise Damaged(f"{file} holds no history.")

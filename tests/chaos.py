@@ -162,8 +162,9 @@ class Chaos:
             asked = pool.submit(self.post, turn)
             assert eventually(lambda: _kinds(self.serve.process.pid).get("run"), SETTLE_SECONDS), asked.result()
             assert eventually(lambda: self.calls()[key], SETTLE_SECONDS)
-            for function in _kinds(self.serve.process.pid)["run"]:
-                os.kill(_parents()[function], signal.SIGKILL)
+            runs, parents = _kinds(self.serve.process.pid)["run"], _parents()
+            for worker in {parents[function] for function in runs}:  # once killed, its children are init's
+                os.kill(worker, signal.SIGKILL)
             assert asked.result()[0] >= 500
 
     def _client(self, chance: random.Random, sessions: list[str]) -> None:

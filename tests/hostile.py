@@ -201,7 +201,7 @@ def alive() -> list[str]:
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             with suppress(FileNotFoundError, ProcessLookupError):
-                found.append((entry / "cmdline").read_bytes().replace(b"\0", b" ").decode())
+                found.append((entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace"))
     return [command for command in found if LASTING in command or "forking.py" in command or "attacks.py" in command]
 
 

@@ -15,6 +15,7 @@ from cli.main import parser
 from lambdas import errors
 from lambdas.contract import FIELDS
 from local.model import MARK
+from tests.alike import kept, same
 from tests.commands import ENVIRONMENT, ROOT, Serve, command
 
 README = (ROOT / "README.md").read_text()
@@ -164,6 +165,12 @@ def lasting(text: str) -> list[str]:
     text = re.sub(r"[\d.]+ s, ", "S, ", text)
     text = re.sub(r" --state \S+", "", text)
     return re.sub(r"session-[0-9a-f-]{36}", "ID", text).replace(".venv/bin/", "").splitlines()
+
+
+def test_the_screens_are_those_of_the_commands() -> None:
+    """At 80 columns, but for ids, times, costs and places."""
+    shown = [same(block) for block in blocks("text")[1:]]
+    assert shown == [kept(f"{name}-80").read_text() for name in ("ask", "runs", "show-failed", "replay", "serve")]
 
 
 def test_the_demo_prints_what_readme_shows(serve: Serve) -> None:

@@ -735,6 +735,8 @@ def guarded_synth(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "CDK_DOCKER": str(docker),
         "CDK_OUTDIR": str(place / "cdk.out"),
         "HOME": str(place),
+        # In a user's namespace root's directories are nobody's, which jsii does not trust with a cache.
+        "JSII_RUNTIME_PACKAGE_CACHE": "disabled",
     }
     command = [*_without_network(), sys.executable, "app.py"]
     clone = _private_clone(place / "clone")
