@@ -145,7 +145,7 @@ def _source(case: Case) -> Input:
 @pytest.fixture(scope="module")
 def rendered(templates: dict[str, str]) -> dict[str, list[Any]]:
     """What Velocity makes of every case, in both readings of null: the text, and the context as it is then."""
-    java = foreign.program("default-jdk-headless", "java")
+    foreign.program("default-jdk-headless", "javac")
     for jar in JARS:
         if not jar.exists():
             foreign.missing(f"{jar} is missing: install Debian's velocity and libgoogle-gson-java.")
@@ -159,7 +159,7 @@ def rendered(templates: dict[str, str]) -> dict[str, list[Any]]:
         }
         for case in CASES
     ]
-    command = [java, "-cp", ":".join(map(str, JARS)), str(DRIVER)]
+    command = ["java", "-cp", ":".join(map(str, JARS)), str(DRIVER)]
     done = subprocess.run(command, input=json.dumps(cases), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return dict(zip([case.name for case in CASES], json.loads(done.stdout), strict=True))
