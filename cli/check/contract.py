@@ -1,7 +1,7 @@
 """Rows of the HTTP contract: the status table, turns, long and tricky texts, limits of time and rate."""
 
+import json
 import time
-import uuid
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -14,7 +14,8 @@ WORD = "heron"
 FIRST = f"The word is {WORD}. Answer with that word alone."
 AGAIN = "Which word was it? Answer with that word alone."
 SLEEP = "Call Bash once, with the command after the word run. Then answer with the word done.\nrun sleep {seconds}"
-UNKNOWN = b'{"prompt": "Hello.", "session_id": "session-that-never-was"}'
+NOBODYS = "session-that-never-was"
+UNKNOWN = json.dumps({"prompt": "Hello.", "session_id": NOBODYS}).encode()
 """Goes all the way to RestoreSession, which refuses it: it costs nothing."""
 NO_MODEL = "no-such-model"
 """Goes on to the provider, which refuses it: it costs nothing, and leaves the record of what was asked."""
@@ -83,7 +84,7 @@ def _busy(kit: Kit) -> Json:
         running = pool.submit(sleeping)
         while not running.done() and not records.read(f"locks/{session}.json"):
             time.sleep(0.2)
-        another = kit.post({"prompt": AGAIN, "session_id": session, "model": NO_MODEL}, key=str(uuid.uuid4()))
+        another = kit.run(AGAIN, session_id=session, model=NO_MODEL)
         return {"another": another, "the same": sleeping(), "the first": running.result()}
 
 
@@ -107,7 +108,7 @@ def _recorded(prompt: str) -> Ask:
     """Asks a model that is not there, and looks at what of the prompt is recorded."""
 
     def ask(kit: Kit) -> Json:
-        raw = kit.post({"prompt": prompt, "model": NO_MODEL}, key=str(uuid.uuid4()))
+        raw = kit.run(prompt, model=NO_MODEL)
         kept = kit.record(raw["run_id"])["body"]["prompt"] if raw["status"] in (200, 422, 502) else ""
         return raw | {"characters": len(prompt), "recorded": len(kept), "as sent": kept == prompt}
 
@@ -167,7 +168,7 @@ ASKED: dict[str, Ask] = {
     "second-turn": _again,
     "fork": _forked,
     "repeated-key": _repeated,
-    "mismatch": lambda kit: kit.post({"prompt": "Another one."}, key=f"first-{kit.id}"),
+    "mismatch": lambda kit: kit.run(AGAIN, key=f"first-{kit.id}"),
     "busy": _busy,
     "deadline": _too_long,
     "tricky-text": _recorded(TRICKY * (100_000 // len(TRICKY))),
