@@ -114,7 +114,7 @@ class Kit:
 
     # Asking
 
-    def run(self, prompt: str, *, key: str | None = None, **fields: Any) -> Json:
+    def run(self, prompt: str, key: str | None = None, **fields: Any) -> Json:
         """The answer to a small run. A rate that is spent is waited for, a day's quota is not.
 
         Raises `NotAsked` where it could cost more than is left.
