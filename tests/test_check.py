@@ -273,6 +273,11 @@ def test_what_a_stack_has_not_is_not_asked(stack: Stack, name: str) -> None:
         stack.raw(name)
 
 
+def test_a_small_model_is_asked(stack: Stack) -> None:
+    """Where the stack does not say that it asks Bedrock, whose models are named by the deployment."""
+    assert stack.kit.model == "haiku"
+
+
 def test_no_run_is_started_that_could_cost_too_much(stack: Stack) -> None:
     """Before anything is sent."""
     with pytest.raises(NotAsked, match="--max-dollars"):

@@ -73,7 +73,7 @@ class Kit:
         self.id = uuid.uuid4().hex[:12]
         self.began = time.time()
         self._max_dollars = max_dollars
-        self._model = model or self._small()
+        self._named = model
         self._clients: dict[str, Any] = {}
         self._events: dict[str, list[Event]] = {}
         self._costs: dict[str, float] = {}
@@ -83,10 +83,11 @@ class Kit:
             maxsize=64, retries=False, timeout=urllib3.Timeout(connect=CONNECT, read=LONGEST)
         )
 
-    def _small(self) -> str | None:
-        """The model that runs ask where nobody names one; None: the deployment's usual one."""
+    @cached_property
+    def model(self) -> str | None:
+        """The one that runs ask: what was named, or a small one; None: the deployment's usual one, on Bedrock."""
         bedrock = self.stack and self.account.environment("RunClaude")["MODEL_PROVIDER"] == "bedrock"
-        return None if bedrock else SMALL
+        return self._named or (None if bedrock else SMALL)
 
     def client(self, service: str) -> Any:
         """A boto3 client of a service, the same whenever it is asked for: to make one takes a moment."""
@@ -123,8 +124,8 @@ class Kit:
             spent = f"${self.spent:.2f} of ${self._max_dollars:.2f}"
             raise NotAsked(f"{spent} are spent: a run more could pass --max-dollars.")
         body = {"prompt": prompt, "allowed_tools": TOOLS, "max_turns": 4, "max_budget_usd": RUN_DOLLARS} | fields
-        if self._model:
-            body = {"model": self._model} | body
+        if self.model:
+            body = {"model": self.model} | body
         sent, headers = json.dumps(body, ensure_ascii=False).encode(), {"idempotency-key": key or str(uuid.uuid4())}
         while True:
             raw = self.send(sent, headers=headers)

@@ -55,7 +55,8 @@ def _shell(kit: Kit) -> Json:
 
 def _next(kit: Kit) -> Json:
     before = kit.answers["agent-shell"]["left"].split()
-    return _told(kit, {"left": f"ls -d {shlex.join(before)} 2>/dev/null"} | LATER) | {"left before": before}
+    paths = shlex.join(before)
+    return _told(kit, {"left": f"ls -d {paths} 2>/dev/null; rm -f {paths}"} | LATER) | {"left before": before}
 
 
 def _files(kit: Kit) -> Json:
