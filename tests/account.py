@@ -33,7 +33,7 @@ class Stack:
     def __post_init__(self) -> None:
         machine, bucket = self.id("StepFunctions::StateMachine"), self.id("S3::Bucket")
         nowhere = Endpoint("http://127.0.0.1:9/claude-code", None)
-        self.kit = Kit(nowhere, Backend(bucket, machine, self.engine), deploy.STACK, max_dollars=0, model="haiku")
+        self.kit = Kit(nowhere, Backend(bucket, machine, self.engine), deploy.STACK, max_dollars=0)
 
     def id(self, kind: str, part: str = "") -> str:
         """What a resource is called, by its kind and a part of its logical id."""

@@ -47,11 +47,11 @@ def test_every_row_has_an_outcome_on_one_machine(serve: Serve, checked: tuple[st
 
 
 def test_nothing_of_the_kit_is_left(serve: Serve, checked: tuple[str, Json]) -> None:
-    """Neither its sessions, nor its runs, nor what it wrote to ask S3."""
-    raw = checked[1]["rows"]["first-turn"]["raw"]
+    """Neither its runs and sessions, those that failed included, nor what it wrote to ask S3."""
+    named = set(re.findall("run-[0-9a-f]{32}|session-[0-9a-f]{8}-[0-9a-f-]{27}", json.dumps(checked[1])))
+    assert len(named) > 10
     files = [str(path) for path in (serve.state / "s3").rglob("*") if path.is_file()]
-    mine = (raw["session_id"], raw["run_id"], "/runs/check-")
-    assert [path for path in files if any(name in path for name in mine)] == []
+    assert [path for path in files if any(name in path for name in (*named, "/runs/check-"))] == []
 
 
 def test_what_is_recorded_is_judged_again(checked: tuple[str, Json]) -> None:
@@ -271,6 +271,11 @@ def test_what_a_stack_has_not_is_not_asked(stack: Stack, name: str) -> None:
     """It is told why."""
     with pytest.raises(NotAsked, match=r"\.$"):
         stack.raw(name)
+
+
+def test_a_small_model_is_asked(stack: Stack) -> None:
+    """Where the stack does not say that it asks Bedrock, whose models are named by the deployment."""
+    assert stack.kit.model == "haiku"
 
 
 def test_no_run_is_started_that_could_cost_too_much(stack: Stack) -> None:

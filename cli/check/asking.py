@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,10 +23,12 @@ DENIED = ("AccessDenied", "AccessDeniedException", "UnauthorizedOperation")
 """What AWS says to an operator who may not ask."""
 
 
-def asked(kit: Kit, rows: Iterable[Row] = ROWS) -> Iterator[Outcome]:
-    """The rows' outcomes, as they come. What it costs, and what is left to be removed, the kit knows."""
+def asked(kit: Kit, rows: Iterable[Row], say: Callable[[Row], None] = lambda _: None) -> Iterator[Outcome]:
+    """The rows' outcomes, as they come; `say` hears of each row before. What it costs, and what has to be removed
+    afterwards, the kit knows."""
     held: set[str] = set()
     for row in rows:
+        say(row)
         begin = time.monotonic()
         outcome = _ask(kit, row, held)
         if outcome.outcome == HELD:
@@ -80,9 +82,9 @@ def run(
     try:
         with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
             task = progress.add_task("", total=len(ROWS))
-            for row, outcome in zip(ROWS, asked(kit), strict=True):
+            for outcome in asked(kit, ROWS, lambda row: progress.update(task, description=row.name)):
                 outcomes.append(outcome)
-                progress.update(task, advance=1, description=row.name)
+                progress.advance(task)
     finally:
         console.print(_removed(kit), style="dim", soft_wrap=True)
     paid = "no real cost" if endpoint.answering == STAND_IN else f"${kit.spent:.2f} for the model"
@@ -90,6 +92,7 @@ def run(
         "of": f"The stack {stack}" if stack else "The service on this machine",
         "version": __version__,
         "cost": f"{paid}, {time.time() - kit.began:.0f} s.",
+        "dollars": round(kit.spent, 4),
     }
     whole_report = report.as_json(outcomes, about)
     if recorded:

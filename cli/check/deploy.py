@@ -1,11 +1,12 @@
 """The row of a deploy while the service is in use."""
 
-import json
 import subprocess
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from tempfile import TemporaryFile
 
-from cli.check.contract import NO_MODEL, UNKNOWN, counted
+from cli.check.contract import NO_MODEL, NOBODYS, counted
 from cli.check.kit import Kit
 from cli.check.row import Ask, Json, Judge, NotAsked
 
@@ -19,16 +20,15 @@ def _deployed(kit: Kit) -> Json:
     if not kit.redeploy:
         raise NotAsked("It takes a deploy that changes something: --redeploy 'npx cdk deploy -c max_turns=51'.")
     posts: list[Future[Json]] = []
-    with ThreadPoolExecutor(32) as pool:
-        process = subprocess.Popen(
-            kit.redeploy, shell=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-        )
+    with TemporaryFile() as output, ThreadPoolExecutor(32) as pool:
+        process = subprocess.Popen(kit.redeploy, shell=True, stdout=output, stderr=output)
         while process.poll() is None:
-            body = json.loads(UNKNOWN) if len(posts) % 2 else {"prompt": "Hello.", "model": NO_MODEL}
-            posts.append(pool.submit(kit.post, body))
+            how = {"session_id": NOBODYS} if len(posts) % 2 else {"model": NO_MODEL}
+            posts.append(pool.submit(partial(kit.run, "Hello.", **how)))
             time.sleep(1)
-    said = process.stderr.read()[-500:] if process.stderr else ""
-    return {"exit": process.returncode, "counts": counted([post.result() for post in posts]), "said": said}
+        output.seek(0)
+        said = output.read()[-500:].decode(errors="replace")
+        return {"exit": process.returncode, "counts": counted([post.result() for post in posts]), "said": said}
 
 
 def _went_on(raw: Json) -> str | None:

@@ -16,7 +16,7 @@ BAD = (
     "CarelessDeployment",
     "StorageUnavailable",
     "MissingSetting",
-    "KMS",
+    "KMS.",
 )
 """In a log, the names of what is wrong with a deployment: rights, unreadable assets, settings."""
 
@@ -41,20 +41,14 @@ def _functions(kit: Kit) -> Json:
 
 def _settings(kit: Kit) -> Json:
     """Names and settings in the functions' environments that other resources have to agree with."""
-    template = {
-        state: kit.account.properties("Lambda::Function", state)["Environment"]["Variables"] for state in STATES
-    }
+    meant = {state: kit.account.properties("Lambda::Function", state)["Environment"]["Variables"] for state in STATES}
     kept = {state: kit.account.environment(state) for state in STATES}
     buckets = {f"{state} S3_BUCKET_NAME": kept[state].get("S3_BUCKET_NAME") for state in STATES if state != "RunClaude"}
-    plain = {
-        f"{state} {name}": value
-        for state in STATES
-        for name, value in template[state].items()
-        if isinstance(value, str)
-    }
+    plain = [(state, name) for state in STATES for name, value in meant[state].items() if isinstance(value, str)]
     return {
-        "kept": buckets | {name: kept[name.split()[0]].get(name.split()[1]) for name in plain},
-        "template": dict.fromkeys(buckets, kit.bucket) | plain,
+        "kept": buckets | {f"{one} {name}": kept[one].get(name) for one, name in plain},
+        "template": dict.fromkeys(buckets, kit.bucket)
+        | {f"{state} {name}": meant[state][name] for state, name in plain},
     }
 
 

@@ -73,18 +73,21 @@ class Kit:
         self.id = uuid.uuid4().hex[:12]
         self.began = time.time()
         self._max_dollars = max_dollars
-        self._model = model or self._small()
+        self._named = model
         self._clients: dict[str, Any] = {}
+        self._events: dict[str, list[Event]] = {}
         self._costs: dict[str, float] = {}
+        self._untold = 0.0
         self._sessions: set[str] = set()
         self._http = urllib3.PoolManager(
             maxsize=64, retries=False, timeout=urllib3.Timeout(connect=CONNECT, read=LONGEST)
         )
 
-    def _small(self) -> str | None:
-        """The model that runs ask where nobody names one; None: the deployment's usual one."""
+    @cached_property
+    def model(self) -> str | None:
+        """The one that runs ask: what was named, or a small one; None: the deployment's usual one, on Bedrock."""
         bedrock = self.stack and self.account.environment("RunClaude")["MODEL_PROVIDER"] == "bedrock"
-        return None if bedrock else SMALL
+        return self._named or (None if bedrock else SMALL)
 
     def client(self, service: str) -> Any:
         """A boto3 client of a service, the same whenever it is asked for: to make one takes a moment."""
@@ -104,7 +107,7 @@ class Kit:
     @property
     def spent(self) -> float:
         """US dollars, as the answers name them."""
-        return sum(self._costs.values())
+        return sum(self._costs.values()) + self._untold
 
     @property
     def seconds_left(self) -> float:
@@ -112,21 +115,20 @@ class Kit:
 
     # Asking
 
-    def run(self, prompt: str, *, key: str | None = None, **fields: Any) -> Json:
-        """The answer to a small run. Raises `NotAsked` where it could cost more than is left."""
+    def run(self, prompt: str, key: str | None = None, **fields: Any) -> Json:
+        """The answer to a small run. A rate that is spent is waited for, a day's quota is not.
+
+        Raises `NotAsked` where it could cost more than is left.
+        """
         if self.spent + RUN_DOLLARS > self._max_dollars:
             spent = f"${self.spent:.2f} of ${self._max_dollars:.2f}"
             raise NotAsked(f"{spent} are spent: a run more could pass --max-dollars.")
         body = {"prompt": prompt, "allowed_tools": TOOLS, "max_turns": 4, "max_budget_usd": RUN_DOLLARS} | fields
-        if self._model and "model" not in body:
-            body["model"] = self._model
-        return self.post(body, key=key or str(uuid.uuid4()))
-
-    def post(self, body: Json, *, key: str | None = None) -> Json:
-        """The answer to a body. A rate that is spent is waited for, a day's quota is not."""
-        headers = {"idempotency-key": key} if key else {}
+        if self.model:
+            body = {"model": self.model} | body
+        sent, headers = json.dumps(body, ensure_ascii=False).encode(), {"idempotency-key": key or str(uuid.uuid4())}
         while True:
-            raw = self.send(json.dumps(body, ensure_ascii=False).encode(), headers=headers)
+            raw = self.send(sent, headers=headers)
             wait = int(raw.get("retry_after") or 2)
             if raw.get("code") != "Throttled" or wait > LONGEST_WAIT or self.seconds_left < wait:
                 return raw
@@ -157,7 +159,7 @@ class Kit:
         except ValueError:
             answer = {"body": response.data[:1000].decode(errors="replace")}
         self._note(answer)
-        return raw | {name: value for name, value in answer.items() if name not in LONG} | self._said(answer)
+        return raw | {name: value for name, value in answer.items() if name not in LONG} | _printed(answer)
 
     def fetch(self, url: str, method: str = "GET") -> Json:
         """The answer to a presigned request: its status, what S3 calls its error, and how its body begins."""
@@ -166,27 +168,12 @@ class Kit:
         begins = response.data[:2].decode(errors="replace")
         return {"status": response.status, "error": code or None, "begins": begins, "host": parse_url(url).host}
 
-    @staticmethod
-    def _said(answer: Json) -> Json:
-        """What the tools of a run gave, since a model may word it anew."""
-        blocks = [
-            block
-            for message in answer.get("messages", [])
-            if message.get("type") == "user" and isinstance(message["message"]["content"], list)
-            for block in message["message"]["content"]
-            if block.get("type") == "tool_result"
-        ]
-        texts = [
-            block["content"]
-            if isinstance(block["content"], str)
-            else "".join(part["text"] for part in block["content"])
-            for block in blocks
-        ]
-        return {"tools": "\n".join(texts)} if texts else {}
-
     def _note(self, answer: Json) -> None:
+        """What it cost, and whose record has to be removed. What nobody can tell is taken for all that it may be."""
         if run_id := answer.get("run_id"):
             self._costs[run_id] = max(self._costs.get(run_id, 0.0), answer.get("cost_usd") or 0.0)
+        if answer.get("cost_usd", 0.0) is None:
+            self._untold += RUN_DOLLARS
 
     # Looking
 
@@ -199,8 +186,10 @@ class Kit:
 
     def events(self, run_id: str) -> list[Event]:
         """What the run's execution went through, with the signatures in it; waits until its log is whole."""
-        execution = self.record(run_id)["execution"]
-        return self.late(lambda: _ended(history.signed(self.backend, execution, self.began)))
+        if run_id not in self._events:
+            execution = self.record(run_id)["execution"]
+            self._events[run_id] = self.late(lambda: _ended(history.signed(self.backend, execution, self.began)))
+        return self._events[run_id]
 
     def late(self, look: Callable[[], Found]) -> Found:
         """What `look` finds, as soon as it finds something; AWS writes much of it down late.
@@ -267,3 +256,12 @@ class Kit:
 def _ended(events: list[Event]) -> list[Event]:
     """The events, once the last one of the execution is among them."""
     return events if len(events) > 1 and events[-1].type.startswith("Execution") else []
+
+
+def _printed(answer: Json) -> Json:
+    """What the tools of a run printed, since a model may word it anew."""
+    contents = [message["message"]["content"] for message in answer.get("messages", []) if message["type"] == "user"]
+    blocks = [block for content in contents if isinstance(content, list) for block in content]
+    results = [block["content"] for block in blocks if block.get("type") == "tool_result"]
+    texts = [one if isinstance(one, str) else "".join(part.get("text", "") for part in one) for one in results]
+    return {"tools": "\n".join(texts)} if texts else {}

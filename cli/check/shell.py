@@ -21,10 +21,10 @@ COMMANDS: dict[str, str] = {
     "left": f"touch /tmp/{LEFT} $TMPDIR/{LEFT} 2>/dev/null; ls -d /tmp/{LEFT} $TMPDIR/{LEFT} 2>/dev/null",
 }
 """By name, what a run asks its shell. None has a line break: the prompt has it in one line."""
-HOME = {"home": f"ls -A {shlex.quote(str(Path.home()))} 2>/dev/null | head -3"}
+HOME: dict[str, str] = {"home": f"ls -A {shlex.quote(str(Path.home()))} 2>/dev/null | head -3"}
+"""Asked of a service on one machine, where it is the operator's."""
 
 LATER: dict[str, str] = {
-    "left": f"ls -d /tmp/{LEFT} $TMPDIR/{LEFT} 2>/dev/null",
     "tmp": "ls -A /tmp | head -20",
     "shared": "ls -A /dev/shm 2>/dev/null | head; tail -n +2 /proc/sysvipc/shm | head",
     "processes": "ls -d /proc/[0-9]* | wc -l",
@@ -39,9 +39,9 @@ def _script(commands: Mapping[str, str]) -> str:
     return " ; ".join(f"echo '== {name}' ; {{ {command} ; }} 2>&1" for name, command in commands.items())
 
 
-def told(kit: Kit, commands: Mapping[str, str], **fields: str) -> Json:
+def _told(kit: Kit, commands: Mapping[str, str]) -> Json:
     """What each command printed, in a run of its own. Raises `NotAsked` where the model did not call it."""
-    answer = kit.run(PROMPT.format(command=_script(commands)), **fields)
+    answer = kit.run(PROMPT.format(command=_script(commands)))
     if "== " not in answer.get("tools", ""):
         said = answer.get("error") or answer.get("result")
         raise NotAsked(f"The command was not run ({answer['status']}: {said}). Ask again, or with another --model.")
@@ -50,11 +50,13 @@ def told(kit: Kit, commands: Mapping[str, str], **fields: str) -> Json:
 
 
 def _shell(kit: Kit) -> Json:
-    return told(kit, COMMANDS if kit.stack else COMMANDS | HOME)
+    return _told(kit, COMMANDS if kit.stack else COMMANDS | HOME)
 
 
 def _next(kit: Kit) -> Json:
-    return told(kit, LATER) | {"left before": kit.answers["agent-shell"]["left"]}
+    before = kit.answers["agent-shell"]["left"].split()
+    paths = shlex.join(before)
+    return _told(kit, {"left": f"ls -d {paths} 2>/dev/null; rm -f {paths}"} | LATER) | {"left before": before}
 
 
 def _files(kit: Kit) -> Json:

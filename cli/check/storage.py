@@ -63,6 +63,8 @@ def _said(call: Callable[[], Any]) -> Json:
     try:
         done = call()
     except ClientError as error:
+        if error.response["Error"]["Code"] == "AccessDenied":  # that is about who asks
+            raise
         return {"status": error.response["ResponseMetadata"]["HTTPStatusCode"], "code": error.response["Error"]["Code"]}
     etag = done.get("ETag") or done.get("CopyPartResult", {}).get("ETag")
     return {"status": done["ResponseMetadata"]["HTTPStatusCode"], "etag": etag, "version": done.get("VersionId")}
