@@ -106,10 +106,10 @@ class Handler:
         self.process.stdin.write(json.dumps(event).encode() + b"\n")
         self.process.stdin.flush()
         line = self.process.stdout.readline()
-        told = json.loads(line) if line else {"raised": f"its process is gone; see {self.log}"}
-        if "raised" in told:
-            raise HandlerFailed(f"{self.state}: {told['raised']}")
-        return Call(**told)
+        said = json.loads(line) if line else {"raised": f"its process is gone; see {self.log}"}
+        if "raised" in said:
+            raise HandlerFailed(f"{self.state}: {said['raised']}")
+        return Call(**said)
 
 
 class Sampler:

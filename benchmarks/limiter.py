@@ -136,14 +136,14 @@ class Limiter:
             raw = b"\r\n".join(lines)
         ends.to_server.write(raw)
         up = await _body(ends.client, ends.to_server, asked, self._up, empty="content-length" not in asked.headers)
-        told = await _head(ends.server)
-        ends.to_client.write(told.raw)
+        answered = await _head(ends.server)
+        ends.to_client.write(answered.raw)
         method, target, _ = asked.first.split(" ", 2)
-        status = int(told.first.split(" ", 2)[1])
+        status = int(answered.first.split(" ", 2)[1])
         bodiless = method == "HEAD" or status in (204, 304)
-        down = await _body(ends.server, ends.to_client, told, self._down, empty=bodiless)
+        down = await _body(ends.server, ends.to_client, answered, self._down, empty=bodiless)
         self._log.append(Exchange(start, time.monotonic(), method, target, status, up, down))
-        return "close" not in (asked.headers.get("connection"), told.headers.get("connection"))
+        return "close" not in (asked.headers.get("connection"), answered.headers.get("connection"))
 
 
 async def _head(reader: asyncio.StreamReader) -> _Head:

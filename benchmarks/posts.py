@@ -22,7 +22,7 @@ from cli.backend import Backend
 from cli.history import told
 from local.model import ScriptedModel
 from local.service import Model, Service
-from tests import patched
+from tests.support import patched_service
 
 ROUNDS = {0: 7, 3: 3}
 """By the model's latency in seconds."""
@@ -74,11 +74,11 @@ class _Sides:
         headers = {"Content-Type": "application/json", "X-Api-Key": self.service.key}
         connection.request("POST", urlsplit(self.service.url).path, body, headers)
         answer = connection.getresponse()
-        told = json.loads(answer.read())
+        answered = json.loads(answer.read())
         connection.close()
         if answer.status != 200:
-            raise RuntimeError(f"a POST was answered by {answer.status}: {told}")
-        return time.monotonic() - start, told
+            raise RuntimeError(f"a POST was answered by {answer.status}: {answered}")
+        return time.monotonic() - start, answered
 
 
 @contextmanager
@@ -91,7 +91,7 @@ def _started(bench: Bench) -> Iterator[_Sides]:
         functions = stack.enter_context(workflow.functions(folder, s3, bench.template, model.url))
         added = {"SCRATCH": str(folder / "service")}
         named = Model(model.url, "sk-scripted")
-        service = stack.enter_context(patched.serving(folder / "state", dict(bench.template), named, added))
+        service = stack.enter_context(patched_service.serving(folder / "state", dict(bench.template), named, added))
         bare = stack.enter_context(Bare(folder / "bare", model.url))
         yield _Sides(bare, functions, service)
 

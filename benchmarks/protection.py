@@ -24,12 +24,14 @@ from pathlib import Path
 from claude_agent_sdk import ClaudeAgentOptions, ClaudeSDKClient
 
 from lambdas.agent.claude import Turn, converse
-from lambdas.agent.credentials import Proxy, Secret, anthropic
-from lambdas.agent.sandbox import SWITCHES, Scratch, seal
-from lambdas.agent.wall import Wall
+from lambdas.agent.environment import SWITCHES
+from lambdas.agent.processes import seal
+from lambdas.agent.proxy import Proxy, Secret, anthropic
+from lambdas.agent.sandbox import Sandbox
+from lambdas.agent.scratch import Scratch
 from local import sandbox
 from local.model import ScriptedModel
-from tests.kept import Kept
+from tests.support.kept_checkpoints import Kept
 
 RUNS = 15
 MOST = 1.05
@@ -42,7 +44,7 @@ def protected(folder: Path, url: str, prompt: str, kind: str) -> None:
     """A run as RunClaude makes it."""
     session = str(uuid.uuid4())
     with (
-        Scratch(folder / "agents" / session, Wall.of(kind, session)) as scratch,
+        Scratch(folder / "agents" / session, Sandbox.of(kind, session)) as scratch,
         Proxy([anthropic(Secret(lambda: "key"), url)]) as proxy,
     ):
         turn = Turn(prompt, session, resume=False)

@@ -3,7 +3,7 @@
 import json
 from contextlib import AbstractContextManager
 
-from tests.loopback import Answering, listening
+from tests.support.http_servers import Answering, listening
 
 SECRET = json.dumps({"ANTHROPIC_API_KEY": "sk-scripted"})
 ARN = "arn:aws:secretsmanager:us-east-1:000000000000:secret:model"

@@ -149,13 +149,16 @@ def _cause(state: Path, run_id: str) -> Iterator[str]:
     from botocore.exceptions import BotoCoreError, ClientError  # a third of a second that only a failure costs
 
     from cli import backend
-    from cli.records import Records
+    from lambdas.bucket import record
+    from lambdas.bucket.objects import Bucket
+    from lambdas.errors import StorageUnavailable
 
     try:
         with backend.found(state, None, starts=False) as found:
-            failure = Records(found.client("s3"), found.bucket).read(f"runs/{run_id}/failure.json") or {}
-    except (BotoCoreError, ClientError) as error:
-        yield f"Its cause could not be read: {error}"
+            failure = record.failure(Bucket(found.client("s3"), found.bucket), run_id) or {}
+    except (BotoCoreError, ClientError, StorageUnavailable) as error:
+        why = error.detail if isinstance(error, StorageUnavailable) else error
+        yield f"Its cause could not be read: {why}"
         return
     if detail := str(failure.get("detail") or "").strip():
         yield f"Its cause: {whole(detail[-CAUSE_CHARS:], sys.stderr)}"

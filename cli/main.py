@@ -23,14 +23,15 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"claude-workflow {__version__}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    serve = commands.add_parser("serve", help="run the service on this machine until Ctrl-C", description=_SERVE)
+    serve = commands.add_parser("serve", help="run the service on this machine until Ctrl-C", description=SERVE)
     serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     serve.add_argument("--port", type=int, default=8000, help="port to listen on (default: %(default)s)")
     serve.add_argument("--unsandboxed", action="store_true", help="let what the model runs do whatever you can")
     serve.add_argument("--quiet", action="store_true", help="print no line for each request")
     operating.add_state(serve)
+    serve.set_defaults(run=_serve)
 
-    ask = commands.add_parser("ask", help="ask a question and print the answer", description=_ASK)
+    ask = commands.add_parser("ask", help="ask a question and print the answer", description=ASK)
     ask.add_argument("prompt", help="what to ask; - reads it from standard input")
     ask.add_argument("--session", metavar="ID", help="go on with this session")
     ask.add_argument("--key", metavar="KEY", help="the Idempotency-Key of an earlier ask whose answer is still wanted")
@@ -39,6 +40,7 @@ def parser() -> argparse.ArgumentParser:
     where.add_argument("--stack", metavar="NAME", help="ask this deployed stack, with your AWS credentials")
     where.add_argument("--url", help=f"ask the service at this URL, with the key in {KEY_VARIABLE}")
     operating.add_state(ask)
+    ask.set_defaults(run=_ask)
 
     operating.add_commands(commands)
 
@@ -46,22 +48,24 @@ def parser() -> argparse.ArgumentParser:
     checked.add_argument("--stack", metavar="NAME", help="this deployed stack, with your AWS credentials")
     check.add_options(checked)
     operating.add_state(checked)
+    checked.set_defaults(run=check.run)
 
     demo = commands.add_parser(
-        "demo", help="two questions of one session, with a service if none runs", description=_DEMO
+        "demo", help="two questions of one session, with a service if none runs", description=DEMO
     )
     operating.add_state(demo)
+    demo.set_defaults(run=_demo)
     return top
 
 
-_SERVE = """Runs the whole workflow on this machine: the template that goes to AWS on a local engine, without AWS or
+SERVE = """Runs the whole workflow on this machine: the template that goes to AWS on a local engine, without AWS or
 Docker. With ANTHROPIC_API_KEY (and ANTHROPIC_BASE_URL, if set) that model answers, otherwise a scripted stand-in."""
 
-_ASK = """Posts the prompt and waits for the answer, which goes to standard output; all else goes to standard error.
+ASK = """Posts the prompt and waits for the answer, which goes to standard output; all else goes to standard error.
 Exits with 0 for an answer, with 1 for a failure, with 2 where there is no service to ask, and with 3 for a run that
 ended without a final text."""
 
-_DEMO = """Asks two questions of one session, the second about what the first did. Starts the service for that, and ends
+DEMO = """Asks two questions of one session, the second about what the first did. Starts the service for that, and ends
 it, if none runs."""
 
 
@@ -73,29 +77,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code = _chosen(arguments)
         sys.stdout.flush()
     except Unusable as unusable:
-        code = _told(str(unusable))
+        code = _say(str(unusable))
     except BrokenPipeError:  # as of `| head`, which has what it wants
         code = PIPE_CLOSED
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        code = _told(f"The system refuses: {where}{error.strerror or error}.")
+        code = _say(f"The system refuses: {where}{error.strerror or error}.")
     except ImportError as error:
-        code = _told(f"This installation is not whole ({error}). Install it anew: make clean run")
+        code = _say(f"This installation is not whole ({error}). Install it anew: make clean run")
     except KeyboardInterrupt:
         code = 130
     for stream in (sys.stdout, sys.stderr):
-        _settle(stream)
+        _flush(stream)
     return code
 
 
-def _told(sentence: str) -> int:
+def _say(sentence: str) -> int:
     """2, whether or not anybody can read the sentence."""
     with suppress(OSError):
         print(f"claude-workflow: {whole(sentence, sys.stderr)}", file=sys.stderr)
     return 2
 
 
-def _settle(stream: TextIO) -> None:
+def _flush(stream: TextIO) -> None:
     """Forgets what a stream does not take; else the interpreter tries once more at its end, and fails aloud."""
     try:
         stream.flush()
@@ -114,7 +118,8 @@ def _chosen(arguments: Sequence[str] | None) -> int:
             raise Unusable(f"{text} is not UTF-8 text.")
     if chosen.state is None and not (getattr(chosen, "url", None) or getattr(chosen, "stack", None)):
         chosen.state = default_state()
-    return _run(chosen)
+    code: int = chosen.run(chosen)
+    return code
 
 
 def _texts(chosen: argparse.Namespace) -> Iterator[str]:
@@ -131,24 +136,26 @@ def _is_text(given: str) -> bool:
     return True
 
 
-def _run(chosen: argparse.Namespace) -> int:
-    # Each command imports what it needs: asking should not wait for the engine's libraries.
-    if chosen.command == "ask":
-        from cli import ask
+# Each command imports what it needs when it runs: asking should not wait for the engine's libraries.
 
-        prompt = _prompt(chosen.prompt)
-        return ask.run(find(chosen.state, chosen.url, chosen.stack), prompt, chosen.session, chosen.key, chosen.json)
-    if chosen.command in ("runs", "show", "replay", "sessions"):
-        return operating.run(chosen)
-    if chosen.command == "check":
-        return check.run(chosen)
-    if chosen.command == "demo":
-        from cli import demo
 
-        return demo.run(chosen.state)
+def _serve(chosen: argparse.Namespace) -> int:
     from cli import serve
 
     return serve.run(chosen.state, chosen.host, chosen.port, chosen.unsandboxed, chosen.quiet)
+
+
+def _ask(chosen: argparse.Namespace) -> int:
+    from cli import ask
+
+    prompt = _prompt(chosen.prompt)
+    return ask.run(find(chosen.state, chosen.url, chosen.stack), prompt, chosen.session, chosen.key, chosen.json)
+
+
+def _demo(chosen: argparse.Namespace) -> int:
+    from cli import demo
+
+    return demo.run(chosen.state)
 
 
 def _prompt(given: str) -> str:

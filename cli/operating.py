@@ -4,9 +4,13 @@ import argparse
 import re
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cli.endpoint import Unusable, default_state
 from cli.printing import harmless
+
+if TYPE_CHECKING:
+    from cli.backend import Backend
 
 RUNS = """Lists runs by the index: when, whose, how it ended, what it cost, and the sums of that. A run is lost where
 neither answer nor failure was written and nobody is at work on it any more."""
@@ -61,7 +65,8 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     sessions.add_argument("what", choices=["purge"], help="what to do")
     sessions.add_argument("session_id", type=session_id, metavar="ID", help="the session")
 
-    for command in (runs, show, replay, sessions):
+    for command, act in ((runs, _runs), (show, _show), (replay, _replay), (sessions, _purge)):
+        command.set_defaults(run=run, act=act)
         command.add_argument("--stack", metavar="NAME", help="of this deployed stack, with your AWS credentials")
         add_state(command)
 
@@ -95,14 +100,14 @@ def _usual() -> Path | None:
 def run_id(text: str) -> str:
     """What can be a run's id, and no other key of the bucket."""
     if not RUN_ID.fullmatch(text):
-        raise argparse.ArgumentTypeError(f"{harmless(text)} is no run's id")
+        raise argparse.ArgumentTypeError(f"{harmless(text)} is not a run's id")
     return text
 
 
 def session_id(text: str) -> str:
     """What can be a session's id."""
     if not SESSION_ID.fullmatch(text):
-        raise argparse.ArgumentTypeError(f"{harmless(text)} is no session's id")
+        raise argparse.ArgumentTypeError(f"{harmless(text)} is not a session's id")
     return text
 
 
@@ -114,7 +119,7 @@ def span(text: str) -> float:
     """Seconds in `30m`, `2h` or `7d`."""
     match = re.fullmatch(r"([0-9]{1,6})([mhd])", text)
     if match is None:
-        raise argparse.ArgumentTypeError(f"{text!r} is no span of time: say 30m, 2h or 7d")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a span of time: say 30m, 2h or 7d")
     seconds = int(match[1]) * _UNITS[match[2]]
     if seconds > _LONGEST:
         raise argparse.ArgumentTypeError(f"{text!r} is too long: 365d at the most")
@@ -125,22 +130,44 @@ def run(chosen: argparse.Namespace) -> int:
     """The command's exit code. Raises `Unusable` where AWS, or the engine, refuses to be asked."""
     from botocore.exceptions import BotoCoreError, ClientError  # a third of a second that other commands do not need
 
-    from cli import backend, replay, runs, sessions, show
+    from cli import backend
+    from lambdas.errors import StorageUnavailable
 
-    starts = chosen.command == "replay" and not chosen.dry_run
+    starts = chosen.act is _replay and not chosen.dry_run
     try:
         with backend.found(chosen.state, chosen.stack, starts=starts) as found:
-            if chosen.command == "runs":
-                now = time.time()
-                default = now if chosen.session else runs.DAY  # of a session, all
-                begin = now - (default if chosen.since is None else chosen.since)
-                wanted = runs.Wanted(begin, chosen.session, chosen.failed, chosen.cut_short)
-                return runs.run(found, wanted, now, chosen.json)
-            if chosen.command == "show":
-                return show.run(found, chosen.run_id, chosen.json, chosen.verbose)
-            if chosen.command == "sessions":
-                return sessions.purge(found, chosen.session_id)
-            verb = "fork" if chosen.fork else "rebase" if chosen.rebase else "again"
-            return replay.run(found, chosen.run_ids, chosen.since, verb, chosen.dry_run)
+            code: int = chosen.act(found, chosen)
+            return code
     except (BotoCoreError, ClientError, TimeoutError) as error:
         raise Unusable(str(error)) from error
+    except StorageUnavailable as failed:
+        raise Unusable(failed.detail) from failed
+
+
+def _runs(found: "Backend", chosen: argparse.Namespace) -> int:
+    from cli import runs
+
+    now = time.time()
+    default = now if chosen.session else runs.DAY  # of a session, all
+    begin = now - (default if chosen.since is None else chosen.since)
+    wanted = runs.Wanted(begin, chosen.session, chosen.failed, chosen.cut_short)
+    return runs.run(found, wanted, now, chosen.json)
+
+
+def _show(found: "Backend", chosen: argparse.Namespace) -> int:
+    from cli import show
+
+    return show.run(found, chosen.run_id, chosen.json, chosen.verbose)
+
+
+def _replay(found: "Backend", chosen: argparse.Namespace) -> int:
+    from cli import replay
+
+    verb = "fork" if chosen.fork else "rebase" if chosen.rebase else "again"
+    return replay.run(found, chosen.run_ids, chosen.since, verb, chosen.dry_run)
+
+
+def _purge(found: "Backend", chosen: argparse.Namespace) -> int:
+    from cli import sessions
+
+    return sessions.purge(found, chosen.session_id)

@@ -15,11 +15,16 @@ from rich.text import Text
 from cli import tables
 from cli.backend import Backend
 from cli.endings import cut_short, dollars
-from cli.plan import REFUSED, SENTENCES, envelope, plan
 from cli.printing import line, to_stderr
-from cli.records import READERS, UNFINISHED, Entry, Json, Records, each
+from cli.prospect import REFUSED, SENTENCES, envelope, prospect
+from cli.record import READERS, Requests, each, is_held, look
 from cli.runs import DAY
 from cli.tables import Columns
+from lambdas.bucket import record
+from lambdas.bucket.listing import UNFINISHED, Entry, since
+from lambdas.bucket.objects import Bucket
+from lambdas.errors import StorageUnavailable
+from lambdas.strict import Json
 
 AT_A_TIME = 4
 """Executions: a replay shares the account's concurrency, and the model's rate limit, with those who are waiting."""
@@ -54,7 +59,7 @@ class Replay:
     """How runs are replayed: `again`, `fork` or `rebase`."""
 
     backend: Backend
-    records: Records
+    bucket: Bucket
     machine: Any
     verb: str
     since: float
@@ -62,31 +67,33 @@ class Replay:
 
     def look(self, entry: Entry) -> Outcome | None:
         """What a replay would do."""
-        run = self.records.run(entry, time.time())
+        run = look(self.bucket, entry, time.time())
         if run is None:
             return None if entry.hour else _unknown(entry)
         if entry.hour and (run.request["requested_at"] < self.since or run.outcome not in ("failed", "lost")):
             return None
-        does = plan(self.records, run, self.verb).does
+        does = prospect(self.bucket, run, self.verb).does
         return Outcome(run.run_id, does not in REFUSED, does, SENTENCES[does], session_id=run.session_id)
 
     def start(self, entry: Entry) -> Outcome | None:
         """Replays it; None where the index named a run that is not meant."""
         try:
-            record = self.records.read(f"runs/{entry.run_id}/request.json")
-            if record is None:
+            asked = record.request(self.bucket, entry.run_id)
+            if asked is None:
                 return None if entry.hour else _unknown(entry)
-            if entry.hour and record["requested_at"] < self.since:
+            if entry.hour and asked["requested_at"] < self.since:
                 return None
-            if entry.outcome == "claimed" and self.records.is_held(record, time.time()):
+            if entry.outcome == "claimed" and is_held(self.bucket, asked, time.time()):
                 return None
-            return _outcome(entry.run_id, self._execute(record))
+            return _outcome(entry.run_id, self._execute(asked))
+        except StorageUnavailable as failed:
+            return Outcome(entry.run_id, False, type(failed).__name__, failed.detail)
         except (BotoCoreError, ClientError) as error:
             return Outcome(entry.run_id, False, type(error).__name__, str(error))
 
-    def _execute(self, record: Json) -> Json:
+    def _execute(self, asked: Json) -> Json:
         done: Json = self.machine.start_sync_execution(
-            stateMachineArn=self.backend.state_machine_arn, input=json.dumps(envelope(record, self.verb))
+            stateMachineArn=self.backend.state_machine_arn, input=json.dumps(envelope(asked, self.verb))
         )
         return done
 
@@ -116,11 +123,12 @@ def run(backend: Backend, run_ids: Sequence[str], span: float | None, verb: str,
     """Replays `run_ids` or, where there are none, all that failed or were lost; 0 if every one succeeded, or can."""
     now = time.time()
     begin = now - (DAY if span is None else span)
-    records = Records(backend.client("s3"), backend.bucket)
-    replay = Replay(backend, records, backend.client("stepfunctions"), verb, begin)
+    bucket = Bucket(backend.client("s3"), backend.bucket)
+    requests = Requests(bucket.s3)
+    replay = Replay(backend, bucket, backend.client("stepfunctions"), verb, begin)
     # All are found before the first is started, since a replay moves what is listed. 100,000 take some 10 MB.
     entries = [Entry(run_id) for run_id in dict.fromkeys(run_ids)]
-    entries = entries or [entry for page in records.since(begin, now, UNFINISHED) for entry in page]
+    entries = entries or [entry for page in since(bucket, begin, now, UNFINISHED) for entry in page]
     console = to_stderr()
     work, threads = (replay.look, READERS) if dry else (replay.start, AT_A_TIME)
     report = Report(tables.console())
@@ -128,7 +136,7 @@ def run(backend: Backend, run_ids: Sequence[str], span: float | None, verb: str,
         report.add(outcome)
     report.end(console, dry)
     sys.stdout.flush()
-    console.print(str(records), style="dim", soft_wrap=True)
+    console.print(requests.sentence(), style="dim", soft_wrap=True)
     return 1 if report.failed else 0
 
 

@@ -14,8 +14,10 @@ from cli import tables
 from cli.backend import Backend
 from cli.endings import cut_short, dollars, is_cut_short
 from cli.printing import document, line, to_stderr
-from cli.records import ALL, DONE, READERS, UNFINISHED, Entry, Records, Run, each
+from cli.record import READERS, Requests, Run, each, look
 from cli.tables import Columns
+from lambdas.bucket.listing import DONE, OUTCOMES, UNFINISHED, Entry, of_session, since
+from lambdas.bucket.objects import Bucket
 
 DAY = 86_400.0
 
@@ -123,7 +125,7 @@ class Wanted:
     @property
     def outcomes(self) -> tuple[str, ...]:
         """Where the index has them."""
-        return UNFINISHED if self.failed else DONE if self.cut_short else ALL
+        return UNFINISHED if self.failed else DONE if self.cut_short else OUTCOMES
 
     def means(self, row: Row) -> bool:
         """Whether the run is one of them."""
@@ -134,26 +136,27 @@ class Wanted:
         return not self.failed or row.outcome in ("failed", "lost")
 
 
-def listed(records: Records, wanted: Wanted, now: float) -> Iterator[list[Row]]:
+def listed(bucket: Bucket, wanted: Wanted, now: float) -> Iterator[list[Row]]:
     """The rows in pages of some 1,000; hours in order, and each page of them by time."""
-    pages = records.of_session(wanted.session) if wanted.session else records.since(wanted.begin, now, wanted.outcomes)
+    pages = of_session(bucket, wanted.session) if wanted.session else since(bucket, wanted.begin, now, wanted.outcomes)
 
-    def look(entry: Entry) -> Row | None:
-        run = records.run(entry, now)
+    def read(entry: Entry) -> Row | None:
+        run = look(bucket, entry, now)
         return Row.of(run) if run else None
 
     for page in pages:
-        rows = [row for row in each(look, page, READERS) if row and wanted.means(row)]
+        rows = [row for row in each(read, page, READERS) if row and wanted.means(row)]
         yield sorted(rows, key=lambda row: row.requested_at)
 
 
 def run(backend: Backend, wanted: Wanted, now: float, as_json: bool) -> int:
     """Prints the table, or a line of JSON a run, to stdout as it is read; what it took to stderr."""
-    records = Records(backend.client("s3"), backend.bucket)
+    bucket = Bucket(backend.client("s3"), backend.bucket)
+    requests = Requests(bucket.s3)
     sums = Sums()
     out = tables.console()
     columns, prompt = (LINE, out.width - TAKEN) if out.width >= TAKEN + PROMPT_LEAST else (BLOCK, BLOCK_PROMPT)
-    for rows in listed(records, wanted, now):
+    for rows in listed(bucket, wanted, now):
         first = not sums.runs
         for row in rows:
             sums.add(row)
@@ -165,7 +168,7 @@ def run(backend: Backend, wanted: Wanted, now: float, as_json: bool) -> int:
     if not as_json:
         _print_sums(sums, out)
     sys.stdout.flush()
-    to_stderr().print(str(records), style="dim", soft_wrap=True)
+    to_stderr().print(requests.sentence(), style="dim", soft_wrap=True)
     return 0
 
 

@@ -4,20 +4,19 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
 
 from cli.backend import Backend
 from cli.endpoint import Unusable
 from cli.printing import to_stderr
+from lambdas.bucket import lease, versions
+from lambdas.bucket.commit import compact
+from lambdas.bucket.lease import Lease
+from lambdas.bucket.objects import Bucket, ConditionFailed, Missing
+from lambdas.bucket.versions import Version, session_key
 from lambdas.errors import SessionBusy, WorkflowError
-from lambdas.sessions.commit import compact
-from lambdas.sessions.store import Lease, Missing, Refusal, Store, session_key
 
 LEASE_SECONDS = 900
 """How long a purge may keep runs away. If it takes longer, a run that comes makes it fail, and undoes nothing."""
-
-BATCH = 1000
-"""Versions that S3 deletes at a time."""
 
 CONTENT = ("changes.zip", "checkpoint.zip", "messages.json", "result.json", "detail.txt")
 """What runs stage that can hold something of a session's files. When they began, and what they cost, stays."""
@@ -28,23 +27,16 @@ STAYS = (
 )
 
 
-class Version(NamedTuple):
-    """One version of an object, or a mark that it was deleted."""
-
-    key: str
-    version_id: str
-
-
 def purge(backend: Backend, session_id: str) -> int:
     """0. Raises `Unusable` where there is no such session, or a run is working on it, and botocore's errors."""
-    store = Store(backend.client("s3"), backend.bucket)
+    bucket = Bucket(backend.client("s3"), backend.bucket)
     try:
-        with _leased(store, session_id):
-            dead, size = _compacted(store, session_id)
-            old = _old_versions(store, session_id)
-            staged = list(_staged(store, session_id))
-            delete(store, [*old, *staged])
-    except (Refusal, Missing):
+        with _leased(bucket, session_id):
+            dead, size = _compacted(bucket, session_id)
+            old = _old_versions(bucket, session_id)
+            staged = list(_staged(bucket, session_id))
+            versions.delete(bucket, [*old, *staged])
+    except (ConditionFailed, Missing):
         raise Unusable(f"The session {session_id} has gone on meanwhile. Try again.") from None
     except SessionBusy as busy:
         raise Unusable(f"A run is working on {session_id}. Try again in {busy.retry_after} seconds.") from None
@@ -61,55 +53,39 @@ def purge(backend: Backend, session_id: str) -> int:
 
 
 @contextmanager
-def _leased(store: Store, session_id: str) -> Iterator[None]:
+def _leased(bucket: Bucket, session_id: str) -> Iterator[None]:
     """No run works on the session meanwhile."""
     name = f"purge-{uuid.uuid4()}"
     now = time.time()
-    store.lease(session_id, Lease(name, name, now + LEASE_SECONDS), now)
+    lease.take(bucket, session_id, Lease(name, name, now + LEASE_SECONDS), now)
     try:
         yield
     finally:
-        store.free(session_id, lambda lease: lease.execution == name)
+        lease.free(bucket, session_id, lambda held: held.execution == name)
 
 
-def _compacted(store: Store, session_id: str) -> tuple[int, int | None]:
+def _compacted(bucket: Bucket, session_id: str) -> tuple[int, int | None]:
     """How many dead bytes the newest version had, and how many bytes it has now: None where there is none."""
-    found = store.newest(session_id)
+    found = versions.newest(bucket, session_id)
     if found is None:
         return 0, None
-    dead = compact(store, *found)
-    again = store.newest(session_id)
+    dead = compact(bucket, *found)
+    again = versions.newest(bucket, session_id)
     return dead, again[0].size if again else None
 
 
-def _old_versions(store: Store, session_id: str) -> list[Version]:
+def _old_versions(bucket: Bucket, session_id: str) -> list[Version]:
     """All versions but the newest; all, where the session was deleted."""
     key = session_key(session_id)
-    found = store.newest(session_id)
+    found = versions.newest(bucket, session_id)
     keep = found[0].version_id if found else None
-    return [each for each in versions(store, key) if each.key == key and each.version_id != keep]
+    return [each for each in versions.below(bucket, key) if each.key == key and each.version_id != keep]
 
 
-def _staged(store: Store, session_id: str) -> Iterator[Version]:
+def _staged(bucket: Bucket, session_id: str) -> Iterator[Version]:
     """What the session's runs staged: changes, checkpoints, messages."""
     prefix = f"index/sessions/{session_id}/"
-    pages = store.s3.get_paginator("list_objects_v2").paginate(Bucket=store.bucket, Prefix=prefix)
-    for run_id in [entry["Key"].removeprefix(prefix) for page in pages for entry in page.get("Contents", [])]:
-        yield from (each for each in versions(store, f"runs/{run_id}/") if each.key.rpartition("/")[2] in CONTENT)
-
-
-def versions(store: Store, prefix: str) -> Iterator[Version]:
-    """Every version below a prefix, marks of deletion included. Raises botocore's errors."""
-    pages = store.s3.get_paginator("list_object_versions").paginate(Bucket=store.bucket, Prefix=prefix)
-    for page in pages:
-        for entry in [*page.get("Versions", []), *page.get("DeleteMarkers", [])]:
-            yield Version(entry["Key"], entry["VersionId"])
-
-
-def delete(store: Store, gone: list[Version]) -> None:
-    """For good. Raises `Unusable` where S3 leaves one of them, and botocore's errors."""
-    for start in range(0, len(gone), BATCH):
-        objects = [{"Key": key, "VersionId": version} for key, version in gone[start : start + BATCH]]
-        done: Any = store.s3.delete_objects(Bucket=store.bucket, Delete={"Objects": objects, "Quiet": True})
-        for error in done.get("Errors", []):
-            raise Unusable(f"Not everything is gone: {error['Key']}: {error.get('Message', error.get('Code'))}")
+    for run_id in [entry["Key"].removeprefix(prefix) for entry in bucket.listed(prefix)]:
+        yield from (
+            each for each in versions.below(bucket, f"runs/{run_id}/") if each.key.rpartition("/")[2] in CONTENT
+        )

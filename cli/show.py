@@ -15,10 +15,12 @@ from cli.backend import Backend
 from cli.endings import cut_short, dollars, provider_failed
 from cli.endpoint import Unusable, typed
 from cli.history import Story, Visit, clock, told, unsigned
-from cli.plan import REFUSED, SENTENCES, Plan, plan
 from cli.printing import document, line, to_stderr, whole
-from cli.records import Entry, Records, Run
+from cli.prospect import REFUSED, SENTENCES, Prospect, prospect
+from cli.record import Requests, Run, look
 from cli.runs import PROMPT_CHARS, STYLES, Row
+from lambdas.bucket.listing import Entry
+from lambdas.bucket.objects import Bucket
 
 SHOWN_CHARS = 3000
 """Of one input or output; `--json` has all of it."""
@@ -35,19 +37,20 @@ ENDED = {
 
 def run(backend: Backend, run_id: str, as_json: bool, verbose: bool) -> int:
     """Prints to stdout. Raises `Unusable` where there is no such run."""
-    records = Records(backend.client("s3"), backend.bucket)
-    found = records.run(Entry(run_id), time.time())
+    bucket = Bucket(backend.client("s3"), backend.bucket)
+    requests = Requests(bucket.s3)
+    found = look(bucket, Entry(run_id), time.time())
     if found is None:
         raise Unusable(f"There is no run {run_id}.")
     begin = found.request["requested_at"]
     stories = [told(backend, execution, begin) for execution in executions(found)]
-    planned = plan(records, found)
+    planned = prospect(bucket, found)
     if as_json:
         print(document(_whole(found, stories, planned), sys.stdout))
     else:
         _Screen(tables.console(), verbose).show(found, stories, planned, backend.options)
     sys.stdout.flush()
-    to_stderr().print(str(records), style="dim", soft_wrap=True)
+    to_stderr().print(requests.sentence(), style="dim", soft_wrap=True)
     return 0
 
 
@@ -57,7 +60,7 @@ def executions(found: Run) -> list[str]:
     return list(dict.fromkeys(name for name in named if name))
 
 
-def _whole(found: Run, stories: list[Story], planned: Plan) -> dict[str, Any]:
+def _whole(found: Run, stories: list[Story], planned: Prospect) -> dict[str, Any]:
     return asdict(Row.of(found)) | {
         "request": found.request,
         "answer": found.answer,
@@ -75,7 +78,7 @@ class _Screen:
         self._out = out
         self._verbose = verbose
 
-    def show(self, found: Run, stories: list[Story], planned: Plan, options: tuple[str, ...]) -> None:
+    def show(self, found: Run, stories: list[Story], planned: Prospect, options: tuple[str, ...]) -> None:
         row = Row.of(found)
         self._say(
             Text.assemble((row.run_id, "bold"), "  ", (row.told, STYLES[row.outcome]), f"  {dollars(row.cost_usd)}")

@@ -4,8 +4,11 @@ import json
 from typing import Any
 
 from lambdas import strict
-from lambdas.contract import ANSWER_BYTES, FORMAT, Claim, Json, Result
-from lambdas.sessions.store import Store, session_key
+from lambdas.bucket.grants import link
+from lambdas.bucket.objects import Bucket
+from lambdas.bucket.versions import session_key
+from lambdas.contract import ANSWER_BYTES, FORMAT, Claim, Response, Result
+from lambdas.strict import Json
 
 LINK_SECONDS = 900
 """How long a link reads a session or a run's messages; it ends with its signer's credentials at the latest."""
@@ -22,12 +25,14 @@ OPERATORS = ("format", "execution", "messages_at")
 CUT = "… [cut: the whole is in messages_url]"
 
 
-def build(claim: Claim, result: Result, messages: list[Json] | None, cost_usd: float, session_cost_usd: float) -> Json:
+def build(
+    claim: Claim, result: Result, messages: list[Json] | None, cost_usd: float, session_cost_usd: float
+) -> Response:
     """The committed answer, links left out. `messages` is None where there is too much of them to be read."""
-    answer = {
+    answer: Response = {
         "success": True,
         "session_id": claim.session_id,
-        "messages": messages,
+        "messages": messages or [],
         "run_id": claim.run_id,
         "result": result.result,
         "structured_output": result.structured_output,
@@ -43,26 +48,25 @@ def build(claim: Claim, result: Result, messages: list[Json] | None, cost_usd: f
         "format": FORMAT,
         "execution": claim.execution,
     }
-    answer |= strict.encodable(answer)
+    answer = strict.encodable(answer)
     if messages is not None and _room(answer) >= 0:
         return answer
     at = f"{claim.staging}messages.json"
-    return _shortened(
-        answer | {"messages": [strict.encodable(result.last_message)], "messages_truncated": True, "messages_at": at}
-    )
+    last = [strict.encodable(result.last_message)]
+    return _shortened({**answer, "messages": last, "messages_truncated": True, "messages_at": at})
 
 
-def with_links(answer: Json, store: Store) -> Json:
+def with_links(answer: Json, bucket: Bucket) -> Json:
     """The answer as a caller gets it: what is stored names objects, and links to them are signed each time."""
     given = {name: value for name, value in answer.items() if name not in OPERATORS}
     key = session_key(answer["session_id"])
-    given |= {"s3_url": f"s3://{store.bucket}/{key}", "session_url": store.link(key, LINK_SECONDS)}
+    given |= {"s3_url": f"s3://{bucket.name}/{key}", "session_url": link(bucket, key, LINK_SECONDS)}
     if at := answer.get("messages_at"):
-        given["messages_url"] = store.link(at, LINK_SECONDS)
+        given["messages_url"] = link(bucket, at, LINK_SECONDS)
     return given
 
 
-def _shortened(answer: Json) -> Json:
+def _shortened(answer: Response) -> Response:
     """What gives way after the messages, in this order: files, long texts, and what else a stranger made too long."""
     for give_way in (_fewer_files, _shorter_texts, _bare):
         if _room(answer) >= 0:
@@ -71,7 +75,7 @@ def _shortened(answer: Json) -> Json:
     return answer
 
 
-def _fewer_files(answer: Json) -> Json:
+def _fewer_files(answer: Response) -> Response:
     room, files = _room(answer | {"files": []}), []
     for entry in answer["files"]:
         room -= _size(entry) + 2
@@ -81,24 +85,28 @@ def _fewer_files(answer: Json) -> Json:
     return answer | {"files": files}
 
 
-def _shorter_texts(answer: Json) -> Json:
-    messages = [_cut(message, "result") for message in answer["messages"]]
-    whole = _size(answer["structured_output"]) <= TEXT_BYTES
-    return _cut(answer, "result") | {"messages": messages} | ({} if whole else {"structured_output": None})
+def _shorter_texts(answer: Response) -> Response:
+    messages = [
+        message | {"result": _cut(message["result"])} if "result" in message else message
+        for message in answer["messages"]
+    ]
+    shorter: Response = {**answer, "messages": messages, "result": _cut(answer["result"])}
+    if _size(answer["structured_output"]) > TEXT_BYTES:
+        shorter["structured_output"] = None
+    return shorter
 
 
-def _bare(answer: Json) -> Json:
+def _bare(answer: Response) -> Response:
     return answer | {"messages": [], "usage": {}}
 
 
-def _cut(holder: Json, name: str) -> Json:
-    text = holder.get(name)
+def _cut(text: Any) -> Any:
     if not isinstance(text, str) or _size(text) <= TEXT_BYTES:
-        return holder
-    return holder | {name: text.encode()[: TEXT_BYTES // 2].decode(errors="ignore") + CUT}
+        return text
+    return text.encode()[: TEXT_BYTES // 2].decode(errors="ignore") + CUT
 
 
-def _room(answer: Json) -> int:
+def _room(answer: Response) -> int:
     return ANSWER_BYTES - LINK_ROOM - _size(answer)
 
 

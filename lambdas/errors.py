@@ -28,10 +28,10 @@
 
 Class names are the state machine's error language: a handler raises one, Step Functions sees its name, and
 ``ErrorEquals`` lists it. What is not ours is mapped here too: `FOREIGN` has the errors of Step Functions and Lambda,
-`MODEL_STATUSES` those of the model's API; the definition's Retry and Catch lists are made of these tables (`retried`,
-`refusals`). S3's errors become `StorageUnavailable` in sessions/store.py and sessions/grants.py. The text of an error
-is JSON (`str(error)`), because text is all that Lambda hands on. What the gateway answers by itself (a wrong key, a
-wrong method) never becomes an exception: `GATEWAY_CODES`.
+`MODEL_STATUSES` those of the model's API; what the definition repeats and catches is these tables' (`passing`, `ran`,
+`Refused`), which tests/test_definition.py compares. S3's errors become `StorageUnavailable` in bucket/objects.py and
+agent/transfer.py. The text of an error is JSON (`str(error)`), because text is all that Lambda hands on. What the
+gateway answers by itself (a wrong key, a wrong method) never becomes an exception: `GATEWAY_CODES`.
 """
 
 import errno
@@ -209,7 +209,7 @@ class ModelUnauthorized(WorkflowError):
     """The deployment's model credential is bad or unset."""
 
     status = 502
-    sentence = "The deployment's model credential is missing or was refused. Its operator has to mend it."
+    sentence = "The deployment's model credential is missing or was refused. It must be fixed by whoever operates it."
 
 
 class ModelOverloaded(WorkflowError):
@@ -275,7 +275,9 @@ class DiskFull(Internal):
     """The function's disk has no room for the session, or for its archive: a repeat would meet the same disk."""
 
     retryable = False
-    sentence = "The service's disk has no room for this run. Its operator has to make some; the session is as it was."
+    sentence = (
+        "The service's disk has no room for this run. Whoever operates it must free some; the session is as it was."
+    )
 
     @staticmethod
     def means(error: OSError) -> bool:
@@ -367,21 +369,3 @@ def named(name: str) -> type[WorkflowError]:
     if name in FOREIGN:
         return FOREIGN[name].kind
     return {kind.__name__: kind for kind in tree()}.get(name, Internal)
-
-
-def refusals() -> list[str]:
-    """What RestoreSession refuses with: none of it is recorded."""
-    return [kind.__name__ for kind in tree(Refused) if kind is not Refused]
-
-
-def retried(state: str) -> list[str]:
-    """The errors after which the definition runs a state's function once more.
-
-    RunClaude's only where it cannot have run: every other error can come after the model was paid. RecordFailure's
-    not after a time limit: none is left.
-    """
-    if state == "RunClaude":
-        return [name for name, error in FOREIGN.items() if error.passing and not error.ran]
-    limits = state != "RecordFailure"
-    foreign = [name for name, error in FOREIGN.items() if error.passing and (limits or error.kind is not RunTimedOut)]
-    return foreign + [kind.__name__ for kind in tree() if kind.passing]

@@ -1,13 +1,14 @@
 """What becomes of a run, from what is recorded of it: decided here, once, and by nothing but its arguments.
 
 RestoreSession acts by it; `show` and `replay --dry-run` tell it. What it is decided from is read by
-`sessions/situation.py`; `tests/test_next_step.py` has every case as a sentence.
+`bucket/situation.py`; `tests/test_next_step.py` has every case as a sentence.
 """
 
 from dataclasses import dataclass, field
 
-from lambdas.contract import Base, Json
+from lambdas.contract import Base
 from lambdas.errors import SessionMoved, SessionNotFound, WorkflowError
+from lambdas.strict import Json
 
 
 @dataclass(frozen=True)

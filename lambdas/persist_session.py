@@ -13,60 +13,63 @@ from datetime import UTC, datetime
 from functools import cache
 
 from lambdas import answer
-from lambdas.contract import ANSWER_BYTES, FORMAT, Claim, Json, RunResult
-from lambdas.sessions.client import s3_client
-from lambdas.sessions.commit import Commit, Rules, of_archive
-from lambdas.sessions.records import RATIO, Limits
-from lambdas.sessions.store import Store
+from lambdas.archive.format import RATIO, Limits
+from lambdas.bucket import lease, listing, record
+from lambdas.bucket.client import s3_client
+from lambdas.bucket.commit import Commit, Rules, of_archive
+from lambdas.bucket.objects import Bucket
+from lambdas.contract import ANSWER_BYTES, FORMAT, Claim, RunResult
 from lambdas.settings import CommitSettings
+from lambdas.strict import Json
 
 
 def handler(event: Json, context: object) -> Json:
     """The Lambda entry point: `{claim, told}`, what RunClaude returned if it ran just now → the answer of the POST."""
-    return keeper().persist(Claim.load(event["claim"]), event.get("told"))
+    return state().persist(Claim.load(event["claim"]), event.get("told"))
 
 
 @cache
-def keeper() -> "Keeper":
+def state() -> "PersistSession":
+    """PersistSession by the function's environment, made once in a warm function."""
     settings = CommitSettings.read(os.environ)
     limits = Limits(settings.max_session_files, settings.max_session_bytes, RATIO)
-    return Keeper(Store(s3_client(), settings.bucket), Rules(limits, settings.max_dead_share))
+    return PersistSession(Bucket(s3_client(), settings.bucket), Rules(limits, settings.max_dead_share))
 
 
 @dataclass(frozen=True)
-class Keeper:
+class PersistSession:
     """Commits a turn. Every step is conditional or recognises itself, so that all of it can be repeated."""
 
-    store: Store
+    bucket: Bucket
     rules: Rules
 
-    def persist(self, claim: Claim, told: object) -> Json:
-        """`told` is what RunClaude returned, or anything else where an earlier attempt staged the result.
+    def persist(self, claim: Claim, returned: object) -> Json:
+        """`returned` is what RunClaude returned, or anything else where an earlier attempt staged the result.
 
         Raises `SessionMoved`, `AgentCrashed` (nothing usable is staged), `SessionTooLarge` or one of `Internal`.
         """
         # Every request takes S3 some 20 ms: what does not need another's answer does not wait for it.
-        with ThreadPoolExecutor(4) as pool, Commit(pool, self.store, claim, self.rules) as commit:
-            before, now = self.store.spent_before(claim), datetime.now(UTC)
-            if likely := _returned(told):
+        with ThreadPoolExecutor(4) as pool, Commit(pool, self.bucket, claim, self.rules) as commit:
+            before, now = record.spent_before(self.bucket, claim), datetime.now(UTC)
+            if likely := _run_result(returned):
                 commit.begin(likely.staged_bytes, _metadata(claim, likely, before, now))
-            result = self.store.result(claim)
-            messages = pool.submit(self.store.messages, claim, ANSWER_BYTES)
+            result = record.result(self.bucket, claim)
+            messages = pool.submit(record.messages, self.bucket, claim, ANSWER_BYTES)
             metadata = _metadata(claim, RunResult.of(claim.run_id, result), before, now)
             commit.make(result, metadata)
             own = result.cost_usd + before if claim.staging.startswith(f"runs/{claim.run_id}/") else 0.0
             built = answer.build(claim, result, messages.result(), own, float(metadata["cost-usd"]))
-            standing = self.store.answer(claim.run_id, built)
-            marked = pool.submit(self.store.mark, claim, "done")
-            self.store.free(claim.session_id, lambda lease: lease.execution == claim.execution)
+            standing = record.answer(self.bucket, claim.run_id, built)
+            marked = pool.submit(listing.mark, self.bucket, claim, "done")
+            lease.free(self.bucket, claim.session_id, lambda held: held.execution == claim.execution)
             marked.result()
-        return answer.with_links(standing, self.store)
+        return answer.with_links(standing, self.bucket)
 
 
-def _returned(told: object) -> RunResult | None:
+def _run_result(returned: object) -> RunResult | None:
     """None for what is none of RunClaude's results: then the commit only begins later, with what was staged."""
     try:
-        return RunResult.load(told)
+        return RunResult.load(returned)
     except ValueError:
         return None
 

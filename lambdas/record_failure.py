@@ -12,31 +12,37 @@ from functools import cache
 from typing import Any
 
 from lambdas import errors
-from lambdas.contract import FORMAT, Claim, Json, asked_run, dollars, epoch, recorded_verb
+from lambdas.bucket import lease, listing, record
+from lambdas.bucket.client import s3_client
+from lambdas.bucket.objects import Bucket
+from lambdas.bucket.situation import left_by
+from lambdas.contract import FORMAT, Claim, dollars, epoch
 from lambdas.errors import AgentCrashed, WorkflowError
 from lambdas.next_step import Staging, goes_on_from
-from lambdas.sessions.client import s3_client
-from lambdas.sessions.situation import left_by
-from lambdas.sessions.store import Store
+from lambdas.request import asked_run, recorded_verb
 from lambdas.settings import RecordSettings
+from lambdas.strict import Json
 
 DETAIL_CHARS = 4000
 
 
 def handler(event: Json, context: object) -> Json:
     """The Lambda entry point: what the state is given (see the definition) → the failure as it is answered."""
-    return recorder().record(event)
+    return state().record(event)
 
 
 @cache
-def recorder() -> "Recorder":
+def state() -> "RecordFailure":
+    """RecordFailure by the function's environment, made once in a warm function."""
     settings = RecordSettings.read(os.environ)
-    return Recorder(Store(s3_client(), settings.bucket))
+    return RecordFailure(Bucket(s3_client(), settings.bucket))
 
 
 @dataclass(frozen=True)
-class Recorder:
-    store: Store
+class RecordFailure:
+    """Writes what a run died of, where its own execution holds it."""
+
+    bucket: Bucket
 
     def record(self, event: Json) -> Json:
         """Raises `StorageUnavailable`; the definition then answers without a record."""
@@ -46,30 +52,30 @@ class Recorder:
             run = asked_run(event["caller"], event["key"], event["replay"])
             return failure.facts() | {"run_id": run, "session_id": failure.session_id, "cost_usd": 0.0}
         ids = {"run_id": claim.run_id, "session_id": claim.session_id}
-        if response := self.store.response(claim.run_id):
+        if response := record.response(self.bucket, claim.run_id):
             # It died after its commit: repeating it answers with the committed turn.
             public = failure.facts() | ids | {"cost_usd": response["cost_usd"], "resumes": True}
         else:
             public = self._write(claim, event, failure, ids)
-            self.store.mark(claim, "failed")
-        self.store.free(claim.session_id, lambda lease: lease.execution == claim.execution)
+            listing.mark(self.bucket, claim, "failed")
+        lease.free(self.bucket, claim.session_id, lambda held: held.execution == claim.execution)
         return public
 
     def _begun(self, event: Json) -> Claim | None:
         """The claim that RestoreSession died of, if the run is this execution's: it has the lease, or opened the
         record and nobody has the lease."""
         execution = event["execution"]
-        record = self.store.run(asked_run(event["caller"], event["key"], event["replay"]))
-        if record is None:
+        asked = record.request(self.bucket, asked_run(event["caller"], event["key"], event["replay"]))
+        if asked is None:
             return None
-        opened, lease = record["execution"] == execution, self.store.holder(record["session_id"])
-        own = lease.execution == execution if lease else opened
-        return Claim.of(record, execution, epoch(event["started_at"]), repeated=not opened) if own else None
+        opened, held = asked["execution"] == execution, lease.holder(self.bucket, asked["session_id"])
+        own = held.execution == execution if held else opened
+        return Claim.of(asked, execution, epoch(event["started_at"]), repeated=not opened) if own else None
 
     def _write(self, claim: Claim, event: Json, failure: WorkflowError, ids: Json) -> Json:
         """The failure as it is answered; its record also has what only the operator may see."""
-        staging = self.store.left(claim.run_id).staged
-        earlier = (self.store.failure(claim.run_id) if claim.repeated else None) or {"costs": {}}
+        staging = record.left(self.bucket, claim.run_id).staged
+        earlier = (record.failure(self.bucket, claim.run_id) if claim.repeated else None) or {"costs": {}}
         costs = earlier["costs"] | {claim.staging: self._spent(claim, staging, failure)}
         known = [cost for cost in costs.values() if cost is not None]
         # What could not be committed as it is cannot be committed the next time either.
@@ -84,16 +90,18 @@ class Recorder:
             }
         )
         inside = {"state": event["state"], "execution": claim.execution, "raised": event["error"].get("Error")}
-        detail = self.store.detail(claim, DETAIL_CHARS) or failure.detail
-        self.store.failed(
-            claim.run_id, public | inside | {"format": FORMAT, "costs": costs, "detail": detail} | {"unfit": unfit}
+        detail = record.detail(self.bucket, claim, DETAIL_CHARS) or failure.detail
+        record.fail(
+            self.bucket,
+            claim.run_id,
+            public | inside | {"format": FORMAT, "costs": costs, "detail": detail} | {"unfit": unfit},
         )
         return public
 
     def _resumes(self, claim: Claim, unfit: list[str]) -> bool:
         """Whether a repeat goes on from what is staged."""
-        record = self.store.run(claim.run_id) or {}
-        left = left_by(self.store, claim.run_id, recorded_verb(record), record.get("replay_of"), unfit)
+        asked = record.request(self.bucket, claim.run_id) or {}
+        left = left_by(self.bucket, claim.run_id, recorded_verb(asked), asked.get("replay_of"), unfit)
         return bool(goes_on_from(left))
 
     def _spent(self, claim: Claim, staging: Staging, failure: WorkflowError) -> float | None:
@@ -102,8 +110,8 @@ class Recorder:
             return 0.0  # another run, which this one forks, has paid for it
         if staging.result == claim.staging:
             with suppress(AgentCrashed):  # what was staged is no result, and perhaps that is what failed
-                return self.store.result(claim).cost_usd
-        return self.store.told(claim.staging) if failure.cost_usd is None else failure.cost_usd
+                return record.result(self.bucket, claim).cost_usd
+        return record.spent_by(self.bucket, claim.staging) if failure.cost_usd is None else failure.cost_usd
 
 
 def classify(state: str, raised: Json) -> WorkflowError:

@@ -9,13 +9,18 @@ from dataclasses import dataclass, replace
 from functools import cache
 
 from lambdas.answer import with_links
-from lambdas.contract import FORMAT, Allowance, Base, Claim, Json, Request, Restored, Task, epoch, run_id
+from lambdas.bucket import lease, listing, record
+from lambdas.bucket.client import s3_client
+from lambdas.bucket.grants import grants
+from lambdas.bucket.lease import FIRST_WAIT, Lease
+from lambdas.bucket.objects import Bucket
+from lambdas.bucket.situation import situation
+from lambdas.contract import FORMAT, Base, Claim, Restored, Task, epoch
 from lambdas.errors import IdempotencyMismatch, InvalidRequest, RunInProgress, SessionNotFound, WorkflowError
 from lambdas.next_step import Done, Persist, Refuse, Run, next_step
-from lambdas.sessions.client import s3_client
-from lambdas.sessions.situation import situation
-from lambdas.sessions.store import FIRST_WAIT, Lease, Store
+from lambdas.request import Allowance, Request, run_id
 from lambdas.settings import RestoreSettings
+from lambdas.strict import Json
 
 LEASE_MARGIN = 5
 """Seconds that a lease outlives the state machine, for clocks that differ."""
@@ -26,50 +31,51 @@ LOOKS = 3
 
 def handler(event: Json, context: object) -> Json:
     """The Lambda entry point: `{envelope, execution, started_at}` → `Restored`."""
-    request = door().request(event["envelope"])
-    return door().restore(request, event["execution"], epoch(event["started_at"])).dump()
+    request = state().request(event["envelope"])
+    return state().restore(request, event["execution"], epoch(event["started_at"])).dump()
 
 
 @cache
-def door() -> "Door":
+def state() -> "RestoreSession":
+    """RestoreSession by the function's environment, made once in a warm function."""
     settings = RestoreSettings.read(os.environ)
-    return Door(settings, Store(s3_client(), settings.bucket), time.time)
+    return RestoreSession(settings, Bucket(s3_client(), settings.bucket), time.time)
 
 
 @dataclass(frozen=True)
-class Door:
+class RestoreSession:
     """Decides what becomes of a valid request."""
 
     settings: RestoreSettings
-    store: Store
+    bucket: Bucket
     now: Callable[[], float]
 
     def request(self, envelope: Json) -> Request:
         """The request of an envelope, or that of an earlier run which the envelope names. Raises `Refused`."""
         if "replay" not in envelope:
             return Request.parse(envelope, self.settings.caps, self.settings.clocks)
-        record = self.store.run(run_id(envelope["caller"], envelope["key"]))
-        if record is None:
+        asked = record.request(self.bucket, run_id(envelope["caller"], envelope["key"]))
+        if asked is None:
             raise InvalidRequest("There is no such run to replay.")
-        return Request.recall(envelope, record)
+        return Request.recall(envelope, asked)
 
     def restore(self, request: Request, execution: str, started_at: float) -> Restored:
         """Raises one of `Refused`, `SessionMoved` or `Internal`; what it then held of the session is free again."""
         # "New execution" in the console sends an old input: what is asked is asked now.
         request = replace(request, requested_at=max(request.requested_at, started_at))
         with ThreadPoolExecutor(1) as beside:  # S3 takes some 20 ms a request
-            record, fresh = self._open(request, execution, beside)
-            if record["body_sha256"] != request.body_hash:
+            asked, fresh = self._open(request, execution, beside)
+            if asked["body_sha256"] != request.body_hash:
                 raise IdempotencyMismatch(run_id=request.run_id)
-            claim = Claim.of(record, execution, started_at, repeated=not fresh)
-            if claim.repeated and (response := self.store.response(claim.run_id)):
+            claim = Claim.of(asked, execution, started_at, repeated=not fresh)
+            if claim.repeated and (response := record.response(self.bucket, claim.run_id)):
                 return self._done(claim, response)
-            lease = Lease(claim.run_id, execution, started_at + self.settings.clocks.machine + LEASE_MARGIN)
-            self.store.lease(claim.session_id, lease, self.now())
+            wanted = Lease(claim.run_id, execution, started_at + self.settings.clocks.machine + LEASE_MARGIN)
+            lease.take(self.bucket, claim.session_id, wanted, self.now())
             try:
                 return self._decide(request, claim, beside)
             except WorkflowError:
-                self.store.free(claim.session_id, lambda lease: lease.execution == execution)
+                lease.free(self.bucket, claim.session_id, lambda held: held.execution == execution)
                 raise
 
     def _open(self, request: Request, execution: str, beside: Executor) -> tuple[Json, bool]:
@@ -77,10 +83,10 @@ class Door:
         # A new session's record needs nothing from the bucket: writing it tells as well whether there is one.
         looks = request.session_id is not None or request.replay_of is not None
         source = beside.submit(self._source, request)
-        if looks and (known := self.store.run(request.run_id)):
+        if looks and (known := record.request(self.bucket, request.run_id)):
             return known, False  # its session may be gone meanwhile
         base = source.result()
-        record = {
+        asked = {
             "format": FORMAT,
             "run_id": request.run_id,
             "replay_of": request.replay_of,
@@ -94,18 +100,20 @@ class Door:
             "body_sha256": request.body_hash,
             "body": request.body,
         }
-        return self.store.open_run(request.run_id, record)
+        return record.open_run(self.bucket, request.run_id, asked)
 
     def _claude_session(self, request: Request, base: Base | None) -> str:
         """A conversation keeps its id; one that only ever was staged has it in the record of its run."""
         if base:
             return base.claude_session
-        origin = self.store.run(request.replay_of) if request.verb == "fork" and request.replay_of else None
+        origin = (
+            record.request(self.bucket, request.replay_of) if request.verb == "fork" and request.replay_of else None
+        )
         return origin["claude_session"] if origin else str(uuid.uuid4())
 
     def _source(self, request: Request) -> Base | None:
         """The version that a run begins on which was not asked for before; None for a new session."""
-        step = next_step(situation(self.store, request, begun=False))
+        step = next_step(situation(self.bucket, request, begun=False))
         if isinstance(step, Refuse):
             raise _refusal(step, request)
         assert not isinstance(step, Done)
@@ -113,17 +121,17 @@ class Door:
 
     def _decide(self, request: Request, claim: Claim, beside: Executor) -> Restored:
         """Acts by the next step, under the lease."""
-        marked = None if claim.repeated else beside.submit(self.store.mark, claim, "claimed")
+        marked = None if claim.repeated else beside.submit(listing.mark, self.bucket, claim, "claimed")
         for _ in range(LOOKS):
-            found = situation(self.store, request, begun=claim.repeated)
+            found = situation(self.bucket, request, begun=claim.repeated)
             step, old = next_step(found), found.left[0].pin
             if isinstance(step, Refuse):
                 raise _refusal(step, request, claim.session_id)
             if isinstance(step, Done):
                 return self._done(claim, step.answer)
             pin = replace(step.pin, execution=claim.execution)
-            if pin == old or self.store.pin(claim.run_id, pin, old):
-                marked.result() if marked else self.store.mark(claim, "claimed")
+            if pin == old or record.pin(self.bucket, claim.run_id, pin, old):
+                marked.result() if marked else listing.mark(self.bucket, claim, "claimed")
                 return self._restored(request, claim.pinned(pin.base, pin.number), step)
             claim = replace(claim, repeated=True)
         raise RunInProgress(retry_after=FIRST_WAIT, session_id=claim.session_id, run_id=claim.run_id)
@@ -145,15 +153,15 @@ class Door:
             handed_at=self.now(),
             size=claim.base.size if claim.base else 0,
             directory=claim.base.directory if claim.base else 0,
-            allowance=Allowance.of(request.body, self.settings.caps, self.store.spent_before(claim)),
-            grants=self.store.grants(claim, checkpoint, clocks.machine),
+            allowance=Allowance.of(request.body, self.settings.caps, record.spent_before(self.bucket, claim)),
+            grants=grants(self.bucket, claim, checkpoint, clocks.machine),
         )
 
     def _done(self, claim: Claim, response: Json) -> Restored:
         # Whoever wrote the answer may have died before it could say so and free the session.
-        self.store.mark(claim, "done")
-        self.store.free(claim.session_id, lambda lease: lease.run_id == claim.run_id)
-        return Restored("done", claim, response=with_links(response, self.store))
+        listing.mark(self.bucket, claim, "done")
+        lease.free(self.bucket, claim.session_id, lambda held: held.run_id == claim.run_id)
+        return Restored("done", claim, response=with_links(response, self.bucket))
 
 
 def _refusal(step: Refuse, request: Request, session_id: str | None = None) -> WorkflowError:

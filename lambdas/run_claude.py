@@ -28,10 +28,18 @@ from lambdas import strict
 from lambdas.agent.bedrock import bedrock
 from lambdas.agent.checkpoint import Leashed
 from lambdas.agent.claude import CLI, CONTINUE, Outcome, Turn, converse
-from lambdas.agent.credentials import Proxy, Secret, Upstream, anthropic, supabase
-from lambdas.agent.sandbox import Scratch, refuse_careless, seal, swept
-from lambdas.agent.wall import Wall
-from lambdas.contract import WARM_UP, Grant, Json, Result, RunResult, Task
+from lambdas.agent.environment import refuse_careless
+from lambdas.agent.processes import seal
+from lambdas.agent.proxy import Proxy, Secret, Upstream, anthropic, supabase
+from lambdas.agent.sandbox import Sandbox
+from lambdas.agent.scratch import Scratch, swept
+from lambdas.agent.transfer import RemoteArchive, Transfer
+from lambdas.archive.format import RATIO, Limits
+from lambdas.archive.overlay import Overlay
+from lambdas.archive.pack import Packed, pack, packing_seconds
+from lambdas.archive.tree import Change, Fingerprint, Keep, await_clock_tick, shown
+from lambdas.archive.unpack import unpack
+from lambdas.contract import WARM_UP, Grant, Result, RunResult, Task
 from lambdas.errors import (
     AgentCrashed,
     DiskFull,
@@ -43,13 +51,8 @@ from lambdas.errors import (
     WorkflowError,
 )
 from lambdas.output_schema import usable
-from lambdas.sessions.archive import Packed, pack, packing_seconds
-from lambdas.sessions.grants import Grantee, Stored
-from lambdas.sessions.records import RATIO, Limits
-from lambdas.sessions.resumed import Resumed
-from lambdas.sessions.tree import Change, Fingerprint, Keep, settle, shown
-from lambdas.sessions.unpack import unpack
 from lambdas.settings import PROVISIONED, STARTED, AgentSettings
+from lambdas.strict import Json
 
 PIECE = 1024 * 1024
 """Bytes of Claude Code that are read at once, to have them read."""
@@ -71,10 +74,10 @@ def handler(event: Json, context: Any) -> Json:
     """The Lambda entry point: `Task` → `RunResult`, or `WARM_UP` → nothing."""
     if event == WARM_UP:
         return warm()
-    task, cold = Task.load(event), not worker.cache_info().currsize
+    task, cold = Task.load(event), not state.cache_info().currsize
     try:
         end = time.time() + context.get_remaining_time_in_millis() / 1000
-        ready = worker()
+        ready = state()
         return ready.run(task, end, time.time() - task.handed_at if cold else 0.0).dump()
     finally:
         gc.collect()  # the SDK's objects hold each other, and with them what is known of the session's files
@@ -83,7 +86,7 @@ def handler(event: Json, context: Any) -> Json:
 def warm() -> Json:
     """Make ready what the first run would wait for. Lambda loads an image piece by piece, as it is read: of Claude Code
     that takes longest. Nothing else is touched, and nothing is asked for."""
-    worker()
+    state()
     with CLI.open("rb") as program:
         while program.read(PIECE):
             pass
@@ -91,7 +94,8 @@ def warm() -> Json:
 
 
 @cache
-def worker() -> "Worker":
+def state() -> "RunClaude":
+    """RunClaude by the function's environment, sealed, made once in a warm function."""
     seal()
     refuse_careless(os.environ)
     # Warnings of these two quote URLs with their signatures, and what the agent printed.
@@ -101,15 +105,15 @@ def worker() -> "Worker":
     secrets = botocore.session.get_session().create_client("secretsmanager")
     gc.freeze()  # what was imported stays: to look for garbage in it takes 75 ms, in the middle of a restore
     gc.set_threshold(OBJECTS)
-    return Worker(settings, Grantee(), _upstreams(settings, secrets))
+    return RunClaude(settings, Transfer(), _upstreams(settings, secrets))
 
 
 @dataclass(frozen=True)
-class Worker:
+class RunClaude:
     """One warm function, which serves one run at a time."""
 
     settings: AgentSettings
-    grantee: Grantee
+    transfer: Transfer
     upstreams: list[Upstream]
 
     def run(self, task: Task, end: float = math.inf, start_seconds: float = 0.0) -> RunResult:
@@ -119,28 +123,28 @@ class Worker:
         not staged before the function ends (at `end`, epoch seconds), or one of `Internal`."""
         tempfile.gettempdir()  # looked for once, and now: on a disk that a run filled there would seem to be none
         pinned = task.grants.session
-        session = self.grantee.open(pinned, task.size, task.directory) if pinned else None
+        session = self.transfer.open(pinned, task.size, task.directory) if pinned else None
         with ThreadPoolExecutor(1) as beside:
-            request = beside.submit(self.grantee.read, task.grants.request)
-            if not self.grantee.put(task.grants.started, b"", 0):
+            request = beside.submit(self.transfer.read, task.grants.request)
+            if not self.transfer.put(task.grants.started, b"", 0):
                 raise AgentCrashed(detail="this attempt was started before: the model is not asked again")
         try:
             body = json.loads(request.result())["body"]
             return self._run(task, body, session, end)
         except ModelOverloaded as error:
             late = time.time() >= task.deadline
-            raise self._told(task, error.after(start_seconds) if late else error) from None
+            raise self._without_detail(task, error.after(start_seconds) if late else error) from None
         except WorkflowError as error:
-            raise self._told(task, error) from None
+            raise self._without_detail(task, error) from None
         except OSError as error:
             if not DiskFull.means(error):
                 raise
-            raise self._told(task, DiskFull(detail=str(error))) from None
+            raise self._without_detail(task, DiskFull(detail=str(error))) from None
 
-    def _run(self, task: Task, body: Json, session: Stored | None, end: float) -> RunResult:
-        with swept(self.settings.wiped), Scratch(self._root(task), self._wall(task)) as scratch:
+    def _run(self, task: Task, body: Json, session: RemoteArchive | None, end: float) -> RunResult:
+        with swept(self.settings.wiped), Scratch(self._root(task), self._sandbox(task)) as scratch:
             before = self._restore(task, session, scratch)
-            settle(before, scratch.private)
+            await_clock_tick(before, scratch.private)
             if time.time() > task.deadline:
                 raise NotAsked(detail="the deadline passed while the session was restored")
             saver = _Saver(self, task, scratch, before)
@@ -156,7 +160,7 @@ class Worker:
                     raise
                 raise DiskFull(detail=str(error), cost_usd=outcome.cost_usd) from error
 
-    def _told(self, task: Task, error: WorkflowError) -> WorkflowError:
+    def _without_detail(self, task: Task, error: WorkflowError) -> WorkflowError:
         """The error without its detail, which is staged: an error's text is in the function's log and its trace, and
         what the agent printed does not belong there."""
         if error.detail:
@@ -165,19 +169,19 @@ class Worker:
                 self.put(task.grants.detail, detail, len(detail))
         return error.but(detail="")
 
-    def _restore(self, task: Task, session: Stored | None, scratch: Scratch) -> Mapping[str, Fingerprint]:
+    def _restore(self, task: Task, session: RemoteArchive | None, scratch: Scratch) -> Mapping[str, Fingerprint]:
         """Put in place what the run goes on from. Returns what of it is the pinned version's, to tell changes by."""
-        resumed = self._resumed(session, task.grants.resumed) if task.grants.resumed else None
+        resumed = self._overlay(session, task.grants.resumed) if task.grants.resumed else None
         archive = resumed or session
         if archive is None:
             return {}
-        made = unpack(archive, scratch.root, self._limits, scratch.wall.uid)
+        made = unpack(archive, scratch.root, self._limits, scratch.sandbox.uid)
         kept = partial(_kept, task.claude_session)
         found = {path: each for path, each in made.items() if not path.startswith("claude/") or kept(path)}
         return resumed.known(found) if resumed else found
 
-    def _resumed(self, session: Stored | None, checkpoint: Grant) -> Resumed:
-        return Resumed(session, self.grantee.open(checkpoint), self._limits)
+    def _overlay(self, session: RemoteArchive | None, checkpoint: Grant) -> Overlay:
+        return Overlay(session, self.transfer.open(checkpoint), self._limits)
 
     def _stage(
         self,
@@ -215,7 +219,7 @@ class Worker:
 
     def put(self, grant: Grant, body: Any, size: int) -> None:
         """Stage one object."""
-        if not self.grantee.put(grant, body, size):
+        if not self.transfer.put(grant, body, size):
             raise StorageUnavailable(detail="staging: S3 answered 412 to an unconditional PUT")
 
     def put_json(self, grant: Grant, data: Any) -> None:
@@ -226,9 +230,9 @@ class Worker:
     def _root(self, task: Task) -> Path:
         return Path(self.settings.scratch) / task.claude_session
 
-    def _wall(self, task: Task) -> Wall:
+    def _sandbox(self, task: Task) -> Sandbox:
         most = self.settings.max_session_bytes + 1  # so that a file that outgrows the session still fails it by name
-        return Wall.of(self.settings.sandbox, task.claude_session, most, alone=bool(self.settings.wiped))
+        return Sandbox.of(self.settings.sandbox, task.claude_session, most, alone=bool(self.settings.wiped))
 
     @property
     def _limits(self) -> Limits:
@@ -239,22 +243,22 @@ class Worker:
 class _Saver:
     """Checkpoints are what would be staged, under a name of their own."""
 
-    worker: Worker
+    state: RunClaude
     task: Task
     scratch: Scratch
     before: Mapping[str, Fingerprint]
 
     def pack(self, out: BinaryIO, go_on: Callable[[], None]) -> int:
-        return self.worker.pack(self.task, self.scratch, self.before, out, go_on).size
+        return self.state.pack(self.task, self.scratch, self.before, out, go_on).size
 
     def upload(self, archive: BinaryIO, size: int) -> None:
-        self.worker.put(self.task.grants.checkpoint, archive, size)
+        self.state.put(self.task.grants.checkpoint, archive, size)
 
     def saving_seconds(self) -> float:
         return packing_seconds(_roots(self.scratch), _keep(self.task), self.before, time.monotonic)
 
     def spent(self, usd: float) -> None:
-        self.worker.put_json(self.task.grants.spent, usd)
+        self.state.put_json(self.task.grants.spent, usd)
 
 
 def _turn(task: Task, body: Json) -> Turn:

@@ -36,6 +36,7 @@ class Clocks:
 
     @property
     def tail(self) -> int:
+        """What stays behind the agent's deadline, and once more behind the function's end."""
         return max(3, self.integration // 20)
 
     @property
@@ -45,10 +46,12 @@ class Clocks:
 
     @property
     def run_state(self) -> int:
+        """RunClaude's state."""
         return self.machine - self.tail
 
     @property
     def run_function(self) -> int:
+        """RunClaude's function."""
         return self.run_state - 1
 
     @property
@@ -58,26 +61,32 @@ class Clocks:
 
     @property
     def restore_state(self) -> int:
+        """RestoreSession's state."""
         return self.tail + 4
 
     @property
     def restore_function(self) -> int:
+        """RestoreSession's function."""
         return self.restore_state - 1
 
     @property
     def persist_state(self) -> int:
+        """PersistSession's state."""
         return 2 * self.tail + 2
 
     @property
     def persist_function(self) -> int:
+        """PersistSession's function."""
         return self.persist_state - 1
 
     @property
     def record_state(self) -> int:
+        """RecordFailure's state."""
         return 4
 
     @property
     def record_function(self) -> int:
+        """RecordFailure's function."""
         return self.record_state - 1
 
 

@@ -9,6 +9,9 @@ import json
 import math
 from typing import Any
 
+Json = dict[str, Any]
+"""A JSON object."""
+
 DEPTH = 100
 """How deeply what is handed on may be nested: Python, Step Functions and its JSONata go through it by recursion."""
 
@@ -65,11 +68,11 @@ def _inside(value: object) -> list[Any]:
 
 def no_number(name: str) -> float:
     """For `parse_constant`: raises `ValueError`."""
-    raise ValueError(f"{name} is no JSON")
+    raise ValueError(f"{name} is not JSON")
 
 
 def _finite(digits: str) -> float:
     number = float(digits)
     if not math.isfinite(number):
-        raise ValueError(f"{digits[:40]} is no number")
+        raise ValueError(f"{digits[:40]} is not a number")
     return number

@@ -1,4 +1,4 @@
-"""The API as the synthesized template describes it: methods, integrations, schemas, refusals, keys and rates.
+"""The API as the synthesized template describes it: methods, integrations, schemas, gateway responses, keys and rates.
 
 Everything that the gateway answers with comes out of here; what the template uses and this reader does not know is an
 error at the start (`NotUnderstood`), never a difference at a request.
@@ -58,7 +58,7 @@ class Method:
 
 
 @dataclass(frozen=True)
-class Refusal:
+class GatewayResponse:
     """A gateway response: what the API says when it does not let a request through, or its backend fails."""
 
     status: int | None
@@ -74,7 +74,7 @@ class Api:
     stage: str
     methods: Mapping[str, Mapping[str, Method]]
     """By path, then by HTTP method or `ANY`."""
-    refusals: Mapping[str, Refusal]
+    gateway_responses: Mapping[str, GatewayResponse]
     """By response type, such as `INVALID_API_KEY` or `DEFAULT_4XX`."""
     machine_timeout: float | None
     """Seconds that the state machine gives an execution."""
@@ -116,7 +116,9 @@ class _Reader:
         return Api(
             stage=next((str(stage["StageName"]) for _, stage in self._all("Stage")), "prod"),
             methods=self._methods(),
-            refusals={one["ResponseType"]: self._refusal(one) for _, one in self._all("GatewayResponse")},
+            gateway_responses={
+                one["ResponseType"]: self._gateway_response(one) for _, one in self._all("GatewayResponse")
+            },
             machine_timeout=self._machine_timeout(),
             rate=throttle.get("RateLimit"),
             burst=throttle.get("BurstLimit"),
@@ -182,12 +184,12 @@ class _Reader:
             headers=self._headers(answer, "method.response.header."),
         )
 
-    def _refusal(self, refusal: Mapping[str, Any]) -> Refusal:
-        body = refusal.get("ResponseTemplates", {}).get("application/json")
-        return Refusal(
-            status=int(refusal["StatusCode"]) if "StatusCode" in refusal else None,
+    def _gateway_response(self, response: Mapping[str, Any]) -> GatewayResponse:
+        body = response.get("ResponseTemplates", {}).get("application/json")
+        return GatewayResponse(
+            status=int(response["StatusCode"]) if "StatusCode" in response else None,
             body=None if body is None else self.text(body),
-            headers=self._headers(refusal, "gatewayresponse.header."),
+            headers=self._headers(response, "gatewayresponse.header."),
         )
 
     def _headers(self, holder: Mapping[str, Any], prefix: str) -> dict[str, str]:

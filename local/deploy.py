@@ -44,7 +44,7 @@ DEPLOYED = (
     "AWS::SecretsManager::Secret",
     "AWS::StepFunctions::StateMachine",
 )
-SYNTHESIZED_FROM = ("app.py", "cdk.json", "stacks", "statemachine", "lambdas/errors.py", "lambdas/settings.py")
+SYNTHESIZED_FROM = ("stacks", "statemachine", "lambdas/errors.py", "lambdas/request.py", "lambdas/settings.py")
 DEPLOY_SECONDS = 60
 
 
@@ -120,7 +120,7 @@ def _synthesize() -> str:
     with tempfile.TemporaryDirectory(prefix="claude-workflow-synth-") as out:
         environment = {name: os.environ[name] for name in (*KEPT, "HOME") if name in os.environ} | {"CDK_OUTDIR": out}
         done = subprocess.run(
-            [sys.executable, "app.py"], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+            [sys.executable, "-m", "stacks"], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
         )
         templates = list(Path(out).glob("*.template.json"))
         if done.returncode or len(templates) != 1:

@@ -57,14 +57,14 @@ REFUSED = {
     "MISSING_AUTHENTICATION_TOKEN": (403, "Missing Authentication Token"),
     "INVALID_API_KEY": (403, "Forbidden"),
     "THROTTLED": (429, "Too Many Requests"),
-    "REQUEST_TOO_LARGE": (413, "Request Too Long"),
+    "REQUEST_TOO_LARGE": (413, "Posted Too Long"),
     "BAD_REQUEST_PARAMETERS": (400, "Missing required request parameters"),
     "BAD_REQUEST_BODY": (400, "Invalid request body"),
     "UNSUPPORTED_MEDIA_TYPE": (415, "Unsupported Media Type"),
     "INTEGRATION_FAILURE": (504, "Network error communicating with endpoint"),
     "INTEGRATION_TIMEOUT": (504, "Endpoint request timed out"),
     "API_CONFIGURATION_ERROR": (500, "Internal server error"),
-    "DEFAULT_4XX": (400, "Bad Request"),
+    "DEFAULT_4XX": (400, "Bad Posted"),
 }
 """API Gateway's own statuses and texts, where the template does not set others."""
 
@@ -93,7 +93,7 @@ line for curl, with the key in it.</p>
 """What a browser shows that opens the printed address."""
 
 
-class _Refuse(Exception):
+class _GatewayResponse(Exception):
     """The request ends here, with the gateway response of this type."""
 
     def __init__(self, kind: str, status: int | None = None) -> None:
@@ -103,7 +103,7 @@ class _Refuse(Exception):
 
 
 @dataclass(frozen=True)
-class Request:
+class Posted:
     """One HTTP request."""
 
     method: str
@@ -112,10 +112,11 @@ class Request:
     headers: Mapping[str, str]
     """Names as the client wrote them."""
     read: Callable[[], bytes]
-    """Takes the body, once the request is let in. Raises `_Refuse` for one that is too large, or none."""
+    """Takes the body, once the request is let in. Raises `_GatewayResponse` for one that is too large, or none."""
     client: str
 
     def header(self, name: str) -> str | None:
+        """The first header of a name, whatever its case."""
         return next((value for given, value in self.headers.items() if given.lower() == name.lower()), None)
 
     @property
@@ -248,21 +249,21 @@ class Gateway:
         self._api, self._backend, self._keys = api, backend, dict(keys)
         self._throttle = _Throttle(api.rate, api.burst)
 
-    def answer(self, request: Request) -> Response:
+    def answer(self, request: Posted) -> Response:
         """Never raises: whatever goes wrong is a gateway response."""
         if self._is_looked_at(request):
             return Response(200, PAGE.encode(), {"Content-Type": "text/html; charset=utf-8"})
         context = self._context(request)
         try:
             response = self._admitted(request, context)
-        except _Refuse as refused:
+        except _GatewayResponse as refused:
             response = self._refusal(refused.kind, context, refused.status)
         except Stopped:
             response = self._stopped(context)
         response.headers |= {"x-amzn-RequestId": context["requestId"], "x-amz-apigw-id": context["extendedRequestId"]}
         return response
 
-    def _is_looked_at(self, request: Request) -> bool:
+    def _is_looked_at(self, request: Posted) -> bool:
         """Whether somebody opened the address in a browser. For all others GET is answered as in AWS."""
         here = request.method == "GET" and (request.path == "/" or request.path in self._api.methods)
         return here and "text/html" in (request.header("Accept") or "")
@@ -279,12 +280,12 @@ class Gateway:
         response.body = json.dumps(facts | {"idempotency_key": str(context["extendedRequestId"])}).encode()
         return response
 
-    def _admitted(self, request: Request, context: dict[str, Any]) -> Response:
+    def _admitted(self, request: Posted, context: dict[str, Any]) -> Response:
         """The checks in API Gateway's order, then the integration."""
         methods = self._api.methods.get(request.path, {})
         method = methods.get(request.method) or methods.get("ANY")
         if method is None:
-            raise _Refuse("MISSING_AUTHENTICATION_TOKEN")
+            raise _GatewayResponse("MISSING_AUTHENTICATION_TOKEN")
         context["resourcePath"] = request.path
         if method.needs_key:
             context["identity"] |= texts(self._identified(request))
@@ -296,15 +297,15 @@ class Gateway:
         status, result = self._integrated(method.integration, mapped)
         return _translated(method.integration, status, result, context)
 
-    def _identified(self, request: Request) -> dict[str, str]:
+    def _identified(self, request: Posted) -> dict[str, str]:
         name = self.known(request)
         if name is None:
-            raise _Refuse("INVALID_API_KEY")
+            raise _GatewayResponse("INVALID_API_KEY")
         if not self._throttle.admit(name):
-            raise _Refuse("THROTTLED")
+            raise _GatewayResponse("THROTTLED")
         return {"apiKey": request.header("X-Api-Key") or "", "apiKeyId": name}
 
-    def known(self, request: Request) -> str | None:
+    def known(self, request: Posted) -> str | None:
         """The id of the API key that the request comes with; None without a valid one."""
         value = (request.header("X-Api-Key") or "").encode()
         return next((name for key, name in self._keys.items() if secrets.compare_digest(key.encode(), value)), None)
@@ -315,14 +316,14 @@ class Gateway:
                 return str(json.loads(mapped)["statusCode"]), ""
             status, body = self._backend.start_sync_execution(mapped, integration.timeout)
         except TimeoutError:
-            raise _Refuse("INTEGRATION_TIMEOUT") from None
+            raise _GatewayResponse("INTEGRATION_TIMEOUT") from None
         except (OSError, http.client.HTTPException):
-            raise _Refuse("INTEGRATION_FAILURE") from None
+            raise _GatewayResponse("INTEGRATION_FAILURE") from None
         except (ValueError, KeyError, TypeError):
-            raise _Refuse("API_CONFIGURATION_ERROR") from None
+            raise _GatewayResponse("API_CONFIGURATION_ERROR") from None
         return str(status), body
 
-    def _context(self, request: Request) -> dict[str, Any]:
+    def _context(self, request: Posted) -> dict[str, Any]:
         now = time.time()
         context: dict[str, Any] = texts(
             {
@@ -344,7 +345,7 @@ class Gateway:
         usual, message = REFUSED[kind]
         status = status or usual
         family = "DEFAULT_4XX" if status < 500 else "DEFAULT_5XX"
-        refusal = self._api.refusals.get(kind) or self._api.refusals.get(family)
+        refusal = self._api.gateway_responses.get(kind) or self._api.gateway_responses.get(family)
         text = (refusal and refusal.body) or '{"message":$context.error.messageString}'
         context["error"] = {"message": message, "messageString": json.dumps(message), "responseType": kind}
         headers = {"Content-Type": "application/json"} | (_constants(refusal.headers) if refusal else {})
@@ -362,22 +363,22 @@ def _context_value(context: Any, path: str) -> str:
     return str(context)
 
 
-def _validate(method: Method, request: Request, body: bytes) -> None:
+def _validate(method: Method, request: Posted, body: bytes) -> None:
     kinds = {"header": {name.lower() for name in request.headers}, "querystring": set(request.query)}
     for parameter in method.required:
         kind, name = parameter.removeprefix("method.request.").split(".", 1)
         if (name.lower() if kind == "header" else name) not in kinds.get(kind, set()):
-            raise _Refuse("BAD_REQUEST_PARAMETERS")
+            raise _GatewayResponse("BAD_REQUEST_PARAMETERS")
     schema = method.schemas.get(request.media_type)
     if schema is None:
         return
     try:
         jsonschema.validate(parsed(body.decode()), schema)
     except (ValueError, RecursionError, jsonschema.ValidationError):
-        raise _Refuse("BAD_REQUEST_BODY") from None
+        raise _GatewayResponse("BAD_REQUEST_BODY") from None
 
 
-def _input(request: Request, body: bytes) -> Input:
+def _input(request: Posted, body: bytes) -> Input:
     text = body.decode("utf-8", "replace")
     return Input(text, {"path": {}, "querystring": request.query, "header": request.headers})
 
@@ -387,7 +388,7 @@ def _request_template(integration: Integration, media_type: str) -> str | None:
     if media_type in integration.templates:
         return integration.templates[media_type]
     if integration.passthrough == "NEVER" or (integration.passthrough == "WHEN_NO_TEMPLATES" and integration.templates):
-        raise _Refuse("UNSUPPORTED_MEDIA_TYPE")
+        raise _GatewayResponse("UNSUPPORTED_MEDIA_TYPE")
     return None
 
 
@@ -396,7 +397,7 @@ def _rendered(template: str, source: Input, context: dict[str, Any]) -> str:
         return render(template, source, context)
     except Exception as broken:
         # The evaluator raises whatever a template's mistake leads to; AWS calls all of that one thing.
-        raise _Refuse("API_CONFIGURATION_ERROR") from broken
+        raise _GatewayResponse("API_CONFIGURATION_ERROR") from broken
 
 
 def _translated(integration: Integration, status: str, result: str, context: dict[str, Any]) -> Response:
@@ -418,7 +419,7 @@ def _matching(answers: tuple[Answer, ...], status: str) -> Answer:
     fitting = [answer for answer in answers if answer.pattern and answer.pattern.fullmatch(status)]
     default = [answer for answer in answers if not answer.pattern]
     if not fitting + default:
-        raise _Refuse("API_CONFIGURATION_ERROR")
+        raise _GatewayResponse("API_CONFIGURATION_ERROR")
     return (fitting + default)[0]
 
 
@@ -496,7 +497,7 @@ class _Handler(BaseRequestHandler):
         return stays
 
     def _answer(self, head: Head) -> Response:
-        request = Request(
+        request = Posted(
             method=head.method,
             path=head.path.rstrip("/") or "/",
             query=dict(parse_qsl(head.query, keep_blank_values=True)),
@@ -515,9 +516,9 @@ class _Handler(BaseRequestHandler):
         try:
             body = self._stream.body(head, MAX_REQUEST)
         except TooLarge:
-            raise _Refuse("REQUEST_TOO_LARGE") from None
+            raise _GatewayResponse("REQUEST_TOO_LARGE") from None
         except Malformed as malformed:
-            raise _Refuse("DEFAULT_4XX", malformed.status) from None
+            raise _GatewayResponse("DEFAULT_4XX", malformed.status) from None
         self._unread = False
         return body
 

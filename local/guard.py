@@ -17,7 +17,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 from urllib.parse import quote, unquote_to_bytes
 
-from local.signature import Claim, Request, Unsigned, claim, of_body
+from local.signature import Claim, Signed, Unsigned, claim, of_body
 
 App = Callable[[Any, Any, Any], Awaitable[None]]
 
@@ -70,7 +70,7 @@ LINK_HEADERS = {"host", "if-none-match"}
 """What a link may have signed: no `x-amz-…`, which would make a copy of a PUT."""
 
 
-class Refused(Exception):
+class NotAllowed(Exception):
     """The request goes no further; the text is a sentence that holds nothing of it."""
 
 
@@ -94,7 +94,7 @@ class Guard:
         else:
             try:
                 await self._answer(scope, receive, send)
-            except (Refused, Unsigned) as refused:
+            except (NotAllowed, Unsigned) as refused:
                 await _refuse(scope, str(refused), send)
 
     async def _answer(self, scope: Any, receive: Any, send: Any) -> None:
@@ -112,12 +112,12 @@ class Guard:
             if self._sealed:
                 _admit(request, claimed)
             elif request.path.startswith("/_"):
-                raise Refused("The engine's own interface is closed.")
+                raise NotAllowed("The engine's own interface is closed.")
             names = (*claimed.headers, *UNSIGNED, "authorization")
             await self._app(_written(scope, request, names, request.query), _once(body, receive), send)
 
-    async def _verified(self, request: Request, claimed: Claim, receive: Any) -> bytes:
-        """The body of a request that is signed as it says. Raises `Refused` or `Unsigned`."""
+    async def _verified(self, request: Signed, claimed: Claim, receive: Any) -> bytes:
+        """The body of a request that is signed as it says. Raises `NotAllowed` or `Unsigned`."""
         secret = self._secret_for(claimed)
         says_its_hash = claimed.is_link or "x-amz-content-sha256" in request.headers
         if says_its_hash:
@@ -143,33 +143,33 @@ class Guard:
         await send({"type": "http.response.body", "body": b""})
 
 
-def _read(scope: Any) -> Request:
-    """The request, if there is one way to read it. Raises `Refused`.
+def _read(scope: Any) -> Signed:
+    """The request, if there is one way to read it. Raises `NotAllowed`.
 
     Two programs that read one header, path or query differently are how one of them lets through what the other would
     not: so no byte outside ASCII, no name twice, and one spelling of every path.
     """
     if scope["http_version"] not in ("1.0", "1.1") or scope["method"] not in METHODS:
-        raise Refused("Only HTTP/1.1 is spoken here.")
+        raise NotAllowed("Only HTTP/1.1 is spoken here.")
     headers: dict[str, str] = {}
     for raw_name, raw_value in scope["headers"]:
         name = raw_name.decode("latin-1").lower()
         if name in headers:
-            raise Refused("A header is there twice.")
+            raise NotAllowed("A header is there twice.")
         headers[name] = raw_value.decode("latin-1")
     if not all(re.fullmatch("[a-z0-9-]+", name) and re.fullmatch("[ -~]*", headers[name]) for name in headers):
-        raise Refused("A header holds more than printable ASCII.")
+        raise NotAllowed("A header holds more than printable ASCII.")
     if not re.fullmatch(r"127\.0\.0\.1:[0-9]{1,5}", headers.get("host", "")):
-        raise Refused("Host has to be this machine's address: by name one would ask for something else.")
+        raise NotAllowed("Host has to be this machine's address: by name one would ask for something else.")
     if "transfer-encoding" in headers or not re.fullmatch("[0-9]{1,15}", headers.get("content-length", "0")):
-        raise Refused("A body has to come with its length.")
-    return Request(scope["method"], _path(scope["raw_path"]), _query(scope["query_string"]), headers)
+        raise NotAllowed("A body has to come with its length.")
+    return Signed(scope["method"], _path(scope["raw_path"]), _query(scope["query_string"]), headers)
 
 
 def _path(raw: bytes) -> str:
     text = _decoded(raw)
     if quote(text, safe="/~").encode() != raw or not re.fullmatch(r"/|(?:/(?!\.{1,2}(?:/|$))[^/]+)+/?", text):
-        raise Refused("The path can be read in more than one way.")
+        raise NotAllowed("The path can be read in more than one way.")
     return raw.decode()
 
 
@@ -180,7 +180,7 @@ def _query(raw: bytes) -> dict[str, str]:
         name, _, value = pair.partition(b"=")
         text = _decoded(name)
         if text.lower() in map(str.lower, query):
-            raise Refused("A parameter is there twice.")
+            raise NotAllowed("A parameter is there twice.")
         query[text] = _decoded(value)
     return query
 
@@ -189,25 +189,25 @@ def _decoded(raw: bytes) -> str:
     try:
         text = unquote_to_bytes(raw).decode()
     except UnicodeDecodeError:
-        raise Refused("A percent sign stands for what is no text.") from None
+        raise NotAllowed("A percent sign stands for what is not text.") from None
     if not text.isprintable():
-        raise Refused("A percent sign stands for what is not printed.")
+        raise NotAllowed("A percent sign stands for what is not printed.")
     return text
 
 
-def _key(request: Request) -> str | None:
+def _key(request: Signed) -> str | None:
     """The object that the request is about, in the bucket; "" for the bucket itself; None for anything else."""
     _, bucket, *rest = request.path.split("/", 2)
     return "".join(rest) if bucket == BUCKET else None
 
 
-def _admit(request: Request, claimed: Claim) -> None:
-    """Raises `Refused` unless the workflow needs this request, of whom it is from."""
+def _admit(request: Signed, claimed: Claim) -> None:
+    """Raises `NotAllowed` unless the workflow needs this request, of whom it is from."""
     called, key = request.headers.get("x-amz-target"), _key(request)
     if called is not None:
         listed = (claimed.service, called) in (ROOT_CALLS if claimed.key == ROOT_KEY else ROLE_CALLS)
         if not listed or (request.method, request.path, dict(request.query)) != ("POST", "/", {}):
-            raise Refused("This is none of the calls that the workflow needs.")
+            raise NotAllowed("This is not one of the calls that the workflow needs.")
         return
     forms = LINKED if claimed.is_link else OBJECTS
     query = {name for name in request.query if not (claimed.is_link and name.startswith("X-Amz-"))}
@@ -216,12 +216,12 @@ def _admit(request: Request, claimed: Claim) -> None:
         for method, of_object, needs, may in forms
     )
     if key is None or claimed.service != "s3" or not does:
-        raise Refused("This is nothing that the workflow needs of its bucket.")
+        raise NotAllowed("This is nothing that the workflow needs of its bucket.")
     if claimed.is_link and not set(claimed.headers) <= LINK_HEADERS:
-        raise Refused("A link does not do this.")
+        raise NotAllowed("A link does not do this.")
 
 
-def _written(scope: Any, request: Request, names: tuple[str, ...], query: Mapping[str, str]) -> dict[str, Any]:
+def _written(scope: Any, request: Signed, names: tuple[str, ...], query: Mapping[str, str]) -> dict[str, Any]:
     """The request newly written, with these of its headers."""
     pairs = (f"{quote(name, safe='')}={quote(value, safe='')}" for name, value in query.items())
     written: dict[str, Any] = scope | {
@@ -240,10 +240,10 @@ async def _body(receive: Any, most: int | None) -> bytes:
     while True:
         message = await receive()
         if message["type"] != "http.request":
-            raise Refused("The client went away.")
+            raise NotAllowed("The client went away.")
         pieces.append(message.get("body", b""))
         if most is not None and sum(map(len, pieces)) > most:
-            raise Refused("The body is too long to be read before it is known whose it is.")
+            raise NotAllowed("The body is too long to be read before it is known whose it is.")
         if not message.get("more_body", False):
             return b"".join(pieces)
 
@@ -263,8 +263,8 @@ async def _refuse(scope: Any, why: str, send: Any) -> None:
     if any(name.lower() == b"x-amz-target" for name, _ in scope["headers"]):
         kind, body = "application/x-amz-json-1.0", json.dumps({"__type": "AccessDeniedException", "message": why})
     else:
-        told = f"<Error><Code>AccessDenied</Code><Message>{why}</Message></Error>"
-        kind, body = "application/xml", f"<ErrorResponse>{told}<RequestId>none</RequestId></ErrorResponse>"
+        error = f"<Error><Code>AccessDenied</Code><Message>{why}</Message></Error>"
+        kind, body = "application/xml", f"<ErrorResponse>{error}<RequestId>none</RequestId></ErrorResponse>"
     sent = b"" if scope["method"] == "HEAD" else body.encode()
     headers = [(b"content-type", kind.encode()), (b"content-length", str(len(sent)).encode())]
     await send({"type": "http.response.start", "status": 403, "headers": headers})

@@ -35,12 +35,15 @@ class Text(_Strict, str):
     __slots__ = ()
 
     def length(self) -> int:
+        """Java's `String.length`."""
         return len(self.encode("utf-16-le")) // 2
 
     def matches(self, pattern: str) -> bool:
+        """Java's `String.matches`: of the whole."""
         return re.fullmatch(pattern, self) is not None
 
     def replaceAll(self, pattern: str, replacement: str) -> "Text":  # noqa: N802 (Java's name)
+        """Java's `String.replaceAll`."""
         return Text(re.sub(pattern, _python_replacement(replacement), self))
 
 
@@ -75,7 +78,7 @@ def parsed(text: str) -> Any:
 def _number(text: str) -> float:
     value = float(text)
     if not math.isfinite(value):
-        raise ValueError(f"{text[:20]} is no finite number")
+        raise ValueError(f"{text[:20]} is not a finite number")
     return value
 
 
@@ -92,12 +95,15 @@ class Input(_Strict):
         self._params = texts(params)
 
     def json(self, path: str) -> Text:
+        """`$input.json(path)`: JSON text."""
         return Text(json.dumps(_at(parsed(self.body), path), ensure_ascii=False, separators=(",", ":")))
 
     def path(self, path: str) -> Any:
+        """`$input.path(path)`: a value."""
         return texts(_at(parsed(self.body), path))
 
     def params(self, name: str | None = None) -> Any:
+        """`$input.params(name)`: a parameter of the request."""
         if name is None:
             return self._params
         found = [self._params[kind][name] for kind in ("path", "querystring", "header") if name in self._params[kind]]
@@ -121,9 +127,11 @@ class Util(_Strict):
     """`$util`."""
 
     def escapeJavaScript(self, text: str) -> Text:  # noqa: N802 (AWS's name)
+        """As commons-lang escapes."""
         return Text("".join(_escaped(char) for char in text))
 
     def parseJson(self, text: str) -> Any:  # noqa: N802 (AWS's name)
+        """The value of a JSON text."""
         return texts(parsed(text))
 
 

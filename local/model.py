@@ -221,7 +221,7 @@ class Rule:
         self._served: Counter[tuple[object, ...]] = Counter()
 
     def answer(self, request: RecordedRequest) -> Answer:
-        """What the stand-in answers. Raises RefusalError for a directive with broken JSON."""
+        """What the stand-in answers. Raises ModelError for a directive with broken JSON."""
         seen = request.conversation
         script = directives(seen.prompts[-1])
         effects, call = next_step(script, len(seen.results))
@@ -255,11 +255,11 @@ class Rule:
 
 
 def tool_use(call: Directive) -> dict[str, Any]:
-    """The content block that makes a call. Raises RefusalError if its JSON is broken."""
+    """The content block that makes a call. Raises ModelError if its JSON is broken."""
     try:
         name, tool_input = CALLS[call.verb](call.fields)
     except json.JSONDecodeError as problem:
-        raise RefusalError(400, f"{MARK} {call.line}: {problem}") from problem
+        raise ModelError(400, f"{MARK} {call.line}: {problem}") from problem
     return {"type": "tool_use", "id": f"toolu_{uuid.uuid4().hex}", "name": name, "input": tool_input}
 
 
@@ -306,7 +306,7 @@ def events(message: dict[str, Any]) -> Iterator[dict[str, Any]]:
     yield {"type": "message_stop"}
 
 
-class RefusalError(Exception):
+class ModelError(Exception):
     """What the stand-in answers instead of a message."""
 
     def __init__(self, status: int, sentence: str) -> None:
@@ -362,24 +362,24 @@ def error(status: int, sentence: str, retry_after: str | None = None) -> JSONRes
 
 
 async def receive(request: Request) -> RecordedRequest:
-    """The request, if its body is what the API asks for. Raises RefusalError if not."""
+    """The request, if its body is what the API asks for. Raises ModelError if not."""
     raw = await request.body()
     try:
         body = json.loads(raw)
         seen = Conversation.of(body["messages"])
         return RecordedRequest(dict(request.headers), raw, body, str(body["model"]), seen)
     except (ValueError, KeyError, TypeError, AttributeError) as problem:
-        raise RefusalError(400, f"{MARK} not a Messages request: {problem!r}") from problem
+        raise ModelError(400, f"{MARK} not a Messages request: {problem!r}") from problem
 
 
 def check(request: RecordedRequest) -> None:
-    """Raises RefusalError where the API would refuse: no credential, no such model, nothing to answer."""
+    """Raises ModelError where the API would refuse: no credential, no such model, nothing to answer."""
     if not {"x-api-key", "authorization"} & set(request.headers):
-        raise RefusalError(401, "x-api-key header is required")
+        raise ModelError(401, "x-api-key header is required")
     if "claude" not in request.model:
-        raise RefusalError(404, f"model: {request.model}")
+        raise ModelError(404, f"model: {request.model}")
     if not request.conversation.prompts:
-        raise RefusalError(400, "messages: at least one message is required")
+        raise ModelError(400, "messages: at least one message is required")
 
 
 async def respond(request: RecordedRequest, answer: Answer) -> Response:
@@ -414,7 +414,7 @@ def application(record: Record) -> Starlette:
         return JSONResponse({"input_tokens": len(await request.body()) // 4})
 
     async def refused(_: Request, refusal: Exception) -> Response:
-        if isinstance(refusal, RefusalError):
+        if isinstance(refusal, ModelError):
             return error(refusal.status, refusal.sentence)
         status = refusal.status_code if isinstance(refusal, HTTPException) else 500
         return error(status, f"{MARK} {HTTPStatus(status).phrase}")
@@ -423,7 +423,7 @@ def application(record: Record) -> Starlette:
         Route("/v1/messages", messages, methods=["POST"]),
         Route("/v1/messages/count_tokens", count_tokens, methods=["POST"]),
     ]
-    return Starlette(routes=routes, exception_handlers={HTTPException: refused, RefusalError: refused})
+    return Starlette(routes=routes, exception_handlers={HTTPException: refused, ModelError: refused})
 
 
 def _listen(port: int) -> tuple[socket.socket, str]:

@@ -8,8 +8,9 @@ import tempfile
 import uuid
 from pathlib import Path
 
-from lambdas.agent.sandbox import Scratch, environment
-from lambdas.agent.wall import Wall, home_directory
+from lambdas.agent.environment import environment
+from lambdas.agent.sandbox import Sandbox, home_directory
+from lambdas.agent.scratch import Scratch
 from lambdas.errors import Internal
 from local.engine import EngineFailed
 
@@ -67,13 +68,13 @@ def holding(state: Path) -> str | None:
 def holds(kind: str, state: Path) -> bool:
     """Whether a run in this sandbox comes to nothing outside its own directories."""
     session = str(uuid.uuid4())
-    wall, made = Wall.of(kind, session), state / f"made-{session}"
-    with tempfile.NamedTemporaryFile(dir=state) as secret, Scratch(scratch() / session, wall) as within:
+    sandbox, made = Sandbox.of(kind, session), state / f"made-{session}"
+    with tempfile.NamedTemporaryFile(dir=state) as secret, Scratch(scratch() / session, sandbox) as within:
         secret.write(b"secret")
         secret.flush()
         shell = str(within.launcher(Path("/bin/sh"), environment(within)))
         before = _changed(secret.name, state)
-        modes = "" if kind == "landlock" and wall.uid is None else MODES
+        modes = "" if kind == "landlock" and sandbox.uid is None else MODES
         script = f"{ATTEMPT}; {modes}\necho up"
         command = [shell, "-c", script, "sh", secret.name, str(home_directory()), str(made), str(state)]
         done = subprocess.run(command, cwd=within.workspace, capture_output=True, timeout=SECONDS)

@@ -66,9 +66,9 @@ def _asking_who(build: Callable[..., Any]) -> Callable[..., Any]:
 
 def _telling(environment: Callable[..., dict[str, str]]) -> Callable[..., dict[str, str]]:
     def telling(config: Mapping[str, Any], code_dir: str, port: int) -> dict[str, str]:
-        told = environment(config, code_dir, port)
-        told |= {name: _secret(told[name]) for name in IN_ENVIRONMENT.values()}
-        return told | {API: f"{told[API]}/{_secret(str(port))}"}
+        given = environment(config, code_dir, port)
+        given |= {name: _secret(given[name]) for name in IN_ENVIRONMENT.values()}
+        return given | {API: f"{given[API]}/{_secret(str(port))}"}
 
     return telling
 

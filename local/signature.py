@@ -42,7 +42,7 @@ class Unsigned(Exception):
 
 
 @dataclass(frozen=True)
-class Request:
+class Signed:
     """A request as the guard has read it: each name once, each value in ASCII."""
 
     method: str
@@ -73,7 +73,7 @@ class Claim:
     token: str
     is_link: bool
 
-    def verify(self, request: Request, secret: str, body: bytes) -> None:
+    def verify(self, request: Signed, secret: str, body: bytes) -> None:
         """Raises `Unsigned` unless this is the signature of `request`, with `body`, by the key with this secret.
 
         Where the request names its body's hash (as all of S3 has to), the name is verified and `body` left alone.
@@ -99,7 +99,7 @@ class Claim:
         return kind(credentials, self.service, self.region)
 
 
-def claim(request: Request, now: datetime | None = None) -> Claim:
+def claim(request: Signed, now: datetime | None = None) -> Claim:
     """Who says to have signed, and for when. Raises `Unsigned` where that is missing, ambiguous, or over.
 
     `now` is the current time, if not the clock's.
@@ -116,14 +116,14 @@ def claim(request: Request, now: datetime | None = None) -> Claim:
     return claimed
 
 
-def _in_query(request: Request, now: datetime) -> Claim:
+def _in_query(request: Signed, now: datetime) -> Claim:
     if "authorization" in request.headers:
         raise Unsigned("One signature is enough.")
     said = {name: re.fullmatch(form, request.query.get(name, "")) for name, form in IN_QUERY.items()}
     others = {name for name in request.query if _signs(name)} - {*IN_QUERY, TOKEN}
     scope, date = said["X-Amz-Credential"], request.query.get("X-Amz-Date", "")
     if not all(said.values()) or others or not scope or scope["service"] != "s3":
-        raise Unsigned("This is no presigned URL of S3.")
+        raise Unsigned("This is not a presigned URL of S3.")
     since = _signed_at(date, scope["day"])
     if not since - SKEW <= now <= since + timedelta(seconds=int(request.query["X-Amz-Expires"])):
         raise Unsigned("Request has expired")
@@ -133,7 +133,7 @@ def _in_query(request: Request, now: datetime) -> Claim:
     )
 
 
-def _in_header(request: Request, now: datetime) -> Claim:
+def _in_header(request: Signed, now: datetime) -> Claim:
     if any(map(_signs, request.query)):
         raise Unsigned("One signature is enough.")
     said = AUTHORIZATION.fullmatch(request.headers.get("authorization", ""))
@@ -161,10 +161,10 @@ def _signed_at(date: str, day: str) -> datetime:
     try:
         return datetime.strptime(date, DATE).replace(tzinfo=UTC)
     except ValueError:
-        raise Unsigned("The request's date is none.") from None
+        raise Unsigned("The request's date is not a date.") from None
 
 
-def of_body(request: Request, body: bytes) -> bool:
+def of_body(request: Signed, body: bytes) -> bool:
     """Whether `body` is the one whose hash the request names, if it names one."""
     named = request.headers.get("x-amz-content-sha256")
     return named is None or hmac.compare_digest(named, hashlib.sha256(body).hexdigest())

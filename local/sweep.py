@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from lambdas.agent.sandbox import sweep
+from lambdas.agent.scratch import sweep
 from lambdas.errors import Internal
 
 EVERY_SECONDS = 3.0
@@ -32,14 +32,14 @@ def sweeping(shelf: Path) -> Iterator[None]:
     ended = threading.Event()
 
     def work() -> None:
-        told: set[str] = set()
+        printed: set[str] = set()
         while True:
             try:
                 sweep(shelf)
             except (OSError, Internal) as failure:  # told once; tried again, since it may be a disk's passing mood
-                if str(failure) not in told:
+                if str(failure) not in printed:
                     print(f"{shelf} cannot be swept: {failure}", file=sys.stderr)
-                told.add(str(failure))
+                printed.add(str(failure))
             if ended.wait(EVERY_SECONDS):
                 return
 

@@ -10,7 +10,7 @@ from aws_cdk import aws_stepfunctions as sfn
 from constructs import Construct
 
 from lambdas import errors
-from stacks import refusals
+from stacks import gateway_answers
 from stacks.deployment import Deployment
 from stacks.findings import meant
 
@@ -116,20 +116,20 @@ class Api(Construct):
             )
 
     def _gateway_responses(self) -> None:
-        for kind, refusal in refusals.GATEWAY.items():
+        for kind, given in gateway_answers.GATEWAY.items():
             headers = dict(self._cors)
-            if refusal.retry_after:
-                headers["Retry-After"] = str(refusal.retry_after)
-            if refusal is refusals.NOT_ALLOWED:
+            if given.retry_after:
+                headers["Retry-After"] = str(given.retry_after)
+            if given is gateway_answers.NOT_ALLOWED:
                 headers["Allow"] = ALLOW
             default = kind in (gateway.ResponseType.DEFAULT_4_XX, gateway.ResponseType.DEFAULT_5_XX)
             self.api.add_gateway_response(
                 kind.response_type,
                 type=kind,
                 # The defaults stand for many statuses and keep the one that the gateway chose.
-                status_code=None if default else str(refusal.http_status),
+                status_code=None if default else str(given.http_status),
                 response_headers={name: f"'{value}'" for name, value in headers.items()},
-                templates={"application/json": refusal.body()},
+                templates={"application/json": given.body()},
             )
 
     def _keys_and_plan(self) -> dict[str, dict[int, gateway.ApiKey]]:
@@ -167,7 +167,7 @@ class Api(Construct):
                 integration_responses=[
                     self._integration_response("200", _answer_template()),
                     self._integration_response("400", _not_started_template(), selection_pattern=r"4\d{2}"),
-                    self._integration_response("500", refusals.INTERNAL.body(), selection_pattern=r"5\d{2}"),
+                    self._integration_response("500", gateway_answers.INTERNAL.body(), selection_pattern=r"5\d{2}"),
                 ],
             ),
         )
@@ -220,7 +220,7 @@ class Api(Construct):
             gateway.MockIntegration(
                 request_templates={"application/json": '{"statusCode": 405}'},
                 integration_responses=[
-                    self._integration_response("405", refusals.NOT_ALLOWED.body(), headers={"Allow": ALLOW})
+                    self._integration_response("405", gateway_answers.NOT_ALLOWED.body(), headers={"Allow": ALLOW})
                 ],
             ),
             request_parameters={NEVER_SENT: True},
@@ -283,19 +283,19 @@ def _answer_template() -> str:
     return _template(
         "answer.vtl",
         STATUSES=json.dumps(errors.statuses()),
-        TIMED_OUT_STATUS=refusals.TIMED_OUT.http_status,
-        TIMED_OUT=refusals.TIMED_OUT.body(),
-        INTERNAL=refusals.INTERNAL.body(),
+        TIMED_OUT_STATUS=gateway_answers.TIMED_OUT.http_status,
+        TIMED_OUT=gateway_answers.TIMED_OUT.body(),
+        INTERNAL=gateway_answers.INTERNAL.body(),
     )
 
 
 def _not_started_template() -> str:
     return _template(
         "not_started.vtl",
-        THROTTLED=refusals.THROTTLED.body(),
-        TOO_LARGE=refusals.TOO_LARGE.body(),
-        INVALID=refusals.INVALID.body(),
-        INTERNAL=refusals.INTERNAL.body(),
+        THROTTLED=gateway_answers.THROTTLED.body(),
+        TOO_LARGE=gateway_answers.TOO_LARGE.body(),
+        INVALID=gateway_answers.INVALID.body(),
+        INTERNAL=gateway_answers.INTERNAL.body(),
     )
 
 

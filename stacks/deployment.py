@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
-from lambdas.contract import FIELDS
+from lambdas.request import FIELDS
 
 MAX_EPHEMERAL_MB = 10240
 """Lambda's limit for /tmp."""
@@ -126,7 +126,7 @@ class Deployment:
             raise BadContext("bedrock_models must name at least one model when provider is bedrock.")
         for model in self.bedrock_models:
             if not MODEL_ID.fullmatch(model):
-                raise BadContext(f"bedrock_models takes ids of models and inference profiles; {model!r} is none.")
+                raise BadContext(f"bedrock_models takes ids of models and inference profiles; {model!r} is not one.")
 
     def _check_network(self) -> None:
         if self.vpc and not self.subnets:
@@ -135,7 +135,7 @@ class Deployment:
             raise BadContext("subnets and security_group mean nothing without vpc.")
         for subnet in self.subnets:
             if not SUBNET_ID.fullmatch(subnet):
-                raise BadContext(f"subnets takes the ids of subnets; {subnet!r} is none.")
+                raise BadContext(f"subnets takes the ids of subnets; {subnet!r} is not one.")
 
     def _check_warmth(self) -> None:
         if self.max_concurrent_runs is not None and self.warm_runs > self.max_concurrent_runs:

@@ -7,7 +7,6 @@ from aws_cdk import RemovalPolicy, Stack, aws_iam, aws_lambda, aws_logs
 from aws_cdk import aws_stepfunctions as sfn
 from constructs import Construct
 
-from lambdas import errors
 from lambdas.settings import Clocks
 from stacks.findings import meant
 
@@ -63,7 +62,7 @@ def _allow_every_version(role: aws_iam.Role, function: aws_lambda.IFunction) -> 
 
 
 def definition(clocks: Clocks) -> str:
-    """The definition's text with the time limits that follow from `clocks`, and what errors.py says of its errors."""
+    """The definition's text with the time limits that follow from `clocks`."""
     machine = json.loads(DEFINITION.read_text())
     limits = {
         "RestoreSession": clocks.restore_state,
@@ -75,6 +74,4 @@ def definition(clocks: Clocks) -> str:
     for name, limit in limits.items():
         state = machine["States"][name]
         state["TimeoutSeconds"] = limit
-        state["Retry"][0]["ErrorEquals"] = errors.retried(name)
-    machine["States"]["RestoreSession"]["Catch"][0]["ErrorEquals"] = errors.refusals()
     return json.dumps(machine)

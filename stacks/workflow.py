@@ -18,7 +18,8 @@ from stacks.secret import ModelSecret
 from stacks.storage import Storage
 from stacks.warm_up import WarmUp
 
-CDK_JSON = Path(__file__).resolve().parent.parent / "cdk.json"
+CDK_JSON = Path(__file__).parent / "cdk.json"
+"""A link to the project's, so that a wheel has it too."""
 
 
 class ClaudeAgentWorkflow(Stack):

@@ -38,9 +38,9 @@ import urllib3
 
 from cli import backend
 from local.model import ScriptedModel
-from tests.by_hand import unlinked
-from tests.commands import Serve, processes
-from tests.eventually import eventually
+from tests.support.commands import Serve, processes
+from tests.support.played_workflow import unlinked
+from tests.support.waiting import eventually
 
 Json = dict[str, Any]
 

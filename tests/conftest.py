@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from lambdas.agent.sandbox import Scratch
+from lambdas.agent.scratch import Scratch
 from local.model import ScriptedModel
 from stacks.workflow import synthesize
-from tests.commands import Serve
-from tests.past import Past, past
+from tests.support.commands import Serve
+from tests.support.past_runs import Past, past
 
 Synthesize = Callable[..., Path]
 

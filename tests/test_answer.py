@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from lambdas import answer, strict
-from lambdas.contract import ANSWER_BYTES, Claim, Json, Result
+from lambdas.contract import ANSWER_BYTES, Claim, Result
+from lambdas.strict import Json
 
 CLAIM = Claim("run-1", "session-1", "alice", "execution", "runs/run-1/0001-aa/", 1.0, False, "uuid", None)
 RESULT = Result(
@@ -33,7 +34,7 @@ def size(built: Json) -> int:
 
 
 def built(messages: list[Json] | None, **changed: Any) -> Json:
-    return answer.build(CLAIM, replace(RESULT, **changed), messages, 0.25, 0.75)
+    return {**answer.build(CLAIM, replace(RESULT, **changed), messages, 0.25, 0.75)}
 
 
 def test_a_small_answer_has_all_messages() -> None:
@@ -101,5 +102,5 @@ def test_what_is_stored_is_json_for_every_reader() -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
         strict.written({"a": float("nan")})
     for text in ("NaN", "1e999", "-Infinity", "[" * 200 + "]" * 200, "[" * 100_000):
-        with pytest.raises(ValueError, match=r"nested|no JSON|no number"):
+        with pytest.raises(ValueError, match=r"nested|not JSON|not a number"):
             strict.read(text)

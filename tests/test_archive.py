@@ -1,14 +1,11 @@
 """The session's zip: what goes in comes out, every tool opens it, and no archive, however made, does harm."""
 
-import base64
 import io
 import os
 import random
-import shutil
 import socket
 import stat
 import subprocess
-import sys
 import tempfile
 import tracemalloc
 import zipfile
@@ -23,58 +20,32 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from lambdas.archive.directory import Directory
+from lambdas.archive.format import SECOND, Ending, Limits, Member, central_record, end_record, local_header, whiteout
+from lambdas.archive.pack import Packed, pack, packing_seconds
+from lambdas.archive.tree import Change, await_clock_tick
+from lambdas.archive.unpack import Contents, unpack
 from lambdas.errors import Internal, SessionDamaged, SessionTooLarge, SessionUnreadable, StorageUnavailable
-from lambdas.sessions.archive import Packed, pack, packing_seconds
-from lambdas.sessions.index import Index
-from lambdas.sessions.records import (
-    SECOND,
-    Directory,
-    Limits,
-    Member,
-    central_record,
-    end_record,
-    local_header,
-    whiteout,
+from tests.support.archives import DIR, FILE, LINK, ROOTS, forged, item, lying, patched, staged
+from tests.support.opened import Opened
+from tests.support.snapshots import snapshot
+from tests.support.trees import (
+    BEFORE,
+    RAW_NAMES,
+    Photo,
+    assert_same,
+    assert_tools_open,
+    grow,
+    open_up,
+    photo,
+    roots_of,
+    scratch,
+    tool,
+    trees,
 )
-from lambdas.sessions.tree import Change, settle
-from lambdas.sessions.unpack import Contents, unpack
-from tests.eventually import eventually
-from tests.foreign import program
-from tests.forge import DIR, FILE, LINK, ROOTS, forged, item, lying, patched, staged
-from tests.looked_at import snapshot
-from tests.opened import Opened
+from tests.support.waiting import eventually
 
 LIMITS = Limits(members=100_000, bytes=1 << 30, ratio=200)
-RAW_NAMES = sys.platform == "linux"  # APFS takes UTF-8 names only
-TOOLS = {
-    "unzip": (("unzip",), "-tqq", "unzip"),
-    "7-Zip": (("7z", "7zz"), "t", "p7zip-full"),
-    "bsdtar": (("bsdtar",), "-tf", "libarchive-tools"),
-}
-
-Photo = dict[bytes, tuple[int, int, bytes]]
-
-
-@contextmanager
-def scratch() -> Iterator[Path]:
-    """A directory with `workspace` and `claude`, open to every user, that goes whatever modes are in it."""
-    base = Path(tempfile.mkdtemp())
-    try:
-        base.chmod(0o777)
-        for name in ("workspace", "claude"):
-            (base / name).mkdir()
-        yield base
-    finally:
-        open_up(base)
-        shutil.rmtree(base)
-
-
-def open_up(directory: Path) -> None:
-    """Let everything below be deleted."""
-    directory.chmod(0o700)
-    for path in directory.iterdir():
-        if path.is_dir() and not path.is_symlink():
-            open_up(path)
 
 
 @pytest.fixture
@@ -95,30 +66,6 @@ def unprivileged() -> Iterator[None]:
     finally:
         if root:
             os.seteuid(0)
-
-
-def photo(root: Path) -> Photo:
-    """Mode (not of links), mtime in nanoseconds, and content or target of all that is in a tree."""
-    taken: Photo = {}
-    pending = [os.fsencode(root)]
-    while pending:
-        path = pending.pop()
-        facts = os.lstat(path)
-        mode = stat.S_IFMT(facts.st_mode) | (0 if stat.S_ISLNK(facts.st_mode) else stat.S_IMODE(facts.st_mode))
-        data = b""
-        if stat.S_ISLNK(facts.st_mode):
-            data = os.readlink(path)  # noqa: PTH115 (a Path would tidy the target up)
-        elif stat.S_ISREG(facts.st_mode):
-            data = Path(os.fsdecode(path)).read_bytes()
-        elif stat.S_ISDIR(facts.st_mode):
-            pending += [os.fsencode(below) for below in Path(os.fsdecode(path)).iterdir()]
-        taken[path[len(os.fsencode(root)) :]] = (mode, facts.st_mtime_ns, data)
-    return taken
-
-
-def roots_of(base: Path) -> dict[str, Path]:
-    """A scratch directory's two, by name."""
-    return {name: base / name for name in ("workspace", "claude")}
 
 
 def packed(base: Path, limits: Limits = LIMITS, **more: Any) -> tuple[bytes, Packed]:
@@ -148,41 +95,6 @@ def refusal(archive: bytes, limits: Limits = LIMITS) -> str:
         assert after == before
         assert str(base) not in caught.value.said
         return caught.value.detail
-
-
-def assert_same(base: Path, into: Path) -> None:
-    """Both directories of a session are equal in names, modes, times, content and targets."""
-    for name in ("workspace", "claude"):
-        assert photo(into / name) == photo(base / name)
-
-
-def tool(label: str) -> tuple[str, str]:
-    """A zip tool's path and its option to test; where it is missing, the sentence names the package that has it."""
-    names, option, package = TOOLS[label]
-    return program(package, *names), option
-
-
-def assert_tools_open(path: Path) -> None:
-    """Python, Info-ZIP, 7-Zip and bsdtar find nothing wrong."""
-    for label in TOOLS:
-        command, option = tool(label)
-        done = subprocess.run(
-            [command, option, path], capture_output=True, timeout=120, env=os.environ | {"LC_ALL": "C.UTF-8"}
-        )
-        assert done.returncode == 0, (label, done.stdout[-500:], done.stderr[-500:])
-    with zipfile.ZipFile(path) as archive:
-        assert archive.testzip() is None
-
-
-BEFORE = zlib.decompress(
-    base64.b85decode(
-        b"c-jl_W@Zs#00AZk{Wu0Bz|O$QkeriPnv$v?8p6uJ$a2XuI{>bl5luB0P<45JQFd`bVlq?%Gm-`l1_q!8v7HA`^MH+JU=Tvl;G3A8nwFW93f9N~"
-        b")X2!r@Z*1?l|rIkG8d|?2bPotFay~j%!gt~PG(*<*Z?M=0Y#;GsFusl{msG;b}0h`FN!{(Qm{5gkiA?CU;isB>L+F9=@(}Jt!8A>WyT#q5Fo(t"
-        b"))7Qw1{Xp%wg5xu)&tU5gAZl^_5g%|C5`bY24Dmyx=YXl5eEJ*T!LZ{N|2(v20cV!;BDg_6hn~1H^7^f4Wxz@2m=`z803Lik-<60S=ZP|AwNx_"
-        b"BqLQJC9^0sxg@`+(n=vY&D=QI(%2FJ7~+F|"
-    )
-)
-"""A session as it was written when modification times were kept to the second."""
 
 
 def furnish(base: Path) -> None:
@@ -479,7 +391,7 @@ def test_changes_are_seen_without_reading(base: Path) -> None:
     before = snapshot(roots_of(base))
     assert packed(base, since=before)[1].changes == []
     times = (workspace / "rewritten").stat()
-    settle(before, base)
+    await_clock_tick(before, base)
     (workspace / "rewritten").write_text("REWRITTEN")
     os.utime(workspace / "rewritten", ns=(times.st_atime_ns, times.st_mtime_ns))
     (workspace / "removed").unlink()
@@ -507,7 +419,7 @@ def test_how_long_packing_will_take_is_told_while_the_run_goes_on(base: Path) ->
     for number in range(1000):
         (workspace / f"same/{number}").touch()
     before = snapshot(roots_of(base))
-    settle(before, base)
+    await_clock_tick(before, base)
 
     def seconds(took: float = 0.0, **keep: Any) -> float:
         return packing_seconds(roots_of(base), keep, before, iter([0.0, took]).__next__)
@@ -577,10 +489,10 @@ def test_offsets_beyond_four_gibibytes(base: Path) -> None:
             members.append(member._replace(offset=archive.tell()))
             archive.write(local_header(members[-1]) + data)
         records = b"".join(map(central_record, members))
-        end = Directory(len(members), archive.tell(), len(records), zlib.crc32(records))
+        end = Ending(len(members), archive.tell(), len(records), zlib.crc32(records))
         archive.write(records + end_record(end))
         (base / "into").mkdir()
-        assert list(Contents(Index.of(Opened(archive)), LIMITS)) == [(each, local_header(each)) for each in members]
+        assert list(Contents(Directory.of(Opened(archive)), LIMITS)) == [(each, local_header(each)) for each in members]
         unpack(Opened(archive), base / "into", LIMITS)
     assert (base / "into/workspace/x").read_bytes() == b"content " * 100
     assert_tools_open(path)
@@ -592,7 +504,7 @@ def test_more_than_65535_members(base: Path) -> None:
     members += [Member(f"workspace/{number}", FILE | 0o644, number) for number in range(70_000)]
     (base / "session.zip").write_bytes(forged(*((member, b"") for member in members)))
     with (base / "session.zip").open("rb") as archive:
-        assert len(list(Contents(Index.of(Opened(archive)), LIMITS))) == 70_002
+        assert len(list(Contents(Directory.of(Opened(archive)), LIMITS))) == 70_002
     assert_tools_open(base / "session.zip")
 
 
@@ -602,8 +514,8 @@ def test_members_of_more_than_four_gibibytes() -> None:
     near = Member("workspace/near", FILE | 0o600, SECOND, (1 << 32) - 2, 4, 7, 1)
     far = Member("workspace/far", FILE | 0o600, SECOND, 3, 4, 7, 9 << 30)
     raw = b"".join(map(central_record, (far, large, near)))
-    directory = Directory(3, 0, len(raw), zlib.crc32(raw))
-    assert list(Index(raw, directory).members()) == [far, large, near]
+    directory = Ending(3, 0, len(raw), zlib.crc32(raw))
+    assert list(Directory(raw, directory).members()) == [far, large, near]
     assert len(local_header(large)) == large.data - large.offset == 30 + 15 + 20 + 9 + 8
 
 
@@ -637,7 +549,7 @@ def test_large_gaps_are_not_read(base: Path) -> None:
         members.append(member._replace(offset=len(out)))
         out += local_header(members[-1]) + data + gap
     records = b"".join(map(central_record, members))
-    end = end_record(Directory(len(members), len(out), len(records), zlib.crc32(records)))
+    end = end_record(Ending(len(members), len(out), len(records), zlib.crc32(records)))
 
     class Counted(Opened):
         asked = 0
@@ -787,9 +699,9 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
     "no kind": (forged(*ROOTS, item("workspace/n", mode=0o644)), "special file"),
     "set user id": (forged(*ROOTS, item("workspace/s", b"x", FILE | 0o4755)), "user or group id"),
     "set group id": (forged(*ROOTS, item("workspace/s", mode=DIR | 0o2755)), "user or group id"),
-    "empty link": (forged(*ROOTS, item("workspace/l", b"", LINK | 0o777)), "no link target"),
-    "NUL in a link": (forged(*ROOTS, item("workspace/l", b"a\0b", LINK | 0o777)), "no link target"),
-    "long link": (forged(*ROOTS, item("workspace/l", b"a" * 5000, LINK | 0o777)), "no link target"),
+    "empty link": (forged(*ROOTS, item("workspace/l", b"", LINK | 0o777)), "not a link target"),
+    "NUL in a link": (forged(*ROOTS, item("workspace/l", b"a\0b", LINK | 0o777)), "not a link target"),
+    "long link": (forged(*ROOTS, item("workspace/l", b"a" * 5000, LINK | 0o777)), "not a link target"),
     "directory with content": (forged(*ROOTS, item("workspace/d", b"x", DIR | 0o755)), "yet has content"),
     "empty file with content": (forged(*ROOTS, lying(X, size=0)), "no size, yet content"),
     "encrypted": (forged(*ROOTS, X, record=patched(8, "<H", 1)), "encrypted"),
@@ -884,7 +796,7 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
     "its beginning only": (GOOD[: len(GOOD) // 2], "it is cut"),
     "nothing": (b"", "it is cut"),
     "no zip": (b"hello " * 100, "it is cut"),
-    "empty directory": (end_record(Directory(0, 5, 0, 0)), "end record lies"),
+    "empty directory": (end_record(Ending(0, 5, 0, 0)), "end record lies"),
     "another program's": (by_zipfile(), "no end record"),
 }
 TIGHT = {"too many members", "too many bytes", "too many bytes of names", "too many bytes, it says"}
@@ -938,42 +850,6 @@ def test_unpacks_only_into_empty_directories(base: Path) -> None:
 # --- properties ---
 
 QUICK = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-names = (
-    st.binary(min_size=1, max_size=12).filter(lambda name: not {b"/"[0], 0} & set(name) and name not in (b".", b".."))
-    if RAW_NAMES
-    else st.from_regex(rb"[a-z0-9]{1,12}", fullmatch=True)
-)
-times = st.one_of(
-    st.integers(-(2**31), 2**31 - 1).map(lambda seconds: seconds * SECOND),
-    st.integers(-(2**31) * SECOND, 2**31 * SECOND - 1),
-)
-leaves = st.one_of(
-    st.tuples(st.just("file"), st.binary(max_size=2000), st.sampled_from([0o644, 0o755, 0o400, 0o666]), times),
-    st.tuples(st.just("link"), names, st.just(0), times),
-)
-trees = st.recursive(
-    st.dictionaries(names, leaves, max_size=4),
-    lambda below: st.dictionaries(names, st.one_of(leaves, below), max_size=4),
-    max_leaves=20,
-)
-
-
-def grow(root: Path, tree: dict[bytes, Any]) -> None:
-    """Make a drawn tree below an existing directory."""
-    for name, node in tree.items():
-        path = root / os.fsdecode(name)
-        if isinstance(node, dict):
-            path.mkdir()
-            grow(path, node)
-            path.chmod(0o555)
-            continue
-        kind, data, mode, mtime = node
-        if kind == "link":
-            path.symlink_to(os.fsdecode(data))
-        else:
-            path.write_bytes(data)
-            path.chmod(mode)
-        os.utime(path, ns=(mtime, mtime), follow_symlinks=False)
 
 
 @QUICK
@@ -984,7 +860,7 @@ def test_any_tree_survives(workspace: dict[bytes, Any], claude: dict[bytes, Any]
         grow(base / "workspace", workspace)
         grow(base / "claude", claude)
         archive, said = packed(base)
-        index = Index.of(Opened(archive))
+        index = Directory.of(Opened(archive))
         assert [member for member, _ in Contents(index, LIMITS)] == said.members
         assert len(archive) - index.at == said.session_directory
         assert_same(base, restored(archive, base))
@@ -1044,7 +920,7 @@ def test_damage_is_noticed(archive: bytes) -> None:
 @given(st.integers(0, 6), st.integers(0, 60), st.binary(min_size=1, max_size=4), st.booleans())
 def test_a_forged_directory_does_no_harm(which: int, at: int, piece: bytes, both: bool) -> None:
     """Whoever changes the directory and its checksum gets nothing written outside."""
-    index = Index.of(Opened(PLAIN))
+    index = Directory.of(Opened(PLAIN))
     members = list(index.members())
     records = [central_record(member) for member in members]
     records[which] = records[which][:at] + piece + records[which][at + len(piece) :]
@@ -1052,4 +928,4 @@ def test_a_forged_directory_does_no_harm(which: int, at: int, piece: bytes, both
     if both and at >= 46:
         name = members[which].offset + 30 + at - 46
         body[name : name + len(piece)] = piece
-    outcome(bytes(body) + raw + end_record(Directory(len(members), len(body), len(raw), zlib.crc32(raw))))
+    outcome(bytes(body) + raw + end_record(Ending(len(members), len(body), len(raw), zlib.crc32(raw))))

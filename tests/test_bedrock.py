@@ -23,14 +23,14 @@ from botocore.credentials import Credentials
 
 from lambdas.agent.bedrock import bedrock
 from lambdas.agent.claude import Outcome, Turn, converse
-from lambdas.agent.credentials import Proxy
-from lambdas.agent.sandbox import Scratch
+from lambdas.agent.proxy import Proxy
+from lambdas.agent.scratch import Scratch
 from lambdas.errors import ModelOverloaded, ModelRateLimited, ModelRejected, ModelUnauthorized, WorkflowError
 from lambdas.run_claude import _upstreams
 from lambdas.settings import AgentSettings
 from local.model import Conversation, RecordedRequest, Rule, events
-from tests.kept import Kept
-from tests.loopback import Answering, listening
+from tests.support.http_servers import Answering, listening
+from tests.support.kept_checkpoints import Kept
 
 REGION = "eu-west-1"
 MODEL = "eu.anthropic.claude-sonnet-4-5-20250929-v1:0"

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from tests.commands import ENVIRONMENT, Serve
-from tests.foreign import program
-from tests.loopback import Answering, listening
+from tests.support.commands import ENVIRONMENT, Serve
+from tests.support.foreign_programs import program
+from tests.support.http_servers import Answering, listening
 
 PAGE_SECONDS = 240
 FLAGS = [

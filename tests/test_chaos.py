@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.chaos import Chaos
-from tests.commands import Serve
+from tests.support.commands import Serve
 
 KILLS, SEED = 6, 12
 FUNCTIONS = {"run": 2, "CLI": 1, "commit": 2}

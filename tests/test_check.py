@@ -12,9 +12,9 @@ from cli.check import report
 from cli.check.asking import asked
 from cli.check.row import BROKEN, HELD, NOT_ASKED, NotAsked, Outcome, judged
 from cli.check.rows import ROWS
-from tests.account import Stack, deployed
-from tests.commands import ROOT, Serve, command
 from tests.conftest import Synthesize
+from tests.support.account import Stack, deployed
+from tests.support.commands import ROOT, Serve, command
 
 Json = dict[str, Any]
 UNPROVEN = (ROOT / "docs/unproven.md").read_text()

@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
@@ -28,20 +28,20 @@ from hypothesis import strategies as st
 from lambdas.agent import frames
 from lambdas.agent.checkpoint import SHARE, Checkpoints
 from lambdas.agent.claude import CONTINUE, Outcome, Turn, converse
-from lambdas.agent.credentials import Proxy, Secret, anthropic
-from lambdas.agent.sandbox import Scratch
-from lambdas.contract import Allowance, Grant, Grants, Task
+from lambdas.agent.proxy import Proxy, Secret, anthropic
+from lambdas.agent.scratch import Scratch
+from lambdas.agent.transfer import Transfer
+from lambdas.archive.unpack import unpack
+from lambdas.contract import Task
 from lambdas.errors import AgentCrashed, ModelRejected, RunTimedOut, StorageUnavailable, WorkflowError
-from lambdas.run_claude import Worker
-from lambdas.sessions.grants import Grantee
-from lambdas.sessions.unpack import unpack
+from lambdas.run_claude import RunClaude
 from lambdas.settings import AgentSettings
 from local.model import NOT_PROMPTS, RecordedRequest, ScriptedModel
-from tests.eventually import eventually
-from tests.kept import LIMITS, Kept
-from tests.loopback import NO_HEADERS, Answering, listening
-from tests.opened import Opened
-from tests.ranges import extent
+from tests.support.granted import BucketHandler, GrantedBucket, a_task
+from tests.support.http_servers import listening
+from tests.support.kept_checkpoints import LIMITS, Kept
+from tests.support.opened import Opened
+from tests.support.waiting import eventually
 
 SECONDS = 600
 """What a run may take, on a machine that does much else meanwhile."""
@@ -425,68 +425,11 @@ def test_the_end_does_not_wait_for_a_checkpoint(tmp_path: Path, scratch: Scratch
     assert not answers.held
 
 
-@dataclass
-class Bucket:
-    """As much of S3 as grants need: objects by path, in the order in which they came."""
-
-    url: str = ""
-    objects: dict[str, bytes] = field(default_factory=dict)
-    puts: list[str] = field(default_factory=list)
-    saved: Callable[[bytes], object] = lambda _: None
-    """Shown each checkpoint."""
-
-
-class BucketHandler(Answering):
-    bucket: Bucket
-
-    def do_PUT(self) -> None:
-        content = self.received()
-        self.bucket.objects[self.path] = content
-        self.bucket.puts.append(self.path)
-        if self.path.endswith("/checkpoint"):
-            self.bucket.saved(content)
-        self._give(b"")
-
-    def do_GET(self) -> None:
-        content = self.bucket.objects[self.path]
-        if "Range" not in self.headers:
-            return self._give(content)
-        start, end = extent(self.headers["Range"], len(content))
-        return self._give(content[start:end], {"content-range": f"bytes {start}-{end - 1}/{len(content)}"})
-
-    def _give(self, content: bytes, extent: Mapping[str, str] = NO_HEADERS) -> None:
-        self.answer(206 if extent else 200, content, {"etag": '"etag"', **extent})
-
-
 @pytest.fixture
-def bucket() -> Iterator[Bucket]:
-    state = Bucket()
+def bucket() -> Iterator[GrantedBucket]:
+    state = GrantedBucket()
     with listening(BucketHandler, bucket=state) as state.url:
         yield state
-
-
-def a_task(bucket: Bucket, attempt: str, claude_session: str, checkpoint: str | None = None) -> Task:
-    def grant(name: str) -> Grant:
-        return Grant(f"{bucket.url}/{name}", {})
-
-    staged = {
-        name: grant(f"{attempt}/{name}")
-        for name in ("started", "spent", "checkpoint", "changes", "messages", "result", "detail")
-    }
-    resumed = grant(f"{checkpoint}/checkpoint") if checkpoint else None
-    return Task(
-        run_id="run-1",
-        session_id="session-1",
-        claude_session=claude_session,
-        resume=checkpoint is not None,
-        cut=checkpoint is not None,
-        deadline=time.time() + SECONDS,
-        handed_at=time.time(),
-        size=0,
-        directory=0,
-        allowance=Allowance(10, 5.0, None, []),
-        grants=Grants(request=grant("request"), session=None, resumed=resumed, **staged),
-    )
 
 
 def settings_of(model_url: str, place: Path) -> AgentSettings:
@@ -496,15 +439,15 @@ def settings_of(model_url: str, place: Path) -> AgentSettings:
     )  # fmt: skip
 
 
-def worker_of(settings: AgentSettings) -> Worker:
-    return Worker(settings, Grantee(), [anthropic(Secret(lambda: "key"), settings.model_url)])
+def run_claude_of(settings: AgentSettings) -> RunClaude:
+    return RunClaude(settings, Transfer(), [anthropic(Secret(lambda: "key"), settings.model_url)])
 
 
 def test_the_handler_stages_checkpoints_and_goes_on_from_one(
-    bucket: Bucket, thinking: Thinking, tmp_path: Path
+    bucket: GrantedBucket, thinking: Thinking, tmp_path: Path
 ) -> None:
     """An attempt that died leaves a checkpoint and no result; the next, given it, ends in the answer."""
-    worker = worker_of(settings_of(thinking.url, tmp_path))
+    worker = run_claude_of(settings_of(thinking.url, tmp_path))
     session, cli = str(uuid.uuid4()), tmp_path / "cli"
     bucket.saved = Cut(thinking, cli).saved
     bucket.objects["/request"] = json.dumps({"body": {"prompt": THREE.format(cli=cli)}}).encode()
@@ -523,10 +466,10 @@ def test_the_handler_stages_checkpoints_and_goes_on_from_one(
     ]
 
 
-def test_what_is_not_saved_in_time_fails_by_its_name(bucket: Bucket, tmp_path: Path) -> None:
+def test_what_is_not_saved_in_time_fails_by_its_name(bucket: GrantedBucket, tmp_path: Path) -> None:
     """Before the function's own limit ends it without a word: with what it cost, and what a replay goes on from."""
     with Thinking(at=2) as model:
-        worker = worker_of(settings_of(model.url, tmp_path))
+        worker = run_claude_of(settings_of(model.url, tmp_path))
         bucket.saved = lambda _: model.go_on.set()
         bucket.objects["/request"] = json.dumps({"body": {"prompt": "run echo one >> log\nsay Done."}}).encode()
         session = str(uuid.uuid4())
@@ -560,7 +503,7 @@ def small(tmp_path: Path) -> Iterator[Path]:
 
 def worked(settings: AgentSettings, task: Task) -> str:
     """What comes of a run, in a process whose temporary directory is another."""
-    worker = worker_of(settings)
+    worker = run_claude_of(settings)
     try:
         return worker.run(task).stop_reason
     except WorkflowError as error:
@@ -576,7 +519,7 @@ def test_a_full_disk(
     filled: str,
     before: int,
     outcome: str,
-    bucket: Bucket,
+    bucket: GrantedBucket,
     model: ScriptedModel,
     small: Path,
     monkeypatch: pytest.MonkeyPatch,

@@ -16,9 +16,9 @@ from urllib.parse import urlsplit
 import pytest
 
 from lambdas.agent.claude import OUTLIVING, Outcome, Turn, converse, fits
-from lambdas.agent.credentials import Proxy, Secret, anthropic
 from lambdas.agent.frames import blocks
-from lambdas.agent.sandbox import Scratch
+from lambdas.agent.proxy import Proxy, Secret, anthropic
+from lambdas.agent.scratch import Scratch
 from lambdas.agent.transcript import STOPPED, Transcript
 from lambdas.errors import (
     AgentCrashed,
@@ -34,7 +34,7 @@ from lambdas.errors import (
 )
 from lambdas.output_schema import usable
 from local.model import MARK, ScriptedModel
-from tests.kept import Kept
+from tests.support.kept_checkpoints import Kept
 
 LATE = 60
 """Seconds after its deadline when a run has ended on the busiest machine; what it waits for lasts longer."""

@@ -20,10 +20,10 @@ from cli.endpoint import Unusable
 from cli.serve import _checked
 from local.model import MARK
 from local.service import Model
-from tests.commands import COMMAND, ENVIRONMENT, ROOT, Serve, assert_nothing_runs, at_terminal, command
 from tests.conftest import Synthesize
-from tests.eventually import eventually
-from tests.loopback import Answering, listening
+from tests.support.commands import COMMAND, ENVIRONMENT, ROOT, Serve, assert_nothing_runs, at_terminal, command
+from tests.support.http_servers import Answering, listening
+from tests.support.waiting import eventually
 
 
 def one_sentence(done: "subprocess.CompletedProcess[str]") -> str:
@@ -65,7 +65,17 @@ def test_what_serve_leaves_word_of_is_the_users_alone(serve: Serve) -> None:
 def test_a_real_model_gets_no_shell_where_nothing_keeps_it_in(serve: Serve, tmp_path: Path) -> None:
     """One sentence names the switch; with it the service starts, and says what it means."""
     key = {"ANTHROPIC_API_KEY": "sk-none", "ANTHROPIC_BASE_URL": "http://127.0.0.1:1"}
-    bare = [sys.executable, "-m", "tests.bare", *COMMAND, "serve", "--port", "0", "--state", str(tmp_path)]
+    bare = [
+        sys.executable,
+        "-m",
+        "tests.support.no_sandbox",
+        *COMMAND,
+        "serve",
+        "--port",
+        "0",
+        "--state",
+        str(tmp_path),
+    ]
     done = subprocess.run(bare, env=ENVIRONMENT | key, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert "no sandbox" in one_sentence(done)
     assert "--unsandboxed" in done.stderr
@@ -112,7 +122,7 @@ def test_a_scratch_directory_of_somebody_elses_is_one_sentence(serve: Serve, tmp
 def test_demo_answers_twice_whatever_the_machine_offers(serve: Serve, tmp_path: Path) -> None:
     """Without a sandbox it says so, and asks for no shell."""
     shutil.copy(next(serve.state.glob("template-*.json")), tmp_path)
-    bare = [sys.executable, "-m", "tests.bare", *COMMAND, "demo", "--state", str(tmp_path)]
+    bare = [sys.executable, "-m", "tests.support.no_sandbox", *COMMAND, "demo", "--state", str(tmp_path)]
     done = subprocess.run(bare, env=ENVIRONMENT, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout.count(MARK)) == (0, 2), done.stderr
     assert "The agent runs as you" in done.stderr

@@ -6,9 +6,10 @@ from urllib.parse import urlsplit
 import pytest
 
 from lambdas import answer
+from lambdas.bucket.client import s3_client
+from lambdas.bucket.grants import grants
+from lambdas.bucket.objects import Bucket
 from lambdas.contract import Base, Claim
-from lambdas.sessions.client import s3_client
-from lambdas.sessions.store import Store
 
 BASE = Base("session-1", "v1", '"etag"', "2026-01-01T00:00:00+00:00", 1, 0.5, "uuid", 1000, 100)
 CLAIM = Claim("run-1", "session-1", "alice", "execution-1", "runs/run-1/0001-aa/", 0.0, True, "uuid", BASE)
@@ -25,13 +26,13 @@ partition."""
 
 def hosts() -> set[str]:
     """Where every grant and every link of an answer leads."""
-    store = Store(s3_client(), "sessions")
-    grants = asdict(store.grants(CLAIM, "runs/run-1/0000-aa/", 60))
-    assert all(grants.values())
+    bucket = Bucket(s3_client(), "sessions")
+    granted = asdict(grants(bucket, CLAIM, "runs/run-1/0000-aa/", 60))
+    assert all(granted.values())
     stored = {"s3_url": "s3://sessions/session-1.zip", "session_id": "session-1", "messages_at": "runs/run-1/x.json"}
-    links = {name: url for name, url in answer.with_links(stored, store).items() if name.endswith("_url")}
+    links = {name: url for name, url in answer.with_links(stored, bucket).items() if name.endswith("_url")}
     assert links.keys() == {"s3_url", "session_url", "messages_url"}
-    urls = [*(grant["url"] for grant in grants.values()), links["session_url"], links["messages_url"]]
+    urls = [*(grant["url"] for grant in granted.values()), links["session_url"], links["messages_url"]]
     return {urlsplit(url).netloc for url in urls}
 
 

@@ -6,8 +6,6 @@ import random
 import shutil
 import stat
 import tempfile
-import uuid
-import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -22,30 +20,40 @@ from botocore.exceptions import ClientError
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lambdas.contract import Base, Claim, Result
+from lambdas.archive.directory import NOTHING, Directory
+from lambdas.archive.format import RATIO, Ending, Limits, Member, central_record, whiteout
+from lambdas.archive.merge import Merged, Placed
+from lambdas.archive.overlay import Overlay
+from lambdas.archive.pack import pack
+from lambdas.archive.tree import Change, Fingerprint, await_clock_tick
+from lambdas.archive.unpack import unpack
+from lambdas.bucket import versions
+from lambdas.bucket.commit import Commit, Rules, compact
+from lambdas.bucket.objects import Bucket
+from lambdas.bucket.parts import Source
+from lambdas.bucket.relocate import GAP, PART, length, relocate
+from lambdas.contract import Base
 from lambdas.errors import AgentCrashed, SessionDamaged, SessionMoved, SessionTooLarge, WorkflowError
-from lambdas.sessions.archive import pack
-from lambdas.sessions.commit import Commit, Rules, compact
-from lambdas.sessions.grants import Grantee
-from lambdas.sessions.index import NOTHING, Index
-from lambdas.sessions.merge import Merged, Placed
-from lambdas.sessions.plan import GAP, PART, plan, size
-from lambdas.sessions.records import RATIO, Directory, Limits, Member, central_record, whiteout
-from lambdas.sessions.resumed import Resumed
-from lambdas.sessions.store import Store
-from lambdas.sessions.stored import Source
-from lambdas.sessions.tree import Change, Fingerprint, settle
-from lambdas.sessions.unpack import Contents, unpack
 from local import engine
-from tests.by_hand import Killed, commit, result_of
-from tests.forge import DIR, FILE, LINK, ROOTS, forged, item, lying, staged
-from tests.looked_at import snapshot
-from tests.opened import Opened
-from tests.test_archive import BEFORE, assert_same, assert_tools_open, grow, names, open_up, roots_of, scratch, trees
+from tests.support.archives import DIR, FILE, LINK, ROOTS, forged, item, lying, staged
+from tests.support.commits import (
+    LIMITS,
+    MIB,
+    RULES,
+    a_claim,
+    a_store,
+    archive_of,
+    commit_of,
+    files_of,
+    gone,
+    metadata,
+    stage,
+)
+from tests.support.opened import Opened
+from tests.support.played_workflow import Killed, commit
+from tests.support.snapshots import snapshot
+from tests.support.trees import BEFORE, assert_same, assert_tools_open, grow, names, open_up, roots_of, scratch, trees
 
-LIMITS = Limits(members=150_000, bytes=1 << 30, ratio=RATIO)
-RULES = Rules(LIMITS, 0.5)
-MIB = 1024 * 1024
 CALLS = (
     "get_object",
     "put_object",
@@ -64,83 +72,36 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 
 @pytest.fixture
-def store(s3: Any) -> Store:
+def bucket(s3: Any) -> Bucket:
     return a_store(s3)
 
 
-def a_store(s3: Any) -> Store:
-    bucket = f"sessions-{uuid.uuid4()}"
-    s3.create_bucket(Bucket=bucket)
-    s3.put_bucket_versioning(Bucket=bucket, VersioningConfiguration={"Status": "Enabled"})
-    return Store(s3, bucket)
-
-
-def a_claim(base: Base | None, session: str = "session-1") -> Claim:
-    run = f"run-{uuid.uuid4()}"
-    return Claim(run, session, "alice", "execution", f"runs/{run}/0001-aa/", 0.0, False, str(uuid.uuid4()), base)
-
-
-def stage(store: Store, claim: Claim, archive: bytes) -> Result:
-    """What RunClaude does: through a grant, without a credential; and what it says of it."""
-    assert Grantee().put(store.grants(claim, None, 60).changes, archive, len(archive))
-    return result_of(store, claim)
-
-
-def metadata(claim: Claim) -> dict[str, str]:
-    told = {"created": "then", "owner": claim.owner, "turns": "1", "cost-usd": "0.5", "run": claim.run_id}
-    return told | {"claude-session": claim.claude_session, "format": "1"}
-
-
-def commit_of(
-    store: Store, base: Base | None, archive: bytes, rules: Rules = RULES, session: str = "session-1", **told: Any
-) -> Base:
-    """Commit what a run staged; the version that comes of it."""
-    claim = a_claim(base, session)
-    result = stage(store, claim, archive)
-    commit(store, claim, replace(result, **told), metadata(claim), rules)
-    done = store.session(session, "alice")
-    assert done is not None
-    return done
-
-
-def archive_of(store: Store, session: str = "session-1") -> bytes:
-    return bytes(store.s3.get_object(Bucket=store.bucket, Key=f"{session}.zip")["Body"].read())
-
-
-def files_of(archive: bytes) -> dict[str, bytes]:
-    """What the workspace's files say, once the archive was checked as restoring checks it."""
-    list(Contents(Index.of(Opened(archive)), LIMITS))
-    with zipfile.ZipFile(io.BytesIO(archive)) as opened:
-        assert opened.testzip() is None
-        return {name[10:]: opened.read(name) for name in opened.namelist() if name[:10] == "workspace/" and name[10:]}
-
-
 def dead_bytes(archive: bytes) -> int:
-    index = Index.of(Opened(archive))
+    index = Directory.of(Opened(archive))
     return index.at - sum(member.end - member.offset for member in index.members())
 
 
-def uploads(store: Store) -> list[Any]:
-    return list(store.s3.list_multipart_uploads(Bucket=store.bucket).get("Uploads", []))
+def uploads(bucket: Bucket) -> list[Any]:
+    return list(bucket.s3.list_multipart_uploads(Bucket=bucket.name).get("Uploads", []))
 
 
-def parts(store: Store) -> list[Any]:
+def parts(bucket: Bucket) -> list[Any]:
     """What is paid for of uploads that were not completed; one whose beginning was never heard of has none."""
     listed = [
-        store.s3.list_parts(Bucket=store.bucket, Key=each["Key"], UploadId=each["UploadId"]) for each in uploads(store)
+        bucket.s3.list_parts(Bucket=bucket.name, Key=each["Key"], UploadId=each["UploadId"]) for each in uploads(bucket)
     ]
     return [part for each in listed for part in each.get("Parts", [])]
 
 
-def versions(store: Store) -> list[Any]:
-    return list(store.s3.list_object_versions(Bucket=store.bucket, Prefix="session-").get("Versions", []))
+def versions_of(bucket: Bucket) -> list[Any]:
+    return list(bucket.s3.list_object_versions(Bucket=bucket.name, Prefix="session-").get("Versions", []))
 
 
 class Turns:
     """A session in the bucket, and its tree on this machine, turn by turn."""
 
-    def __init__(self, store: Store, tree: Path, rules: Rules = RULES) -> None:
-        self.store = store
+    def __init__(self, bucket: Bucket, tree: Path, rules: Rules = RULES) -> None:
+        self.bucket = bucket
         self.tree = tree
         self.rules = rules
         self.base: Base | None = None
@@ -152,19 +113,19 @@ class Turns:
         out = io.BytesIO()
         pack(roots_of(self.tree), out, LIMITS, since=self.known)
         self.sent = len(out.getvalue())
-        self.base = commit_of(self.store, self.base, out.getvalue(), self.rules)
+        self.base = commit_of(self.bucket, self.base, out.getvalue(), self.rules)
         self.known = snapshot(roots_of(self.tree))
-        settle(self.known, self.tree)
-        archive = archive_of(self.store)
+        await_clock_tick(self.known, self.tree)
+        archive = archive_of(self.bucket)
         into = Path(tempfile.mkdtemp(dir=self.tree))
         made = unpack(Opened(archive), into, LIMITS)
         assert made == snapshot(roots_of(into))
         assert_same(self.tree, into)
         open_up(into)
         shutil.rmtree(into)
-        told = self.store.s3.head_object(Bucket=self.store.bucket, Key="session-1.zip")["Metadata"]
+        told = self.bucket.s3.head_object(Bucket=self.bucket.name, Key="session-1.zip")["Metadata"]
         assert int(told["file-count"]) == sum(not stat.S_ISDIR(each.mode) for each in made.values())
-        assert uploads(self.store) == []
+        assert uploads(self.bucket) == []
         return archive
 
 
@@ -229,26 +190,26 @@ def test_a_turn_goes_on_from_a_checkpoint(s3: Any, tree: Any, before: list[Act],
             act(base / "workspace", *change)
         checkpoint = io.BytesIO()
         pack(roots_of(base), checkpoint, LIMITS, since=session.known)
-        resumed = Resumed(Opened(version) if version else None, Opened(checkpoint), LIMITS)
+        resumed = Overlay(Opened(version) if version else None, Opened(checkpoint), LIMITS)
         made = unpack(resumed, again, LIMITS)
         assert_same(base, again)
         session.tree, session.known = again, resumed.known(made)
-        settle(session.known, again)
+        await_clock_tick(session.known, again)
         for change in after:
             act(again / "workspace", *change)
         session.commit()
 
 
-def test_a_session_of_before_there_were_fractions_is_gone_on_with(store: Store) -> None:
+def test_a_session_of_before_there_were_fractions_is_gone_on_with(bucket: Bucket) -> None:
     """What did not change keeps its record, beside what has a time between two seconds now."""
     with scratch() as base:
-        session = Turns(store, base)
-        session.base = commit_of(store, None, BEFORE)
-        session.known = unpack(Opened(archive_of(store)), base, LIMITS)
-        settle(session.known, base)
+        session = Turns(bucket, base)
+        session.base = commit_of(bucket, None, BEFORE)
+        session.known = unpack(Opened(archive_of(bucket)), base, LIMITS)
+        await_clock_tick(session.known, base)
         (base / "workspace/Makefile").write_text("a: a.c b.c\n")
         os.utime(base / "workspace/Makefile", ns=(1, 1_800_000_000_000_000_007))
-        index = Index.of(Opened(session.commit()))
+        index = Directory.of(Opened(session.commit()))
         assert [member.mtime % 1_000_000_000 for member in index.members()] == [0, 0, 7, 0, 0]
 
 
@@ -256,16 +217,16 @@ def test_a_hostile_checkpoint_is_refused() -> None:
     """It is a stranger's, as what is staged is."""
     for archive, _ in HOSTILE.values():
         with pytest.raises(SessionDamaged):
-            Resumed(Opened(LAST), Opened(archive), LIMITS)
+            Overlay(Opened(LAST), Opened(archive), LIMITS)
 
 
-def test_what_a_resumed_run_changed_is_told_of_the_whole_turn(store: Store) -> None:
+def test_what_a_resumed_run_changed_is_told_of_the_whole_turn(bucket: Bucket) -> None:
     """A file of the checkpoint is added, one that it replaced modified, one that it removed removed."""
     with scratch() as base, scratch() as again:
         for name in ("kept", "changed", "removed"):
             (base / "workspace" / name).write_text(name)
         (base / "workspace/folder").mkdir()
-        session = Turns(store, base)
+        session = Turns(bucket, base)
         version = session.commit()
         (base / "workspace/changed").write_text("other")
         (base / "workspace/removed").unlink()
@@ -273,7 +234,7 @@ def test_what_a_resumed_run_changed_is_told_of_the_whole_turn(store: Store) -> N
         (base / "workspace/added").write_text("new")
         checkpoint = io.BytesIO()
         pack(roots_of(base), checkpoint, LIMITS, since=session.known)
-        resumed = Resumed(Opened(version), Opened(checkpoint), LIMITS)
+        resumed = Overlay(Opened(version), Opened(checkpoint), LIMITS)
         known = resumed.known(unpack(resumed, again, LIMITS))
         told = pack(roots_of(again), io.BytesIO(), LIMITS, since=known).changes
         assert told == [
@@ -304,63 +265,63 @@ def test_a_large_session_over_many_turns(s3: Any) -> None:
         assert_tools_open(base / "session.zip")
 
 
-def test_a_hundred_thousand_files_are_gone(store: Store) -> None:
+def test_a_hundred_thousand_files_are_gone(bucket: Bucket) -> None:
     """Wherever they lay: one by one, and as a directory that stands for all in it."""
     many = [item(f"workspace/d/{number:06}") for number in range(60_000)]
     beside = [item(f"workspace/f{number:06}") for number in range(40_000)]
-    base = commit_of(store, None, staged(*ROOTS, item("workspace/d", mode=DIR | 0o755), *many, *beside))
+    base = commit_of(bucket, None, staged(*ROOTS, item("workspace/d", mode=DIR | 0o755), *many, *beside))
     gone = [(whiteout(member.path), b"") for member, _ in beside]
-    commit_of(store, base, staged((whiteout("workspace/d"), b""), *gone, item("workspace/x", b"x")))
-    assert files_of(archive_of(store)) == {"x": b"x"}
+    commit_of(bucket, base, staged((whiteout("workspace/d"), b""), *gone, item("workspace/x", b"x")))
+    assert files_of(archive_of(bucket)) == {"x": b"x"}
 
 
-def test_a_fork_is_copied_from_another_sessions_version(store: Store) -> None:
+def test_a_fork_is_copied_from_another_sessions_version(bucket: Bucket) -> None:
     """The pinned one, even where that session has gone on; the origin stays as it is."""
     noise = random.Random(1).randbytes(12 * MIB)
-    base = commit_of(store, None, staged(*ROOTS, item("workspace/noise", noise), item("workspace/n", b"1")))
-    commit_of(store, base, staged(item("workspace/n", b"2")))
-    commit_of(store, base, staged(item("workspace/n", b"3")), session="session-2")
-    assert files_of(archive_of(store)) == {"noise": noise, "n": b"2"}
-    assert files_of(archive_of(store, "session-2")) == {"noise": noise, "n": b"3"}
+    base = commit_of(bucket, None, staged(*ROOTS, item("workspace/noise", noise), item("workspace/n", b"1")))
+    commit_of(bucket, base, staged(item("workspace/n", b"2")))
+    commit_of(bucket, base, staged(item("workspace/n", b"3")), session="session-2")
+    assert files_of(archive_of(bucket)) == {"noise": noise, "n": b"2"}
+    assert files_of(archive_of(bucket, "session-2")) == {"noise": noise, "n": b"3"}
 
 
-def test_a_turn_sends_what_it_changed(store: Store) -> None:
+def test_a_turn_sends_what_it_changed(bucket: Bucket) -> None:
     """Of a session of 12 MiB, a small turn reads and writes some KiB."""
     noise = random.Random(1).randbytes(12 * MIB)
-    base = commit_of(store, None, staged(*ROOTS, item("workspace/noise", noise)))
-    told = Told(store.s3, store.bucket)
-    commit_of(Store(told, store.bucket), base, staged(item("workspace/n", b"2")))
-    assert files_of(archive_of(store)) == {"noise": noise, "n": b"2"}
+    base = commit_of(bucket, None, staged(*ROOTS, item("workspace/noise", noise)))
+    told = Told(bucket.s3, bucket.name)
+    commit_of(Bucket(told, bucket.name), base, staged(item("workspace/n", b"2")))
+    assert files_of(archive_of(bucket)) == {"noise": noise, "n": b"2"}
     assert told.uploaded < 2000
     assert told.calls.count("upload_part_copy") == 1
 
 
-def a_large_one(store: Store) -> tuple[Base, dict[str, bytes]]:
+def a_large_one(bucket: Bucket) -> tuple[Base, dict[str, bytes]]:
     """A session of which parts are copied before it is known what a turn changed."""
     draw = random.Random(7)
     files = {"a": draw.randbytes(20 * MIB), "b": draw.randbytes(30 * MIB)}
-    return commit_of(store, None, staged(*ROOTS, *(item(f"workspace/{name}", files[name]) for name in files))), files
+    return commit_of(bucket, None, staged(*ROOTS, *(item(f"workspace/{name}", files[name]) for name in files))), files
 
 
-def test_what_was_copied_ahead_may_be_gone(store: Store) -> None:
+def test_what_was_copied_ahead_may_be_gone(bucket: Bucket) -> None:
     """A session's beginning is copied at once; where it does not stay, it is not in the next version."""
-    base, files = a_large_one(store)
-    claim, told = a_claim(base), Told(store.s3, store.bucket)
-    result = stage(store, claim, staged(gone("workspace/b"), item("workspace/n", b"2")))
-    commit(Store(told, store.bucket), claim, result, metadata(claim), RULES)
+    base, files = a_large_one(bucket)
+    claim, told = a_claim(base), Told(bucket.s3, bucket.name)
+    result = stage(bucket, claim, staged(gone("workspace/b"), item("workspace/n", b"2")))
+    commit(Bucket(told, bucket.name), claim, result, metadata(claim), RULES)
     assert told.calls.count("upload_part_copy") == 2 + 1
-    archive = archive_of(store)
+    archive = archive_of(bucket)
     assert files_of(archive) == {"a": files["a"], "n": b"2"}
     assert len(archive) < 21 * MIB
-    assert uploads(store) == []
+    assert uploads(bucket) == []
 
 
-def test_what_was_copied_ahead_is_copied_once(store: Store) -> None:
+def test_what_was_copied_ahead_is_copied_once(bucket: Bucket) -> None:
     """Where it stays, only the rest is copied when the changes are known."""
-    base, files = a_large_one(store)
-    told = Told(store.s3, store.bucket)
-    commit_of(Store(told, store.bucket), base, staged(item("workspace/n", b"2")))
-    assert files_of(archive_of(store)) == files | {"n": b"2"}
+    base, files = a_large_one(bucket)
+    told = Told(bucket.s3, bucket.name)
+    commit_of(Bucket(told, bucket.name), base, staged(item("workspace/n", b"2")))
+    assert files_of(archive_of(bucket)) == files | {"n": b"2"}
     assert told.calls.count("upload_part_copy") == 3
     assert told.uploaded < 2000
 
@@ -397,10 +358,6 @@ LAST = staged(
     item("workspace/l", b"/tmp", LINK | 0o777),
 )
 Y = item("workspace/y", b"content " * 100)
-
-
-def gone(path: str, **lies: Any) -> tuple[Member, bytes]:
-    return whiteout(path)._replace(**lies), b""
 
 
 HOSTILE: dict[str, tuple[bytes, str]] = {
@@ -450,56 +407,56 @@ LIES: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("lie", LIES)
-def test_a_run_that_lies_about_its_session_is_refused(store: Store, lie: dict[str, Any]) -> None:
+def test_a_run_that_lies_about_its_session_is_refused(bucket: Bucket, lie: dict[str, Any]) -> None:
     """What it says would be in the version's metadata before anybody could count."""
-    base = commit_of(store, None, LAST)
+    base = commit_of(bucket, None, LAST)
     with pytest.raises(AgentCrashed, match="it told of"):
-        commit_of(store, base, staged(Y), **lie)
-    assert archive_of(store) == LAST
+        commit_of(bucket, base, staged(Y), **lie)
+    assert archive_of(bucket) == LAST
 
 
-def test_hostile_changes_of_a_large_session_leave_nothing_behind(store: Store) -> None:
+def test_hostile_changes_of_a_large_session_leave_nothing_behind(bucket: Bucket) -> None:
     """What was copied before they were looked at is gone."""
-    base, _ = a_large_one(store)
+    base, _ = a_large_one(bucket)
     with pytest.raises(AgentCrashed):
-        commit_of(store, base, b"hello " * 100)
-    assert (uploads(store), len(versions(store))) == ([], 1)
+        commit_of(bucket, base, b"hello " * 100)
+    assert (uploads(bucket), len(versions_of(bucket))) == ([], 1)
 
 
-def test_what_was_begun_as_another_is_not_committed(store: Store) -> None:
+def test_what_was_begun_as_another_is_not_committed(bucket: Bucket) -> None:
     """S3 has its metadata since the first byte, and cannot be told others."""
-    base, _ = a_large_one(store)
+    base, _ = a_large_one(bucket)
     claim = a_claim(base)
-    result = stage(store, claim, staged(Y))
-    with ThreadPoolExecutor(2) as pool, Commit(pool, store, claim, RULES) as begun:
+    result = stage(bucket, claim, staged(Y))
+    with ThreadPoolExecutor(2) as pool, Commit(pool, bucket, claim, RULES) as begun:
         begun.begin(result.staged_bytes, metadata(claim) | {"turns": "7"})
         with pytest.raises(AgentCrashed) as caught:
             begun.make(result, metadata(claim))
     assert "not what RunClaude returned" in caught.value.detail
-    assert (uploads(store), len(versions(store))) == ([], 1)
+    assert (uploads(bucket), len(versions_of(bucket))) == ([], 1)
 
 
-def test_changes_stay_what_they_were_when_they_were_looked_at(store: Store) -> None:
+def test_changes_stay_what_they_were_when_they_were_looked_at(bucket: Bucket) -> None:
     """A run that puts others in their place while they are committed has no say in them any more."""
     first, other = random.Random(1).randbytes(MIB), random.Random(2).randbytes(MIB)
-    store.s3.put_object(Bucket=store.bucket, Key="changes.zip", Body=first)
-    source = Source(store, "changes.zip", 100)
+    bucket.s3.put_object(Bucket=bucket.name, Key="changes.zip", Body=first)
+    source = Source(bucket, "changes.zip", 100)
     assert source.size == MIB
-    store.s3.put_object(Bucket=store.bucket, Key="changes.zip", Body=other)
+    bucket.s3.put_object(Bucket=bucket.name, Key="changes.zip", Body=other)
     assert b"".join(source.read(0, MIB)) == first
 
 
 @pytest.mark.parametrize("case", HOSTILE)
-def test_hostile_changes_are_refused(store: Store, case: str) -> None:
+def test_hostile_changes_are_refused(bucket: Bucket, case: str) -> None:
     """Every trick is the agent's failure, with its own reason for the operator; nothing is committed or left behind."""
     archive, reason = HOSTILE[case]
-    base = commit_of(store, None, LAST)
+    base = commit_of(bucket, None, LAST)
     with pytest.raises(AgentCrashed) as caught:
-        commit_of(store, base, archive)
+        commit_of(bucket, base, archive)
     assert reason in caught.value.detail
     assert reason not in caught.value.said
-    assert archive_of(store) == LAST
-    assert (uploads(store), len(versions(store))) == ([], 1)
+    assert archive_of(bucket) == LAST
+    assert (uploads(bucket), len(versions_of(bucket))) == ([], 1)
 
 
 @pytest.mark.parametrize(
@@ -509,22 +466,22 @@ def test_hostile_changes_are_refused(store: Store, case: str) -> None:
         (Limits(members=100, bytes=700, ratio=RATIO), "more than 700 bytes"),
     ],
 )
-def test_a_session_outgrows_its_limits_as_a_whole(store: Store, limits: Limits, names: str) -> None:
+def test_a_session_outgrows_its_limits_as_a_whole(bucket: Bucket, limits: Limits, names: str) -> None:
     """What is staged may be within them: what counts is what comes of it."""
-    base = commit_of(store, None, LAST)
+    base = commit_of(bucket, None, LAST)
     with pytest.raises(SessionTooLarge, match=names):
-        commit_of(store, base, staged(Y), Rules(limits, 0.5))
-    assert archive_of(store) == LAST
+        commit_of(bucket, base, staged(Y), Rules(limits, 0.5))
+    assert archive_of(bucket) == LAST
 
 
-def test_changes_that_are_too_many_are_not_read(store: Store) -> None:
+def test_changes_that_are_too_many_are_not_read(bucket: Bucket) -> None:
     """More than a whole session gone and another in its place is nothing that a run of ours stages."""
-    base = commit_of(store, None, LAST)
+    base = commit_of(bucket, None, LAST)
     many = staged(*(item(f"workspace/{number}") for number in range(50)))
     with pytest.raises(AgentCrashed) as caught:
-        commit_of(store, base, many, Rules(Limits(20, 1 << 30, RATIO), 0.5))
+        commit_of(bucket, base, many, Rules(Limits(20, 1 << 30, RATIO), 0.5))
     assert "more than 40 files" in caught.value.detail
-    assert archive_of(store) == LAST
+    assert archive_of(bucket) == LAST
 
 
 # --- whenever it dies ---
@@ -572,65 +529,65 @@ def test_whatever_call_of_a_commit_fails(s3: Any, large: bool, after: bool, kill
     at, calls = 0, 100
     while at < calls:
         at += 1
-        store = a_store(s3)
-        base = commit_of(store, None, staged(*ROOTS, *(item(f"workspace/{k}", v) for k, v in old.items())))
+        bucket = a_store(s3)
+        base = commit_of(bucket, None, staged(*ROOTS, *(item(f"workspace/{k}", v) for k, v in old.items())))
         claim = a_claim(base)
-        done = stage(store, claim, staged(item("workspace/n", b"new")))
+        done = stage(bucket, claim, staged(item("workspace/n", b"new")))
         faulty = Faulty(s3, at, after, killed)
         try:
-            commit(Store(faulty, store.bucket), claim, done, metadata(claim), RULES)
+            commit(Bucket(faulty, bucket.name), claim, done, metadata(claim), RULES)
         except (WorkflowError, Killed):
-            assert killed or parts(store) == []
+            assert killed or parts(bucket) == []
         else:
             calls = len(faulty.made)
-        assert files_of(archive_of(store)) in (old, new), faulty.made
-        commit(store, claim, done, metadata(claim), RULES)
-        assert files_of(archive_of(store)) == new
-        assert len(versions(store)) == 2
+        assert files_of(archive_of(bucket)) in (old, new), faulty.made
+        commit(bucket, claim, done, metadata(claim), RULES)
+        assert files_of(archive_of(bucket)) == new
+        assert len(versions_of(bucket)) == 2
     assert calls == (7 if large else 3)
 
 
-def test_of_two_large_turns_on_one_version_one_is_committed(store: Store) -> None:
+def test_of_two_large_turns_on_one_version_one_is_committed(bucket: Bucket) -> None:
     """The second is told that the session moved, and leaves no parts."""
     noise = random.Random(1).randbytes(9 * MIB)
-    base = commit_of(store, None, staged(*ROOTS, item("workspace/noise", noise)))
-    commit_of(store, base, staged(item("workspace/n", b"first")))
+    base = commit_of(bucket, None, staged(*ROOTS, item("workspace/noise", noise)))
+    commit_of(bucket, base, staged(item("workspace/n", b"first")))
     with pytest.raises(SessionMoved):
-        commit_of(store, base, staged(item("workspace/n", b"second")))
-    assert files_of(archive_of(store))["n"] == b"first"
-    assert uploads(store) == []
+        commit_of(bucket, base, staged(item("workspace/n", b"second")))
+    assert files_of(archive_of(bucket))["n"] == b"first"
+    assert uploads(bucket) == []
 
 
-def test_a_pinned_version_that_is_gone_is_a_session_that_moved(store: Store) -> None:
+def test_a_pinned_version_that_is_gone_is_a_session_that_moved(bucket: Bucket) -> None:
     """A purge or the lifecycle removed it: nothing can be put on it any more."""
-    base = commit_of(store, None, LAST)
-    commit_of(store, base, staged(Y))
-    store.s3.delete_object(Bucket=store.bucket, Key="session-1.zip", VersionId=base.version_id)
+    base = commit_of(bucket, None, LAST)
+    commit_of(bucket, base, staged(Y))
+    bucket.s3.delete_object(Bucket=bucket.name, Key="session-1.zip", VersionId=base.version_id)
     with pytest.raises(SessionMoved):
-        commit_of(store, base, staged(item("workspace/z", b"z")))
+        commit_of(bucket, base, staged(item("workspace/z", b"z")))
 
 
 # --- dead bytes ---
 
 
-def test_compacting_leaves_no_byte_of_what_is_gone(store: Store) -> None:
+def test_compacting_leaves_no_byte_of_what_is_gone(bucket: Bucket) -> None:
     """What was replaced is not in the object any more, and what is left is as it was."""
     draw = random.Random(3)
     secret, noise = draw.randbytes(3 * MIB), draw.randbytes(20 * MIB)
     base = commit_of(
-        store, None, staged(*ROOTS, item("workspace/a", secret), item("workspace/b", noise), item("workspace/c", b"c"))
+        bucket, None, staged(*ROOTS, item("workspace/a", secret), item("workspace/b", noise), item("workspace/c", b"c"))
     )
-    base = commit_of(store, base, staged(gone("workspace/a"), item("workspace/c", b"new")))
-    assert dead_bytes(archive_of(store)) > 0
-    head = store.s3.head_object(Bucket=store.bucket, Key="session-1.zip")
-    assert compact(store, base, head["Metadata"]) > 0
-    archive = archive_of(store)
+    base = commit_of(bucket, base, staged(gone("workspace/a"), item("workspace/c", b"new")))
+    assert dead_bytes(archive_of(bucket)) > 0
+    head = bucket.s3.head_object(Bucket=bucket.name, Key="session-1.zip")
+    assert compact(bucket, base, head["Metadata"]) > 0
+    archive = archive_of(bucket)
     assert dead_bytes(archive) == 0
     assert files_of(archive) == {"b": noise, "c": b"new"}
-    compacted = store.session("session-1", "alice")
+    compacted = versions.newest_of(bucket, "session-1", "alice")
     assert compacted
-    assert compact(store, compacted, head["Metadata"]) == 0
-    assert len(versions(store)) == 3
+    assert compact(bucket, compacted, head["Metadata"]) == 0
+    assert len(versions_of(bucket)) == 3
 
 
 runs = st.lists(st.tuples(st.integers(0, 12 * MIB), st.integers(1, 12 * MIB)), min_size=1, max_size=40)
@@ -638,24 +595,24 @@ runs = st.lists(st.tuples(st.integers(0, 12 * MIB), st.integers(1, 12 * MIB)), m
 
 @settings(max_examples=300, deadline=None)
 @given(runs, st.integers(0, 9 * MIB), st.sampled_from([0.0, 0.2, 0.5]))
-def test_a_plan_takes_every_live_byte_once(pieces: list[tuple[int, int]], behind: int, share: float) -> None:
+def test_a_relocation_takes_every_live_byte_once(pieces: list[tuple[int, int]], behind: int, share: float) -> None:
     """Parts are large enough for S3, nothing live is lost or there twice, and places do not overlap."""
     live, at = [], 0
-    for gap, length in pieces:
+    for gap, long in pieces:
         begin = at + gap
-        live.append((begin, begin + length))
-        at = begin + length
+        live.append((begin, begin + long))
+        at = begin + long
     live = [run for number, run in enumerate(live) if number == 0 or run[0] > live[number - 1][1]]
-    chosen = plan(live, at + behind, share)
+    chosen = relocate(live, at + behind, share)
     taken = sorted([*chosen.copied, *chosen.moved])
-    assert all(size(run) >= PART for run in chosen.copied)
+    assert all(length(run) >= PART for run in chosen.copied)
     assert all(first[1] <= second[0] for first, second in pairwise(taken))
     assert all(any(run[0] <= begin and end <= run[1] for run in taken) for begin, end in live)
-    dead = sum(map(size, taken)) - sum(map(size, live))
+    dead = sum(map(length, taken)) - sum(map(length, live))
     if not share or at + behind <= PART:
         assert dead == 0
-    placed = chosen.placed(sum(map(size, chosen.copied)))
-    ends = sorted((each.at, each.at + size(each.run)) for each in placed)
+    placed = chosen.placed(sum(map(length, chosen.copied)))
+    ends = sorted((each.at, each.at + length(each.span)) for each in placed)
     assert all(first[1] == second[0] for first, second in pairwise(ends))
 
 
@@ -664,20 +621,20 @@ def test_dead_bytes_are_kept_below_their_share() -> None:
     live = [(number * 100_000, number * 100_000 + 20_000) for number in range(2000)]
     end = 200_000_000
     for _ in range(8):
-        chosen = plan(live, end, 0.5)
+        chosen = relocate(live, end, 0.5)
         taken = [*chosen.copied, *chosen.moved]
-        assert sum(map(size, chosen.moved)) <= 66 * MIB
-        end = sum(map(size, taken))
-        live = moved(live, chosen.placed(sum(map(size, chosen.copied))))
-    assert end - sum(map(size, live)) <= 0.5 * end
-    assert sum(map(size, live)) == 2000 * 20_000
+        assert sum(map(length, chosen.moved)) <= 66 * MIB
+        end = sum(map(length, taken))
+        live = moved(live, chosen.placed(sum(map(length, chosen.copied))))
+    assert end - sum(map(length, live)) <= 0.5 * end
+    assert sum(map(length, live)) == 2000 * 20_000
 
 
 def moved(live: list[tuple[int, int]], placed: list[Placed]) -> list[tuple[int, int]]:
-    """Where runs are after a plan was carried out."""
+    """Where runs are after a relocation was carried out."""
     found = []
     for begin, end in live:
-        run, at = next(each for each in placed if each.run[0] <= begin and end <= each.run[1])
+        run, at = next(each for each in placed if each.span[0] <= begin and end <= each.span[1])
         found.append((begin - run[0] + at, end - run[0] + at))
     return sorted(found)
 
@@ -685,7 +642,7 @@ def moved(live: list[tuple[int, int]], placed: list[Placed]) -> list[tuple[int, 
 def test_a_large_gap_costs_nothing() -> None:
     """Where both sides can be copied, what is between them is left out."""
     live = [(0, 6 * MIB), (9 * MIB, 20 * MIB), (20 * MIB + GAP // 2, 30 * MIB)]
-    chosen = plan(live, 30 * MIB, 0.5)
+    chosen = relocate(live, 30 * MIB, 0.5)
     assert chosen.copied == [(0, 6 * MIB), (9 * MIB, 30 * MIB)]
     assert chosen.moved == []
 
@@ -700,11 +657,11 @@ def test_members_beyond_four_gibibytes_are_moved() -> None:
         Member("workspace", DIR | 0o755, 1, 0, 0, 0, 9 << 30),
     ]
     raw = b"".join(map(central_record, found))
-    base = Index(raw, Directory(5, 10 << 30, len(raw), zlib.crc32(raw)))
+    base = Directory(raw, Ending(5, 10 << 30, len(raw), zlib.crc32(raw)))
     merged = Merged(base, NOTHING, [])
     assert merged.size == (6 << 30) + 20
     *records, _ = merged.directory([Placed((0, 7 << 30), 0), Placed((7 << 30, 10 << 30), 6 << 30)], 0, 9 << 30)
     raw = b"".join(records)
-    again = Index(raw, Directory(5, 9 << 30, len(raw), zlib.crc32(raw)))
+    again = Directory(raw, Ending(5, 9 << 30, len(raw), zlib.crc32(raw)))
     assert [again.member(number).offset for number in range(5)] == [0, 100, 1000, 7 << 30, 8 << 30]
     assert again.ends[2] == found[2].end

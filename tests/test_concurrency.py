@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from lambdas.contract import Claim, Json, run_id
+from lambdas.bucket import record
+from lambdas.contract import Claim
 from lambdas.errors import (
     AgentCrashed,
     IdempotencyMismatch,
@@ -20,11 +21,13 @@ from lambdas.errors import (
     SessionMoved,
     SessionNotFound,
 )
+from lambdas.request import run_id
+from lambdas.strict import Json
 from local.model import ScriptedModel
 from local.service import Model, Service
-from tests import patched
-from tests.by_hand import CALLER, LEASE_SECONDS, Execution, Fuse, Killed, Workflow, unlinked
-from tests.test_service import Client
+from tests.support import patched_service
+from tests.support.client import Client
+from tests.support.played_workflow import CALLER, LEASE_SECONDS, Execution, Fuse, Killed, Workflow, unlinked
 
 CLIENTS = 20
 
@@ -39,7 +42,7 @@ def model() -> Iterator[ScriptedModel]:
 def running(model: ScriptedModel, unhurried: Json, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     state = tmp_path_factory.mktemp("concurrency")
     added = {"SCRATCH": str(tmp_path_factory.mktemp("scratch"))}
-    with patched.serving(state, unhurried, Model(model.url, "sk-scripted"), added) as started:
+    with patched_service.serving(state, unhurried, Model(model.url, "sk-scripted"), added) as started:
         yield started
 
 
@@ -162,7 +165,7 @@ def test_a_restore_that_dies_leaves_its_failure_and_nothing_else(workflow: Workf
         with pytest.raises(Killed):
             workflow.restore(execution, Fuse(number))
         told = workflow.record(execution, Internal())
-        assert workflow.store.failure(execution.run) is not None
+        assert record.failure(workflow.store, execution.run) is not None
         assert [key.split("/")[3] for key in workflow.objects() if key.endswith(execution.run) and "hours" in key] == [
             "failed"
         ]
@@ -180,7 +183,7 @@ def test_a_restore_that_dies_says_nothing_of_a_run_that_another_holds(workflow: 
         workflow.restore(dies, Fuse(2))
     workflow.restore(works)
     workflow.record(dies, Internal())
-    assert workflow.store.failure(works.run) is None
+    assert record.failure(workflow.store, works.run) is None
     assert workflow.lease(session) is not None
 
 
@@ -194,7 +197,7 @@ def test_an_answer_given_again_frees_what_its_writer_held(workflow: Workflow) ->
     for number in range(1, 20):  # until it dies with its answer written and the lease in its hands
         with suppress(Killed):
             workflow.persist(restored.claim, fuse=Fuse(number))
-        if workflow.store.response(execution.run):
+        if record.response(workflow.store, execution.run):
             break
     assert workflow.lease(session) is not None
     assert workflow.execute(Execution("again", "a", execution.body))["success"]

@@ -12,9 +12,9 @@ import pytest
 from cli import backend
 from lambdas import errors
 from local.guard import BUCKET
-from tests.commands import Serve
-from tests.eventually import eventually
-from tests.foreign import program
+from tests.support.commands import Serve
+from tests.support.foreign_programs import program
+from tests.support.waiting import eventually
 
 JSON = ("-H", "content-type: application/json")
 KEY = ("-H", "x-api-key: @KEY@")

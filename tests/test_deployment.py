@@ -30,7 +30,7 @@ def test_a_network_is_named_by_ids() -> None:
     read = Deployment.read(CONTEXT | said)
     assert (read.vpc, read.subnets, read.security_group) == ("vpc-0a1b2c3d", ("subnet-0a1b2c3d",), None)
     assert read.kms_key_arn is None
-    with pytest.raises(BadContext, match="'private' is none"):
+    with pytest.raises(BadContext, match="'private' is not one"):
         Deployment.read(CONTEXT | said | {"subnets": ["private"]})
 
 
@@ -56,7 +56,7 @@ def test_ephemeral_storage_fits_the_session() -> None:
         ("auth", "key", "api-key, iam, none"),
         ("provider", "vertex", "anthropic, bedrock"),
         ("provider", "bedrock", "bedrock_models"),
-        ("bedrock_models", ["arn:aws:bedrock:eu-west-1:1:application-inference-profile/x"], "is none"),
+        ("bedrock_models", ["arn:aws:bedrock:eu-west-1:1:application-inference-profile/x"], "is not one"),
         ("architecture", "arm", "arm64"),
         ("callers", {}, "at least one caller"),
         ("callers", {"public": [1]}, "not public"),

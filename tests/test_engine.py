@@ -11,8 +11,6 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from copy import deepcopy
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -25,44 +23,13 @@ from local.deploy import Deployed
 from local.engine import Engine, EngineFailed
 from local.guard import BUCKET
 from local.mend import mend
-from tests import ordinary
-from tests.eventually import eventually
-from tests.paths import WAYS, Walk, Way, assert_went, envelope
+from tests.support import ordinary_user
+from tests.support.scripted_workflow import Workflow, function_id, with_stand_ins
+from tests.support.waiting import eventually
+from tests.support.ways import WAYS, Walk, Way, assert_went
 
 Json = dict[str, Any]
 ROOT = Path(__file__).resolve().parent.parent
-
-
-def with_stand_ins(template: Json) -> Json:
-    """The template with the functions of tests/stand_in.py, of which RunClaude has six seconds."""
-    changed = deepcopy(template)
-    for resource in changed["Resources"].values():
-        if resource["Type"] == "AWS::Lambda::Function":
-            properties = resource["Properties"]
-            name = properties.get("Handler", "lambdas.run_claude.handler").split(".")[1]
-            properties["Handler"] = f"tests.stand_in.{name}"
-            if name == "run_claude":
-                properties["Timeout"] = 6
-    return changed
-
-
-@dataclass
-class Workflow:
-    """The deployed machine with stand-ins, and what its functions were called with."""
-
-    engine: Engine
-    deployed: Deployed
-    folder: Path
-
-    def run(self, **script: Any) -> Json:
-        machine = self.engine.client("stepfunctions")
-        written = envelope(self.folder, script)
-        answer: Json = machine.start_sync_execution(stateMachineArn=self.deployed.state_machine_arn, input=written)
-        return answer
-
-    def calls(self, state: str) -> list[Json]:
-        folder = self.folder / state
-        return [json.loads(path.read_text()) for path in folder.iterdir()] if folder.exists() else []
 
 
 @pytest.fixture(scope="module")
@@ -142,15 +109,6 @@ def test_a_function_that_hangs_is_cut_off_with_all_that_it_started(workflow: Wor
     pids = [int(pid) for pid in (workflow.folder / "pids").read_text().split()]
     own_session, orphan = pids
     assert wait_until_gone([own_session, orphan] if sys.platform == "linux" else [])
-
-
-def function_id(deployed: Deployed, handler: str) -> str:
-    found: str = next(
-        name
-        for name, resource in deployed.template["Resources"].items()
-        if resource["Type"] == "AWS::Lambda::Function" and resource["Properties"]["Handler"].endswith(handler)
-    )
-    return found
 
 
 @pytest.mark.parametrize(
@@ -309,9 +267,9 @@ def refusing(kind: str, running: Engine) -> Iterator[None]:
     """A disk that takes nothing more."""
     files = running.state / "s3" / "000000000000"
     if kind == "limited":
-        ordinary.limit(running.pid, 0)
+        ordinary_user.limit(running.pid, 0)
         yield
-        ordinary.limit(running.pid, 1 << 30)
+        ordinary_user.limit(running.pid, 1 << 30)
     elif kind == "full":
         filling = running.state / "filling"
         with suppress(OSError), filling.open("wb", buffering=0) as file:
@@ -351,7 +309,7 @@ def test_what_the_disk_refuses_is_not_acknowledged(kind: str, state: Path) -> No
     if kind != "limited" and os.geteuid() != 0:
         pytest.skip("Only root can make such a disk.")
     with disk_of(kind, state):
-        with ordinary.running(state) as running:
+        with ordinary_user.running(state) as running:
             s3 = with_one(running)
             before, upload = versions_of(s3), uploaded(s3)
             oldest = before["versions"][-1][0]["VersionId"]
@@ -363,13 +321,13 @@ def test_what_the_disk_refuses_is_not_acknowledged(kind: str, state: Path) -> No
             after = versions_of(s3)
             assert [body for _, body, _ in after["versions"]].count(b"in parts") == 1
             os.kill(running.pid, signal.SIGKILL)
-        with ordinary.running(state) as running:
+        with ordinary_user.running(state) as running:
             assert versions_of(running.client("s3")) == after
 
 
 def test_modes_that_another_changed_are_set_right(state: Path) -> None:
     """An agent of the same user may, with Landlock alone; the directory is the engine's, which opens it again."""
-    with ordinary.running(state) as running:
+    with ordinary_user.running(state) as running:
         s3 = with_one(running)
         for path in [state, *sorted((state / "s3").rglob("*"))]:
             before = versions_of(s3)
@@ -381,13 +339,13 @@ def test_modes_that_another_changed_are_set_right(state: Path) -> None:
         after = versions_of(s3)
     for path in sorted((state / "s3").rglob("*"), reverse=True):
         path.chmod(0)
-    with ordinary.running(state) as running:
+    with ordinary_user.running(state) as running:
         assert versions_of(running.client("s3")) == after
 
 
 def test_what_cannot_be_read_is_an_error_and_no_miss(state: Path) -> None:
     """Bytes that are gone, or not as many as were written: by name, by version, as the source of a copy."""
-    with ordinary.running(state) as running:
+    with ordinary_user.running(state) as running:
         s3 = with_one(running)
         versions = [one for one, _, _ in versions_of(s3)["versions"] if one["Key"] == "deep/a"]
         for path in [path for path in (state / "s3").rglob("a") if path.is_file()]:

@@ -20,18 +20,17 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
-from lambdas.contract import run_id
+from lambdas.archive.format import ROOTS
+from lambdas.archive.pack import pack
+from lambdas.archive.unpack import unpack
+from lambdas.bucket.record import WHOLE
+from lambdas.request import run_id
 from lambdas.restore_session import LEASE_MARGIN
-from lambdas.sessions.archive import pack
-from lambdas.sessions.records import ROOTS
-from lambdas.sessions.store import WHOLE
-from lambdas.sessions.unpack import unpack
 from local.model import RecordedRequest, ScriptedModel
 from local.service import Model, Service
-from tests import patched
-from tests.eventually import eventually
-from tests.faults import KILLED_AFTER, KILLED_BEFORE, SILENT, Fault, Injector, Line
-from tests.matrix import (
+from tests.support import patched_service
+from tests.support.client import ANY, Client
+from tests.support.fault_matrix import (
     DOCUMENT,
     FAILS,
     LEASE,
@@ -45,8 +44,9 @@ from tests.matrix import (
     document,
     rows,
 )
-from tests.opened import Opened
-from tests.test_service import ANY, Client
+from tests.support.opened import Opened
+from tests.support.s3_faults import KILLED_AFTER, KILLED_BEFORE, SILENT, Fault, Injector, Line
+from tests.support.waiting import eventually
 
 Json = dict[str, Any]
 SECONDS = 40
@@ -185,7 +185,7 @@ def theatre(tmp_path_factory: pytest.TempPathFactory, unhurried: Json) -> Iterat
     state, scratch = tmp_path_factory.mktemp("faults"), tmp_path_factory.mktemp("scratch")
     with Injector() as injector, Patient(injector) as model, closing(Line(model.url)) as line:
         added = {"AWS_ENDPOINT_URL_S3": injector.url, "SCRATCH": str(scratch)}
-        with patched.serving(state, unhurried, Model(line.url, "sk-scripted"), added) as running:
+        with patched_service.serving(state, unhurried, Model(line.url, "sk-scripted"), added) as running:
             injector.upstream = running.engine.url
             running.engine.seal()
             yield Theatre(running, injector, model, line, scratch)

@@ -21,16 +21,13 @@ from local.api import Api, NotUnderstood, read_api
 from local.gateway import STRANGERS, Response, Served, serving
 from local.http1 import Malformed, Stream
 from local.mapping import Input, Text, Util, render
-from tests.eventually import eventually
-from tests.loopback import Answering, listening
+from tests.support.http_servers import Answering, listening
+from tests.support.texts import NASTY
+from tests.support.waiting import eventually
 
 Json = dict[str, Any]
 KEY, OTHER_KEY = "a-key-of-twenty-characters", "another-key-of-the-same-kind"
 PATH = "/claude-code"
-NASTY = (
-    "\"quotes\" 'single' \\ \\' \\\" @@ $foo ${bar} $!baz #set($x = 1) ## #* *# {% $y %} "
-    "\u2028\u2029 \t\r\n é 😀 \x7f /\\/"
-)
 
 
 @dataclass

@@ -29,8 +29,8 @@ from local import deploy, engine
 from local.deploy import CODE_BUCKET, CODE_KEY, Deployed
 from local.engine import ACCOUNT, REGION, Engine
 from local.guard import BUCKET, READY, ROOT_KEY, SEAL, UNVERIFIED_BYTES, Guard
-from local.signature import Request, Unsigned, claim
-from tests.test_engine import Workflow, function_id, with_stand_ins
+from local.signature import Signed, Unsigned, claim
+from tests.support.scripted_workflow import Workflow, function_id, with_stand_ins
 
 Json = dict[str, Any]
 KEY = "session-1.zip"
@@ -378,7 +378,7 @@ def test_a_link_does_nothing_else(sealed: Sealed, what: str) -> None:
 def test_the_guard_itself_ends_a_link(sealed: Sealed) -> None:
     """Whatever the engine behind it makes of an old one."""
     target = urlsplit(sealed.link())
-    request = Request("GET", target.path, dict(parse_qsl(target.query)), {"host": target.netloc})
+    request = Signed("GET", target.path, dict(parse_qsl(target.query)), {"host": target.netloc})
     assert claim(request).is_link
     for seconds in (120, -600):
         with pytest.raises(Unsigned, match="expired"):
@@ -569,15 +569,15 @@ NOW = datetime(2026, 1, 1, tzinfo=UTC)
 SIGNED_NOW = {"host": "127.0.0.1:1", "x-amz-date": "20260101T000000Z", "x-amz-content-sha256": "0" * 64}
 
 
-def said(day: str = "20260101", names: str = "host;x-amz-content-sha256;x-amz-date", **more: str) -> Request:
+def said(day: str = "20260101", names: str = "host;x-amz-content-sha256;x-amz-date", **more: str) -> Signed:
     """A request that says to be signed, with these headers more; an empty one is left out."""
     scope = f"{ROOT_KEY}/{day}/us-east-1/s3/aws4_request"
     signature = f"AWS4-HMAC-SHA256 Credential={scope}, SignedHeaders={names}, Signature={'0' * 64}"
     headers = SIGNED_NOW | {"authorization": signature} | {name.replace("_", "-"): v for name, v in more.items()}
-    return Request("PUT", PATH, {}, {name: value for name, value in headers.items() if value})
+    return Signed("PUT", PATH, {}, {name: value for name, value in headers.items() if value})
 
 
-def linked(service: str = "s3", headers: dict[str, str] | None = None, **more: str) -> Request:
+def linked(service: str = "s3", headers: dict[str, str] | None = None, **more: str) -> Signed:
     """A link, with these parameters more."""
     query = {
         "X-Amz-Algorithm": "AWS4-HMAC-SHA256",
@@ -588,7 +588,7 @@ def linked(service: str = "s3", headers: dict[str, str] | None = None, **more: s
         "X-Amz-Signature": "0" * 64,
     }
     more = {name.replace("_", "-"): value for name, value in more.items()}
-    return Request("GET", PATH, query | more, {"host": "127.0.0.1:1"} | (headers or {}))
+    return Signed("GET", PATH, query | more, {"host": "127.0.0.1:1"} | (headers or {}))
 
 
 @pytest.mark.parametrize(
@@ -610,7 +610,7 @@ def linked(service: str = "s3", headers: dict[str, str] | None = None, **more: s
         linked(Signature="0"),
     ],
 )
-def test_what_has_to_be_signed_is(request_: Request) -> None:
+def test_what_has_to_be_signed_is(request_: Signed) -> None:
     """Host, every header x-amz-…, the day, the body of S3's; and once, in one place, for S3 where it is a link."""
     assert claim(said(), NOW).key == claim(linked(), NOW).key == ROOT_KEY
     with pytest.raises(Unsigned):

@@ -25,15 +25,15 @@ from typing import Any
 import pytest
 
 from lambdas.agent.claude import Outcome, Turn, converse
-from lambdas.agent.credentials import Proxy, Secret, anthropic
 from lambdas.agent.launch import ABI_SCOPE, ABI_TCP, ABI_TRUNCATE, landlock_abi
-from lambdas.agent.sandbox import Scratch
+from lambdas.agent.proxy import Proxy, Secret, anthropic
+from lambdas.agent.scratch import Scratch
 from lambdas.errors import AgentCrashed
 from local.model import ScriptedModel
-from tests import ordinary
-from tests.commands import ROOT
-from tests.kept import Kept
-from tests.ordinary import PACKAGES, USER
+from tests.support import ordinary_user
+from tests.support.commands import ROOT
+from tests.support.kept_checkpoints import Kept
+from tests.support.ordinary_user import PACKAGES, USER
 
 PLANTED = {"AWS_SECRET_ACCESS_KEY": "MARK-aws", "ANTHROPIC_API_KEY": "MARK-variable", "PLANTED": "MARK-plain"}
 LANDLOCK = ("landlock", "readonly")
@@ -84,12 +84,12 @@ def came(request: pytest.FixtureRequest) -> Iterator[Came]:
 
 
 def _handled(kind: str, root: bool, folder: str) -> Came:
-    python = sys.executable if root else ordinary.python()
-    command = [python, "-m", "tests.hostile", kind, folder]
+    python = sys.executable if root else ordinary_user.python()
+    command = [python, "-m", "tests.support.hostile_world", kind, folder]
     environment = PLANTED | {"PATH": os.defpath, "HOME": folder, "PYTHONDONTWRITEBYTECODE": "1"}
     paths = [ROOT, PACKAGES]
     if kind == "none":
-        command = [*_only_tmp_writable(), python, "-m", "tests.hostile", kind, "/tmp/place"]
+        command = [*_only_tmp_writable(), python, "-m", "tests.support.hostile_world", kind, "/tmp/place"]
         paths = [Path("/mnt/project"), Path("/mnt/packages")]
     environment["PYTHONPATH"] = os.pathsep.join(map(str, paths))
     user = None if root or os.geteuid() != 0 else USER

@@ -29,15 +29,17 @@ from lambdas.contract import RunResult
 from local import engine
 from local.guard import ROOT_KEY
 from local.model import ScriptedModel
-from tests import foreign
-from tests.by_hand import Execution, Workflow
-from tests.commands import ROOT
+from tests.support import foreign_programs
+from tests.support.commands import ROOT
+from tests.support.played_workflow import Execution, Workflow
 
 Json = dict[str, Any]
 LOCKED = ROOT / "lambdas" / "requirements.txt"
 UV = Path(sys.executable).with_name("uv")
 VERSION = "3.13"
-pytestmark = pytest.mark.skipif(not foreign.in_ci(), reason="It asks the package index, and installs some 400 MB.")
+pytestmark = pytest.mark.skipif(
+    not foreign_programs.in_ci(), reason="It asks the package index, and installs some 400 MB."
+)
 USER, GROUP = 993, 990
 """Lambda's sandbox has an ordinary user's."""
 LIMIT = 1024
@@ -130,7 +132,7 @@ class Function:
 
 @pytest.fixture(scope="module")
 def function(template: Json, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Function]:
-    foreign.program("bubblewrap", "bwrap")
+    foreign_programs.program("bubblewrap", "bwrap")
     with (
         tempfile.TemporaryDirectory(dir="/var/tmp") as task,
         engine.running(tmp_path_factory.mktemp("state")) as running,

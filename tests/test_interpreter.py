@@ -11,8 +11,8 @@ import pytest
 
 from lambdas.settings import Clocks
 from stacks.machine import definition
-from tests.interpreter import Interpreter, interpreting
-from tests.paths import WAYS, Json, Walk, Way, assert_went, recorded
+from tests.support.interpreter import Interpreter, interpreting
+from tests.support.ways import WAYS, Json, Walk, Way, assert_went, recorded
 
 RAN = "RestoreSession RunClaude"
 OWN: list[Way] = [

@@ -18,10 +18,11 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from lambdas.contract import Json
+from lambdas.bucket import record
 from lambdas.errors import Refused, RunTimedOut, WorkflowError
+from lambdas.strict import Json
 from local import engine
-from tests.by_hand import LEASE_SECONDS, Execution, Fuse, Killed, Workflow, unlinked
+from tests.support.played_workflow import LEASE_SECONDS, Execution, Fuse, Killed, Workflow, unlinked
 
 SESSIONS = 2
 KEYS = ("a", "b", "c")
@@ -59,7 +60,7 @@ class Interleavings(RuleBasedStateMachine):
 
     def _restore(self, execution: Execution, fuse: Fuse) -> None:
         before, staged = execution.restored, self.workflow.staged(execution.run)
-        old = self.workflow.store.pinned(execution.run)
+        old = record.pinned(self.workflow.store, execution.run)
         with self._acting(execution):
             restored = self.workflow.restore(execution, fuse)
             if restored.response is not None:
@@ -67,7 +68,7 @@ class Interleavings(RuleBasedStateMachine):
                 execution.restored = before
             elif execution not in self.live:
                 self.live.append(execution)
-        if old and (pin := self.workflow.store.pinned(execution.run)):
+        if old and (pin := record.pinned(self.workflow.store, execution.run)):
             assert pin == old or (pin.number > old.number and not staged)
 
     @precondition(lambda self: any(e.restored and e.restored.task for e in self.live))
@@ -78,7 +79,7 @@ class Interleavings(RuleBasedStateMachine):
         assert execution.restored
         assert execution.restored.task
         with self._acting(execution):
-            execution.told = self.workflow.run(execution.restored.task, fuse)
+            execution.returned = self.workflow.run(execution.restored.task, fuse)
         if self.workflow.staged(execution.run) is None:
             self.lost[execution.run] += self.workflow.conversations[execution.run] - asked
 
@@ -88,7 +89,7 @@ class Interleavings(RuleBasedStateMachine):
         execution = self._one(data)
         assert execution.restored
         with self._acting(execution):
-            self._answered(execution, self.workflow.persist(execution.restored.claim, execution.told, fuse))
+            self._answered(execution, self.workflow.persist(execution.restored.claim, execution.returned, fuse))
             self.live.remove(execution)
 
     @precondition(lambda self: any(e.restored and e.restored.task for e in self.live))
@@ -99,7 +100,7 @@ class Interleavings(RuleBasedStateMachine):
         assert execution.restored
         assert execution.restored.task
         with self._acting(execution):
-            execution.told = self.workflow.run(execution.restored.task)
+            execution.returned = self.workflow.run(execution.restored.task)
         for key in KEYS:
             if self._session(key) == execution.restored.claim.session_id and key != execution.key:
                 self.a_whole_execution_goes_by(key)
@@ -107,7 +108,7 @@ class Interleavings(RuleBasedStateMachine):
             self._restore(Execution(str(uuid.uuid4()), execution.key, execution.body), Fuse())
         if execution in self.live:
             with self._acting(execution):
-                self._answered(execution, self.workflow.persist(execution.restored.claim, execution.told, fuse))
+                self._answered(execution, self.workflow.persist(execution.restored.claim, execution.returned, fuse))
                 self.live.remove(execution)
 
     @precondition(lambda self: self.live)
@@ -225,7 +226,7 @@ def test_the_invariants_hold_in_every_interleaving(s3: Any) -> None:
     run_state_machine_as_test(
         Interleavings,
         settings=settings(
-            max_examples=20,
+            max_examples=12,
             stateful_step_count=24,
             deadline=None,
             database=None,

@@ -10,11 +10,11 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 import urllib3
 
-from lambdas.contract import Json
 from lambdas.settings import Clocks
+from lambdas.strict import Json
 from local.model import ScriptedModel
 from local.service import Model, Service
-from tests import patched
+from tests.support import patched_service
 
 STATES = ("RestoreSession", "RunClaude", "PersistSession", "RecordFailure")
 KEY = "MARK-api-key-of-the-caller"
@@ -56,7 +56,7 @@ def ran(template: Json, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ra
     state = tmp_path_factory.mktemp("state")
     with (
         ScriptedModel() as model,
-        patched.serving(state, template, Model(model.url, "MARK-key-of-the-model"), {}, KEY) as running,
+        patched_service.serving(state, template, Model(model.url, "MARK-key-of-the-model"), {}, KEY) as running,
     ):
         headers = {"content-type": "application/json", "x-api-key": KEY}
         for prompt in PROMPTS:
@@ -96,9 +96,9 @@ def test_a_careless_deployment_is_stopped_before_anything_is_spent(template: Jso
     """A key in RunClaude's environment: the caller gets Internal, the model no request, the operator the key's name."""
     with (
         ScriptedModel() as model,
-        patched.serving(tmp_path, template, Model(model.url, "key"), {"GITHUB_TOKEN": "MARK-token"}) as running,
+        patched_service.serving(tmp_path, template, Model(model.url, "key"), {"GITHUB_TOKEN": "MARK-token"}) as running,
     ):
-        headers = {"content-type": "application/json", "x-api-key": patched.KEY}
+        headers = {"content-type": "application/json", "x-api-key": patched_service.KEY}
         answer = urllib3.request("POST", running.url, json={"prompt": "Hello"}, headers=headers, timeout=60)
         log = Ran(running).logs["RunClaude"]
         assert (answer.status, answer.json()["code"], len(model.requests)) == (500, "Internal", 0)

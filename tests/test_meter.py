@@ -11,7 +11,7 @@ import pytest
 from lambdas.agent.messages import TOO_DEEP, Answer, Call, reader
 from lambdas.agent.meter import CALLS_PER_TURN, LimitMet, Meter, price, usd
 from lambdas.agent.witness import Witness
-from tests.eventually import eventually
+from tests.support.waiting import eventually
 
 OPUS = "claude-opus-5-5"
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from local.histories import Damaged, events, path
-from tests.commands import COMMAND, ENVIRONMENT, ROOT, Serve, command
+from tests.support.commands import COMMAND, ENVIRONMENT, ROOT, Serve, command
 
 NOT_UTF8 = b"\xff"
 
@@ -30,12 +30,12 @@ ARGUMENTS: list[tuple[str, tuple[str | bytes, ...]]] = [
     ("is not UTF-8 text", ("ask", NOT_UTF8)),
     ("is not UTF-8 text", ("ask", "hi", "--session", NOT_UTF8)),
     ("is not UTF-8 text", ("ask", "hi", "--url", b"http://x/\xff")),
-    ("is no run's id", ("show", NOT_UTF8)),
-    ("is no run's id", ("show", "../x")),
-    ("is no run's id", ("replay", "run-1", "a\nb")),
-    ("is no session's id", ("runs", "--session", NOT_UTF8)),
-    ("is no session's id", ("sessions", "purge", "session-/")),
-    ("is no span", ("runs", "--since", "٣h")),
+    ("is not a run's id", ("show", NOT_UTF8)),
+    ("is not a run's id", ("show", "../x")),
+    ("is not a run's id", ("replay", "run-1", "a\nb")),
+    ("is not a session's id", ("runs", "--session", NOT_UTF8)),
+    ("is not a session's id", ("sessions", "purge", "session-/")),
+    ("is not a span", ("runs", "--since", "٣h")),
     ("it is empty", ("runs", "--state", "")),
     ("is no URL", ("ask", "hi", "--url", "")),
     ("is no URL", ("ask", "hi", "--url", "http://")),
@@ -214,7 +214,7 @@ def torn(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_an_installation_with_files_missing(torn: Path, tmp_path: Path) -> None:
     """What is missing is named."""
     path = {"PYTHONPATH": str(torn)}
-    told(command("serve", "--port", "0", "--state", tmp_path, cwd=torn, env=path), f"{torn} lacks app.py")
+    told(command("serve", "--port", "0", "--state", tmp_path, cwd=torn, env=path), f"{torn} lacks stacks")
     (torn / "cli/backend.py").write_text("import a_library_that_is_missing")
     told(command("runs", "--state", tmp_path, cwd=torn, env=path), "This installation is not whole")
 

@@ -9,7 +9,8 @@ from aws_cdk import App, Stack, Validations, cloudformation_include
 from cdk_nag import AwsSolutionsChecks
 
 from stacks.workflow import application
-from tests.test_stack import KEY
+
+KEY = "arn:aws:kms:eu-west-1:123456789012:key/0f9c4e0e-0000-4000-8000-000000000000"
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "as it stands": {},

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from lambdas.errors import AgentCrashed
-from tests.by_hand import Execution, Workflow, storage
+from tests.support.played_workflow import Execution, Workflow, storage
 
 
 @pytest.fixture(scope="module")
@@ -48,5 +48,5 @@ def test_what_is_no_result_of_run_claudes_is_passed_over(workflow: Workflow, tol
     restored = workflow.restore(Execution("one", str(uuid.uuid4()), {"prompt": "x"}))
     assert restored.task
     workflow.run(restored.task)
-    assert workflow.keeper().persist(restored.claim, told)["cost_usd"] == 0.25
+    assert workflow.persist_session().persist(restored.claim, told)["cost_usd"] == 0.25
     assert workflow.history(restored.claim.session_id) == [restored.claim.run_id]

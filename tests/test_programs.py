@@ -1,4 +1,4 @@
-"""What the agent's shell has in RunClaude's image: README's promise, and the check of it in the image's build."""
+"""What the agent's shell has in RunClaude's image: docs/api.md's promise, and the check of it in the image's build."""
 
 import re
 import shutil
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from lambdas.agent.programs import PROGRAMS, broken
-from tests.commands import ROOT
+from tests.support.commands import ROOT
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def test_a_program_runs_without_the_functions_environment(shelf: Path, monkeypat
 
 def test_what_is_tried_is_what_readme_promises() -> None:
     """The same programs, in the same order, and the image's build tries them when everything is in its place."""
-    (promised,) = re.findall(r"finds in AWS: (.*?)\. ", (ROOT / "README.md").read_text())
+    (promised,) = re.findall(r"finds in AWS: (.*?)\. ", (ROOT / "docs/api.md").read_text())
     assert re.findall(r"`([^`]+)`", promised) == list(PROGRAMS)
     built = (ROOT / "lambdas/Dockerfile").read_text().splitlines()
     (tried,) = [number for number, line in enumerate(built) if "python -m lambdas.agent.programs" in line]

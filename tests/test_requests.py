@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.by_hand import Execution, Workflow, storage
+from tests.support.played_workflow import Execution, Workflow, storage
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "requests.md"
 

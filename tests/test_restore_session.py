@@ -7,12 +7,14 @@ from typing import Any
 
 import pytest
 
-from lambdas.contract import Json, Request, asked_run
+from lambdas.bucket import record
+from lambdas.bucket.situation import from_outside
 from lambdas.errors import ModelOverloaded, SessionBusy, SessionDamaged, SessionMoved
 from lambdas.next_step import Done, Persist, Run, next_step
-from lambdas.sessions.situation import from_outside
+from lambdas.request import Request, asked_run
+from lambdas.strict import Json
 from local import engine
-from tests.by_hand import CALLER, CLOCKS, LEASE_SECONDS, Execution, Fuse, Workflow
+from tests.support.played_workflow import CALLER, CLOCKS, LEASE_SECONDS, Execution, Fuse, Workflow
 
 
 @pytest.fixture(scope="module")
@@ -48,17 +50,17 @@ def staged(workflow: Workflow, execution: Execution) -> Execution:
     """The execution, dead with its result staged, and its lease over."""
     task = workflow.restore(execution).task
     assert task
-    execution.told = workflow.run(task)
+    execution.returned = workflow.run(task)
     workflow.now += LEASE_SECONDS + 1
     return execution
 
 
 def would(workflow: Workflow, key: str, verb: str = "again") -> str:
     """What `--dry-run` tells."""
-    record = workflow.store.run(asked_run(CALLER, key, None))
-    assert record
-    request = Request.recall({"replay": verb, "requested_at": workflow.now * 1000}, record)
-    known = workflow.store.run(request.run_id)
+    asked = record.request(workflow.store, asked_run(CALLER, key, None))
+    assert asked
+    request = Request.recall({"replay": verb, "requested_at": workflow.now * 1000}, asked)
+    known = record.request(workflow.store, request.run_id)
     return type(next_step(from_outside(workflow.store, request, known, workflow.now))).__name__
 
 
@@ -127,16 +129,16 @@ def test_a_replay_of_a_fork_stays_one(workflow: Workflow) -> None:
     assert would(workflow, "a", "fork") == Persist.__name__
     fork = asking("a", replay="fork")
     workflow.restore(fork)  # and dies
-    record = workflow.store.run(fork.run)
-    assert record
-    assert (record["verb"], record["replay_of"]) == ("fork", origin.run)
+    asked = record.request(workflow.store, fork.run)
+    assert asked
+    assert (asked["verb"], asked["replay_of"]) == ("fork", origin.run)
     workflow.now += LEASE_SECONDS + 1
     workflow.s3.delete_object(Bucket=workflow.bucket, Key=f"{session}.zip")
-    assert would(workflow, record["key"]) == would(workflow, "a", "fork") == Persist.__name__
-    answer = workflow.execute(asking(record["key"], replay="again"))
+    assert would(workflow, asked["key"]) == would(workflow, "a", "fork") == Persist.__name__
+    answer = workflow.execute(asking(asked["key"], replay="again"))
     assert answer["run_id"] == fork.run
-    assert answer["session_id"] == record["session_id"] != session
-    assert workflow.history(record["session_id"])[1:] == [origin.run]
+    assert answer["session_id"] == asked["session_id"] != session
+    assert workflow.history(asked["session_id"])[1:] == [origin.run]
     assert workflow.conversations[fork.run] == 0
     assert would(workflow, "a", "fork") == Done.__name__
 
@@ -146,9 +148,9 @@ def test_a_fork_of_a_fork_uses_what_the_first_run_staged(workflow: Workflow) -> 
     origin = staged(workflow, asking("a", workflow.new_session("first")))
     fork = asking("a", replay="fork")
     workflow.restore(fork)
-    record = workflow.store.run(fork.run)
-    assert record
-    answer = workflow.execute(asking(record["key"], replay="fork"))
+    asked = record.request(workflow.store, fork.run)
+    assert asked
+    answer = workflow.execute(asking(asked["key"], replay="fork"))
     assert workflow.history(answer["session_id"])[1:] == [origin.run]
     assert workflow.conversations.total() == 2
 

@@ -15,15 +15,17 @@ import pytest
 from botocore.exceptions import ReadTimeoutError
 
 from cli.history import Event, Visit, console_link, logged, visits
-from cli.records import UNFINISHED, Entry, Records, each
+from cli.record import Requests, each, look
 from cli.show import _bar
-from lambdas.sessions.store import WHOLE
+from lambdas.bucket.listing import UNFINISHED, Entry, since
+from lambdas.bucket.objects import Bucket
+from lambdas.bucket.record import WHOLE
 from local import histories
 from local.engine import ACCOUNT, REGION
 from local.guard import BUCKET
-from tests.commands import Serve, at_terminal, command, plain
-from tests.eventually import eventually
-from tests.past import Past, failure, hour, past, response, run_id
+from tests.support.commands import Serve, at_terminal, command, plain
+from tests.support.past_runs import Past, failure, hour, past, response, run_id
+from tests.support.waiting import eventually
 
 Json = dict[str, Any]
 
@@ -181,10 +183,11 @@ def test_the_table_sums_by_owner_and_session(history: Past) -> None:
 
 def test_listing_failures_costs_what_it_lists(history: Past) -> None:
     """Two requests an hour, and none for runs that are done."""
-    records = Records(history.engine.client("s3"), BUCKET)
+    bucket = Bucket(history.engine.client("s3"), BUCKET)
+    asked = Requests(bucket.s3)
     now = time.time()
-    list(records.since(now - 7200, now, UNFINISHED))
-    assert dict(records.requests) == {"ListObjectsV2": 6}
+    list(since(bucket, now - 7200, now, UNFINISHED))
+    assert dict(asked.counted) == {"ListObjectsV2": 6}
 
 
 def test_no_more_work_is_taken_than_can_be_kept() -> None:
@@ -516,4 +519,5 @@ def test_what_expired_is_not_listed(history: Past) -> None:
     """An index key whose record is gone is no run."""
     name = run_id(60)
     history.put(f"index/hours/{hour(time.time())}/done/{name}")
-    assert Records(history.engine.client("s3"), BUCKET).run(Entry(name, hour(time.time()), "done"), time.time()) is None
+    bucket = Bucket(history.engine.client("s3"), BUCKET)
+    assert look(bucket, Entry(name, hour(time.time()), "done"), time.time()) is None

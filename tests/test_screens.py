@@ -14,9 +14,9 @@ from typing import NamedTuple
 import pytest
 
 from cli.endpoint import announced
-from tests.alike import kept, same
-from tests.commands import Serve, at_terminal, command
-from tests.eventually import eventually
+from tests.support.alike import kept, same
+from tests.support.commands import Serve, at_terminal, command
+from tests.support.waiting import eventually
 
 WIDTHS = pytest.mark.parametrize("columns", [80, 200, None], ids=["80", "200", "piped"])
 

@@ -6,21 +6,21 @@ import re
 
 import pytest
 
-from lambdas.sessions.store import Store
+from lambdas.bucket.objects import Bucket
 from local.engine import REGION
 from local.guard import BUCKET, ROOT_KEY
-from tests.commands import Serve, command
-from tests.forge import ROOTS, item, staged
-from tests.past import Past
-from tests.test_commit import MIB, archive_of, commit_of, files_of, gone
+from tests.support.archives import ROOTS, item, staged
+from tests.support.commands import Serve, command
+from tests.support.commits import MIB, archive_of, commit_of, files_of, gone
+from tests.support.past_runs import Past
 
 
 @pytest.fixture
-def store(history: Past) -> Store:
-    return Store(history.engine.client("s3"), BUCKET)
+def store(history: Past) -> Bucket:
+    return Bucket(history.engine.client("s3"), BUCKET)
 
 
-def versions(store: Store, prefix: str) -> list[str]:
+def versions(store: Bucket, prefix: str) -> list[str]:
     listed = store.s3.list_object_versions(Bucket=BUCKET, Prefix=prefix)
     return [entry["Key"] for entry in [*listed.get("Versions", []), *listed.get("DeleteMarkers", [])]]
 
@@ -37,7 +37,7 @@ def refused(history: Past, session: str) -> str:
     return done.stderr
 
 
-def test_what_was_removed_is_gone(history: Past, store: Store) -> None:
+def test_what_was_removed_is_gone(history: Past, store: Bucket) -> None:
     """Not a byte of it is in the bucket: not in the archive, its versions, or what runs staged; the rest stays."""
     secret, noise = random.Random(1).randbytes(MIB // 2), random.Random(2).randbytes(6 * MIB)
     first = staged(*ROOTS, item("workspace/a", noise), item("workspace/b", secret), item("workspace/c", noise))
@@ -63,7 +63,7 @@ def test_what_was_removed_is_gone(history: Past, store: Store) -> None:
 OUTPUTS = {"BucketName": BUCKET, "StateMachineArn": "arn:aws:states:us-east-1:000000000000:stateMachine:past"}
 
 
-def test_a_deployed_stacks_session_is_purged(history: Past, store: Store) -> None:
+def test_a_deployed_stacks_session_is_purged(history: Past, store: Bucket) -> None:
     """Its bucket is found by the stack's name, with the ordinary AWS credentials."""
     resource = {"Type": "AWS::SSM::Parameter", "Properties": {"Type": "String", "Value": "any"}}
     outputs = {name: {"Value": value} for name, value in OUTPUTS.items()}
@@ -78,7 +78,7 @@ def test_a_deployed_stacks_session_is_purged(history: Past, store: Store) -> Non
     assert versions(store, "session-54.zip") == ["session-54.zip"]
 
 
-def test_a_session_that_was_deleted_leaves_no_version(history: Past, store: Store) -> None:
+def test_a_session_that_was_deleted_leaves_no_version(history: Past, store: Bucket) -> None:
     """Deleting alone keeps its versions for 30 days."""
     commit_of(store, None, staged(*ROOTS), session="session-51")
     store.s3.delete_object(Bucket=BUCKET, Key="session-51.zip")
@@ -86,7 +86,7 @@ def test_a_session_that_was_deleted_leaves_no_version(history: Past, store: Stor
     assert versions(store, "session-51.zip") == []
 
 
-def test_a_session_at_work_is_refused(history: Past, store: Store) -> None:
+def test_a_session_at_work_is_refused(history: Past, store: Bucket) -> None:
     """A purge takes the lease like a run, and gives it back."""
     base = commit_of(store, None, staged(*ROOTS), session="session-52")
     commit_of(store, base, staged(item("workspace/x", b"x")), session="session-52")
@@ -100,9 +100,9 @@ def test_a_session_at_work_is_refused(history: Past, store: Store) -> None:
 
 
 def test_no_such_session(history: Past) -> None:
-    """Said, with exit code 2; so is what is no session's id."""
+    """Said, with exit code 2; so is what is not a session's id."""
     assert "There is no session session-53." in refused(history, "session-53")
-    assert "is no session's id" in refused(history, "runs/")
+    assert "is not a session's id" in refused(history, "runs/")
 
 
 def test_a_purged_session_goes_on(serve: Serve) -> None:

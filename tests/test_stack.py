@@ -20,10 +20,9 @@ from lambdas.settings import AgentSettings, Clocks, CommitSettings, RecordSettin
 from local import deploy
 from stacks.functions import GIVING_BACK
 from stacks.machine import definition
-from stacks.workflow import CDK_JSON
 
 Template = dict[str, Any]
-ROOT = CDK_JSON.parent
+ROOT = Path(__file__).resolve().parent.parent
 STATES = ("RestoreSession", "RunClaude", "PersistSession", "RecordFailure")
 BUCKET, SESSIONS, RUNS, LOCKS, INDEX = "the bucket", "/session-*.zip", "/runs/*", "/locks/*", "/index/*"
 OWN_LOG = ["logs:CreateLogStream", "logs:PutLogEvents"]
@@ -433,7 +432,7 @@ def test_the_zip_holds_the_record_keepers_only(synthesized: Any) -> None:
         ),
         key=lambda files: "lambdas/Dockerfile" in files,
     )
-    assert {"lambdas/__init__.py", "lambdas/restore_session.py", "lambdas/sessions/store.py"} <= zipped
+    assert {"lambdas/__init__.py", "lambdas/restore_session.py", "lambdas/bucket/objects.py"} <= zipped
     assert not [name for name in zipped if not name.endswith(".py") or "agent" in name or "run_claude" in name]
     assert {"lambdas/Dockerfile", "lambdas/requirements.txt", "lambdas/agent/__init__.py"} <= image
     assert all(name.startswith("lambdas/") and "__pycache__" not in name for name in zipped | image)

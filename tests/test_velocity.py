@@ -17,11 +17,11 @@ from lambdas import errors
 from local.api import read_api
 from local.mapping import Input, render
 from stacks.api import MAX_BODY
-from tests import foreign
-from tests.test_gateway import NASTY
+from tests.support import foreign_programs
+from tests.support.texts import NASTY
 
 Json = dict[str, Any]
-DRIVER = Path(__file__).with_name("Velocity.java")
+DRIVER = Path(__file__).parent / "support" / "Velocity.java"
 JARS = [
     Path("/usr/share/java") / f"{name}.jar" for name in ("velocity", "commons-lang", "commons-collections3", "gson")
 ]
@@ -145,10 +145,10 @@ def _source(case: Case) -> Input:
 @pytest.fixture(scope="module")
 def rendered(templates: dict[str, str]) -> dict[str, list[Any]]:
     """What Velocity makes of every case, in both readings of null: the text, and the context as it is then."""
-    foreign.program("default-jdk-headless", "javac")
+    foreign_programs.program("default-jdk-headless", "javac")
     for jar in JARS:
         if not jar.exists():
-            foreign.missing(f"{jar} is missing: install Debian's velocity and libgoogle-gson-java.")
+            foreign_programs.missing(f"{jar} is missing: install Debian's velocity and libgoogle-gson-java.")
     cases = [
         {
             "template": templates[case.template],

@@ -15,9 +15,9 @@ import pytest
 from lambdas.agent.claude import CLI
 from lambdas.contract import WARM_UP
 from lambdas.settings import PROVISIONED, STARTED
-from tests.commands import ROOT
-from tests.loopback import listening
-from tests.test_checkpoint import Bucket, BucketHandler, a_task
+from tests.support.commands import ROOT
+from tests.support.granted import BucketHandler, GrantedBucket, a_task
+from tests.support.http_servers import listening
 
 Json = dict[str, Any]
 
@@ -44,7 +44,9 @@ for line in sys.stdin:
 """RunClaude's process: a line for its start and for each event, with what came of it and how many bytes it has read."""
 
 
-def function(place: Path, *asked: Callable[[Bucket], Json], **variables: str) -> tuple[list[Json], Bucket]:
+def function(
+    place: Path, *asked: Callable[[GrantedBucket], Json], **variables: str
+) -> tuple[list[Json], GrantedBucket]:
     """What comes of these events in a function that was not there before, and what it then has put into the bucket."""
     environment = {
         "PATH": "/usr/bin:/bin",
@@ -59,7 +61,7 @@ def function(place: Path, *asked: Callable[[Bucket], Json], **variables: str) ->
         "SANDBOX": "none",
         **variables,
     }
-    bucket = Bucket(objects={"/request": json.dumps({"body": {"prompt": "Hello"}}).encode()})
+    bucket = GrantedBucket(objects={"/request": json.dumps({"body": {"prompt": "Hello"}}).encode()})
     with listening(BucketHandler, bucket=bucket) as bucket.url:
         events = "".join(json.dumps(each(bucket)) + "\n" for each in asked)
         command = [sys.executable, "-c", FUNCTION]
@@ -68,7 +70,7 @@ def function(place: Path, *asked: Callable[[Bucket], Json], **variables: str) ->
     return [json.loads(line) for line in done.stdout.splitlines()], bucket
 
 
-def late(bucket: Bucket) -> Json:
+def late(bucket: GrantedBucket) -> Json:
     """A task whose time was over when the function had it, twelve seconds after it was given out."""
     now = time.time()
     task = a_task(bucket, str(uuid.uuid4()), str(uuid.uuid4()))

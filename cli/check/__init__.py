@@ -38,6 +38,7 @@ def run(chosen: argparse.Namespace) -> int:
     from cli import backend
     from cli.check import asking
     from cli.endpoint import Unusable, find
+    from lambdas.errors import StorageUnavailable
 
     endpoint = find(chosen.state, None, chosen.stack)
     try:
@@ -54,3 +55,5 @@ def run(chosen: argparse.Namespace) -> int:
             )
     except (BotoCoreError, ClientError) as error:
         raise Unusable(str(error)) from error
+    except StorageUnavailable as failed:
+        raise Unusable(failed.detail) from failed

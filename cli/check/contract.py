@@ -8,7 +8,8 @@ from typing import Any
 
 from cli.check.kit import Kit
 from cli.check.row import Ask, Json, Judge, NotAsked, facts
-from cli.records import Records
+from lambdas.bucket import lease
+from lambdas.bucket.objects import Bucket
 
 WORD = "heron"
 FIRST = f"The word is {WORD}. Answer with that word alone."
@@ -79,10 +80,10 @@ def _busy(kit: Kit) -> Json:
     def sleeping() -> Json:
         return kit.run(SLEEP.format(seconds=8 if kit.stack else 3), key=key, session_id=session)
 
-    records = Records(kit.s3, kit.bucket)
+    bucket = Bucket(kit.s3, kit.bucket)
     with ThreadPoolExecutor(1) as pool:
         running = pool.submit(sleeping)
-        while not running.done() and not records.read(f"locks/{session}.json"):
+        while not running.done() and not lease.holder(bucket, session):
             time.sleep(0.2)
         another = kit.run(AGAIN, session_id=session, model=NO_MODEL)
         return {"another": another, "the same": sleeping(), "the first": running.result()}

@@ -8,7 +8,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from cli.check.kit import Kit
 from cli.check.row import Ask, Json, Judge, NotAsked, facts
-from lambdas.sessions.client import s3_client
+from lambdas.bucket.client import s3_client
 
 WAITED = 10
 """Seconds that a grant's end is waited for; of a later one, one of the kit's own is tried, signed the same way."""

@@ -11,15 +11,15 @@ from typing import Any, TypeVar
 import urllib3
 from urllib3.util import parse_url
 
-from cli import history, sessions
+from cli import history
 from cli.ask import CONNECT, LONGEST
 from cli.backend import Backend
 from cli.check.account import Account
 from cli.check.row import Json, NotAsked
 from cli.endpoint import Endpoint
 from cli.history import Event
-from cli.records import Records
-from lambdas.sessions.store import Store
+from lambdas.bucket import record, versions
+from lambdas.bucket.objects import Bucket
 
 SECONDS = 600
 """In which all has to be asked."""
@@ -179,7 +179,7 @@ class Kit:
 
     def record(self, run_id: str) -> Json:
         """What the bucket has of a run's request. Raises `LookupError` where there is nothing."""
-        found = Records(self.s3, self.bucket).read(f"runs/{run_id}/request.json")
+        found = record.request(Bucket(self.s3, self.bucket), run_id)
         if found is None:
             raise LookupError(f"The bucket has no record of {run_id}.")
         return found
@@ -224,15 +224,15 @@ class Kit:
 
         Raises botocore's errors, and `Unusable` where S3 leaves something.
         """
-        store = Store(self.s3, self.bucket)
+        bucket = Bucket(self.s3, self.bucket)
         for run_id in self._costs:
-            if begun := store.run(run_id):  # of a run that failed, nobody else names the session
+            if begun := record.request(bucket, run_id):  # of a run that failed, nobody else names the session
                 self._sessions.add(begun["session_id"])
-        gone = [version for prefix in self._left() for version in sessions.versions(store, prefix)]
+        gone = [version for prefix in self._left() for version in versions.below(bucket, prefix)]
         hours = {f"index/hours/{hour:%Y-%m-%dT%H}/" for hour in self._hours()}
-        listed = (version for hour in sorted(hours) for version in sessions.versions(store, hour))
+        listed = (version for hour in sorted(hours) for version in versions.below(bucket, hour))
         gone += [version for version in listed if version.key.rpartition("/")[2] in self._costs]
-        sessions.delete(store, gone)
+        versions.delete(bucket, gone)
         return len(gone)
 
     def _left(self) -> Iterator[str]:

@@ -6,7 +6,7 @@ from cli.check.account import STATES
 from cli.check.kit import Kit
 from cli.check.row import Ask, Json, Judge, as_template, facts
 from cli.history import visits
-from cli.plan import envelope
+from cli.prospect import envelope
 from lambdas.settings import Clocks
 
 PATH = ["RestoreSession", "NextStep", "RunClaude", "PersistSession", "Answered"]

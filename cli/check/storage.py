@@ -11,7 +11,8 @@ from botocore.exceptions import ClientError
 from cli import sessions
 from cli.check.kit import Kit
 from cli.check.row import Ask, Json, Judge, as_template
-from lambdas.sessions.store import Store
+from lambdas.bucket import versions
+from lambdas.bucket.objects import Bucket
 
 ABSENT = '"' + "0" * 32 + '"'
 """An ETag that no object has."""
@@ -178,8 +179,8 @@ def _lifecycle(kit: Kit) -> Json:
 
 def _days(rule: Json, objects: int | None) -> list[int | None]:
     """Until objects expire, until replaced versions do, until uploads that were cut off do."""
-    versions = rule.get("NoncurrentVersionExpiration", {}).get("NoncurrentDays")
-    return [objects, versions, rule.get("AbortIncompleteMultipartUpload", {}).get("DaysAfterInitiation")]
+    replaced = rule.get("NoncurrentVersionExpiration", {}).get("NoncurrentDays")
+    return [objects, replaced, rule.get("AbortIncompleteMultipartUpload", {}).get("DaysAfterInitiation")]
 
 
 def _purged(kit: Kit) -> Json:
@@ -187,7 +188,7 @@ def _purged(kit: Kit) -> Json:
     session = kit.answers["first-turn"]["session_id"]
     with redirect_stderr(StringIO()) as said:
         code = sessions.purge(kit.backend, session)
-    left = list(sessions.versions(Store(kit.s3, kit.bucket), f"{session}.zip"))
+    left = list(versions.below(Bucket(kit.s3, kit.bucket), f"{session}.zip"))
     return {"exit": code, "versions": len(left), "said": said.getvalue().splitlines()[0]}
 
 

@@ -139,7 +139,7 @@ class Checkpoints:
             began, saved = time.monotonic(), False
             try:
                 with self._insured():
-                    self._settle()
+                    self._await_transcript()
                     end = time.monotonic() + max(FREEZE_SECONDS, SHARE * (self._deadline - time.time()))
                     self._save(self._frozen(), partial(self._go_on, end), self._go_on)
                     saved = True
@@ -171,7 +171,7 @@ class Checkpoints:
         except (WorkflowError, OSError) as failure:
             print(f"no checkpoint: {type(failure).__name__}: {failure}", file=sys.stderr)
 
-    def _settle(self) -> None:
+    def _await_transcript(self) -> None:
         """Wait until the transcript has caught up."""
         until = time.monotonic() + LAG_SECONDS
         time.sleep(SETTLE_SECONDS)
@@ -215,10 +215,12 @@ class Leashed(FileIO):
     go_on: Callable[[], None]
 
     def write(self, data: "ReadableBuffer", /) -> int:
+        """Some of it, if the run may go on."""
         self.go_on()
         return super().write(data)
 
     def read(self, size: int | None = -1, /) -> bytes:
+        """Some of it, if the run may go on."""
         self.go_on()
         return super().read(size)
 

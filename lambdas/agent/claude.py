@@ -42,9 +42,11 @@ from referencing import Registry
 from lambdas import strict
 from lambdas.agent import frames
 from lambdas.agent.checkpoint import Checkpoints, Saver
-from lambdas.agent.credentials import Proxy
+from lambdas.agent.environment import environment, refuse_credentials
 from lambdas.agent.messages import TOO_DEEP
-from lambdas.agent.sandbox import Processes, Scratch, crowded, environment, refuse_credentials
+from lambdas.agent.processes import Processes
+from lambdas.agent.proxy import Proxy
+from lambdas.agent.scratch import Scratch, crowded
 from lambdas.agent.spending import Spending
 from lambdas.agent.transcript import Transcript, only_uuid
 from lambdas.agent.witness import Witness
@@ -197,7 +199,7 @@ class _Agent:
         self._prompt, self._asked = turn.prompt, str(uuid.uuid4())
         self._root = scratch.root
         self._stderr: deque[str] = deque()
-        self._processes = Processes(scratch.root, scratch.wall)
+        self._processes = Processes(scratch.root, scratch.sandbox)
         options = _options(turn, scratch, proxy, self._keep_stderr)
         transcript = Transcript(scratch, turn.claude_session)
         self.checkpoints = Checkpoints(saver, proxy, self._processes.frozen, transcript.open, deadline)
@@ -452,8 +454,8 @@ class _Run:
     def _error(self, kind: type[WorkflowError], result: Json, retry_after: int | None = None) -> WorkflowError:
         errors = result.get("errors")
         listed = map(str, errors) if isinstance(errors, list) else ()
-        told = (str(result.get("result") or ""), *listed, str(self.agent.failure or ""))
-        detail = "\n".join(part for part in (*told, self.agent.stderr) if part)[-STDERR_BYTES:]
+        causes = (str(result.get("result") or ""), *listed, str(self.agent.failure or ""))
+        detail = "\n".join(part for part in (*causes, self.agent.stderr) if part)[-STDERR_BYTES:]
         return kind(retry_after=retry_after, cost_usd=self.proxy.meter.spent, detail=detail)
 
 

@@ -26,7 +26,7 @@ import sys
 
 TYPE_CHECKING = False  # a type checker takes it for typing's, whose import would cost 6 ms
 if TYPE_CHECKING:
-    from lambdas.agent.wall import Orders
+    from lambdas.agent.sandbox import Orders
 
 
 PR_SET_NO_NEW_PRIVS = 38

@@ -1,4 +1,4 @@
-"""What the agent's shell has in RunClaude's image. README promises it, and the image's build tries it.
+"""What the agent's shell has in RunClaude's image. docs/api.md promises it, and the image's build tries it.
 
     python -m lambdas.agent.programs        in the image, as root (see the Dockerfile)
 
@@ -12,7 +12,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 
-from lambdas.agent.sandbox import PATH
+from lambdas.agent.environment import PATH
 
 PROGRAMS: Mapping[str, tuple[str, ...]] = {
     "bash": ("--version",),
@@ -57,4 +57,4 @@ def broken(programs: Mapping[str, tuple[str, ...]], path: str = PATH) -> Iterato
 
 if __name__ == "__main__":
     if reasons := list(broken(PROGRAMS)):
-        sys.exit("The agent's shell lacks what README promises:\n" + "\n".join(reasons))
+        sys.exit("The agent's shell lacks what docs/api.md promises:\n" + "\n".join(reasons))

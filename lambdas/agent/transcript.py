@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 from lambdas.agent import frames
-from lambdas.agent.sandbox import Scratch
+from lambdas.agent.scratch import Scratch
 
 REFUSED = "The user doesn't want to "
 """How the result begins of a tool that was at work or waited for its turn."""

@@ -1,0 +1,267 @@
+"""What a caller may ask, and who asks: every field with its rules, the request, and the ids of runs."""
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from lambdas import output_schema
+from lambdas.errors import InvalidRequest, RequestTooLarge
+from lambdas.settings import Caps, Clocks
+from lambdas.strict import DEPTH, Json, too_deep
+
+BODY_BYTES = 240 * 1024
+"""Step Functions carries 256 KiB between states; the envelope around the body and its escapes need the rest."""
+
+ARGUMENT_BYTES = 64 * 1024
+"""The CLI takes these texts as arguments, and Linux allows 128 KiB for one (MAX_ARG_STRLEN)."""
+
+VERBS = ("again", "fork", "rebase")
+"""How a run is replayed: on its pinned version, into a new session, or on the newest version."""
+
+SESSION_ID = re.compile(r"session-[A-Za-z0-9-]{1,80}")
+KEY = re.compile(r"[A-Za-z0-9._=+/-]{1,64}")
+"""What a client sends as its key: also the request id that a gateway's 504 gave it, which is base64 text."""
+MODEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@/\[\]-]{0,199}")
+TOOL = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
+"""Bare names only: a rule such as `Bash(git *)` would pre-approve, and could not take the rest of Bash away."""
+NO_TOOLS = ("all", "default", "none")
+"""Words that mean many tools, or none, to Claude Code (`--tools default`) and its like."""
+
+
+def _text(value: object, *, most: int | None = None) -> str | None:
+    if not isinstance(value, str):
+        return "must be a string"
+    try:
+        size = len(value.encode())
+    except UnicodeEncodeError:
+        return "holds half of a surrogate pair, which is not text"
+    if "\0" in value:
+        return "holds a NUL character"
+    return None if most is None or size <= most else f"is longer than {most} bytes"
+
+
+def _prompt(value: object) -> str | None:
+    return _text(value) or (None if str(value).strip() else "must not be empty")
+
+
+def _argument(value: object) -> str | None:
+    return _text(value, most=ARGUMENT_BYTES)
+
+
+def _matching(pattern: re.Pattern[str]) -> Callable[[object], str | None]:
+    return lambda value: (
+        None if isinstance(value, str) and pattern.fullmatch(value) else f"must match ^{pattern.pattern}$"
+    )
+
+
+def _bool(value: object) -> str | None:
+    return None if isinstance(value, bool) else "must be true or false"
+
+
+def _count(value: object) -> str | None:
+    return (
+        None
+        if isinstance(value, int) and not isinstance(value, bool) and value >= 1
+        else "must be a whole number from 1"
+    )
+
+
+def _positive(value: object) -> str | None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
+        return "must be a number above 0"
+    return None
+
+
+def _schema(value: object) -> str | None:
+    if not isinstance(value, dict):
+        return "must be a JSON schema (an object)"
+    try:
+        output_schema.usable(value)
+    except output_schema.Unusable as wrong:
+        return str(wrong)
+    return _argument(json.dumps(value))
+
+
+def _tools(value: object) -> str | None:
+    if not isinstance(value, list) or len(value) > 200:
+        return "must be a list of at most 200 tool names"
+    for tool in value:
+        if not (isinstance(tool, str) and TOOL.fullmatch(tool)) or tool.lower() in NO_TOOLS:
+            return f"must hold bare tool names such as Read; {str(tool)[:80]!r} is not one"
+    return None
+
+
+FIELDS: Mapping[str, Callable[[object], str | None]] = {
+    "prompt": _prompt,
+    "session_id": _matching(SESSION_ID),
+    "fork": _bool,
+    "model": _matching(MODEL),
+    "append_system_prompt": _argument,
+    "max_turns": _count,
+    "max_budget_usd": _positive,
+    "output_schema": _schema,
+    "allowed_tools": _tools,
+    "disallowed_tools": _tools,
+    "timeout_seconds": _positive,
+}
+"""Every field of the body with what is wrong about a value, or None."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """A valid request: who asks (from the gateway's context alone), under which key, what."""
+
+    caller: str
+    key: str
+    requested_at: float
+    """Epoch seconds at which the gateway took the request."""
+    body: Json
+    replay_of: str | None = None
+    """The run whose work this one takes over: a replay by `fork` or `rebase`."""
+    verb: str | None = None
+    """How the run came from that one: `fork` or `rebase`; None for one that came by HTTP."""
+
+    @classmethod
+    def recall(cls, envelope: Json, record: Json) -> "Request":
+        """The request of an earlier run, asked once more by its operator (the API's own envelopes say no `replay`).
+
+        `again` is the run itself, which stays the fork or the rebase that it is. `fork` and `rebase` are runs of their
+        own, whose keys derive from it: to repeat them is to ask for the same run. Raises `InvalidRequest` for another
+        verb.
+        """
+        verb, run = envelope["replay"], record["run_id"]
+        if verb not in VERBS:
+            raise InvalidRequest(f"A run is replayed by {', '.join(VERBS)}; {str(verb)[:80]!r} is not one of them.")
+        requested_at = float(envelope["requested_at"]) / 1000
+        if verb == "again":
+            origin = record.get("replay_of")
+            return cls(record["owner"], record["key"], requested_at, record["body"], origin, recorded_verb(record))
+        return cls(record["owner"], _derived(run, verb), requested_at, record["body"], run, verb)
+
+    @classmethod
+    def parse(cls, envelope: Json, caps: Caps, clocks: Clocks) -> "Request":
+        """Raises `InvalidRequest` (its sentence names the field) or `RequestTooLarge`."""
+        body = envelope.get("body")
+        if envelope.get("oversize"):
+            raise RequestTooLarge
+        if not isinstance(body, dict):
+            raise InvalidRequest("The body must be a JSON object with a prompt, all of it text that UTF-8 can carry.")
+        if deep := next((name for name, value in body.items() if too_deep(value, DEPTH)), None):
+            raise InvalidRequest(f"The field {deep[:80]} is nested more than {DEPTH} levels deep.")
+        if len(json.dumps(body, ensure_ascii=False)) > BODY_BYTES:
+            raise RequestTooLarge
+        _check_fields(body)
+        _check_caps(body, caps, clocks)
+        if _bytes(body) > BODY_BYTES:
+            raise RequestTooLarge
+        return cls(str(envelope["caller"]), _key(envelope), float(envelope["requested_at"]) / 1000, body)
+
+    @property
+    def run_id(self) -> str:
+        """The run that it names."""
+        return run_id(self.caller, self.key)
+
+    @property
+    def body_hash(self) -> str:
+        """Two bodies are the same if their canonical JSON is."""
+        canonical = json.dumps(self.body, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
+    @property
+    def session_id(self) -> str | None:
+        """The session that it goes on with; None for a new one."""
+        return self.body.get("session_id")
+
+    @property
+    def copies(self) -> bool:
+        """Whether the answer goes to a new session that starts as a copy of another."""
+        return bool(self.body.get("fork")) or self.verb == "fork"
+
+
+def run_id(caller: str, key: str) -> str:
+    """The name of a run: the same caller with the same key means the same run, another caller never does."""
+    return "run-" + hashlib.sha256(f"{caller}\n{key}".encode()).hexdigest()[:32]
+
+
+def asked_run(caller: str, key: str, verb: str | None) -> str:
+    """The run that an envelope is about: a replay by `fork` or `rebase` is a run of its own."""
+    run = run_id(caller, key)
+    return run if verb in (None, "again") else run_id(caller, _derived(run, verb))
+
+
+def _derived(run: str, verb: str) -> str:
+    """A key that no caller can send: `KEY` knows no colon."""
+    return f"{run}:{verb}"
+
+
+def recorded_verb(record: Json) -> str | None:
+    """How a run came from the one that it names; records that do not say it yet have it at the end of their key."""
+    said: str | None = record.get("verb")
+    return said or (record["key"].removeprefix(f"{record['replay_of']}.") if record.get("replay_of") else None)
+
+
+def _key(envelope: Json) -> str:
+    """The key as it came: two that differ are two runs, and the gateway's own id, sent back as a key, is the same."""
+    key = str(envelope["key"])
+    if envelope.get("key_given") and not KEY.fullmatch(key):
+        raise InvalidRequest(f"The header Idempotency-Key must match ^{KEY.pattern}$.")
+    return key
+
+
+def _bytes(body: Json) -> int:
+    """Of the body as JSON, which it has to be wherever it goes from here, in whatever field."""
+    try:
+        return len(json.dumps(body, ensure_ascii=False, allow_nan=False).encode())
+    except UnicodeEncodeError:
+        raise InvalidRequest("The body holds half of a surrogate pair, which is not text.") from None
+    except ValueError:
+        raise InvalidRequest(
+            "The body holds a number that JSON does not have: NaN, or one as large as 1e999."
+        ) from None
+
+
+def _check_fields(body: Json) -> None:
+    if "prompt" not in body:
+        raise InvalidRequest("The field prompt is missing.")
+    for name, value in body.items():
+        if name not in FIELDS:
+            raise InvalidRequest(f"The field {name[:80]!r} is unknown. Known: {', '.join(FIELDS)}.")
+        if wrong := FIELDS[name](value):
+            raise InvalidRequest(f"The field {name} {wrong}.")
+    if body.get("fork") and "session_id" not in body:
+        raise InvalidRequest("The field fork needs a session_id to copy from.")
+
+
+def _check_caps(body: Json, caps: Caps, clocks: Clocks) -> None:
+    most = {"max_turns": caps.max_turns, "max_budget_usd": caps.max_budget_usd, "timeout_seconds": clocks.agent}
+    for name, cap in most.items():
+        if name in body and body[name] > cap:
+            raise InvalidRequest(f"The field {name} may be at most {cap:g} in this deployment.")
+    if caps.allowed_tools is not None:
+        for tool in body.get("allowed_tools", []):
+            if tool not in caps.allowed_tools:
+                raise InvalidRequest(f"The field allowed_tools names {tool}, which this deployment does not allow.")
+
+
+@dataclass(frozen=True)
+class Allowance:
+    """What this run may use: the request's wishes within the deployment's caps."""
+
+    max_turns: int
+    max_budget_usd: float
+    """For this run alone, in US dollars."""
+    allowed_tools: list[str] | None
+    disallowed_tools: list[str]
+
+    @classmethod
+    def of(cls, body: Json, caps: Caps, spent_usd: float = 0.0) -> "Allowance":
+        """`spent_usd` is what earlier attempts of the run cost; a cent is left, since the CLI takes no budget of 0."""
+        allowed = body.get("allowed_tools", caps.allowed_tools)
+        return cls(
+            max_turns=body.get("max_turns", caps.max_turns),
+            max_budget_usd=max(0.01, body.get("max_budget_usd", caps.max_budget_usd) - spent_usd),
+            allowed_tools=None if allowed is None else list(allowed),
+            disallowed_tools=list(body.get("disallowed_tools", [])),
+        )

@@ -1,0 +1,1 @@
+"""What tests share: small real servers, programs of their own, and what is made by hand."""

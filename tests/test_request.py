@@ -1,0 +1,151 @@
+"""What comes in at the door, field by field."""
+
+import functools
+from typing import Any
+
+import pytest
+
+from lambdas.errors import InvalidRequest, RequestTooLarge
+from lambdas.request import BODY_BYTES, Allowance, Request, asked_run, run_id
+from lambdas.settings import Caps, Clocks
+
+CAPS = Caps(max_turns=50, max_budget_usd=2.0, allowed_tools=None)
+CLOCKS = Clocks(29)
+DEEP: dict[str, Any] = functools.reduce(lambda within, _: {"a": within}, range(5000), dict[str, Any]())
+"""Nested more deeply than Python goes by recursion."""
+
+
+def parsed(body: object, caps: Caps = CAPS, **envelope: Any) -> Request:
+    sent = {"caller": "default", "key": "k1", "key_given": True, "requested_at": 1_700_000_000_000, "body": body}
+    return Request.parse(sent | envelope, caps, CLOCKS)
+
+
+def test_a_prompt_is_all_that_is_needed() -> None:
+    """The smallest request is valid, and its times are seconds."""
+    request = parsed({"prompt": "Hello"})
+    assert (request.caller, request.key, request.requested_at) == ("default", "k1", 1_700_000_000.0)
+    assert request.session_id is None
+    assert not request.copies
+
+
+WRONG = [
+    ({}, "prompt"),
+    ({"prompt": ""}, "prompt"),
+    ({"prompt": " \n"}, "prompt"),
+    ({"prompt": 7}, "prompt"),
+    ({"prompt": None}, "prompt"),
+    ({"prompt": "half \ud83d"}, "prompt"),
+    ({"prompt": "nul \0"}, "prompt"),
+    ({"prompt": "x", "colour": "red"}, "'colour'"),
+    ({"prompt": "x", "session_id": "../etc"}, "session_id"),
+    ({"prompt": "x", "session_id": "session-a\n"}, "session_id"),
+    ({"prompt": "x", "session_id": "session-" + "a" * 81}, "session_id"),
+    ({"prompt": "x", "fork": "yes"}, "fork"),
+    ({"prompt": "x", "fork": True}, "session_id"),
+    ({"prompt": "x", "model": "--dangerous"}, "model"),
+    ({"prompt": "x", "append_system_prompt": "a" * 70_000}, "append_system_prompt"),
+    ({"prompt": "x", "max_turns": 0}, "max_turns"),
+    ({"prompt": "x", "max_turns": True}, "max_turns"),
+    ({"prompt": "x", "max_turns": 1.5}, "max_turns"),
+    ({"prompt": "x", "max_turns": 51}, "at most 50"),
+    ({"prompt": "x", "max_budget_usd": 0}, "max_budget_usd"),
+    ({"prompt": "x", "max_budget_usd": float("nan")}, "max_budget_usd"),
+    ({"prompt": "x", "max_budget_usd": 2.01}, "at most 2"),
+    ({"prompt": "x", "output_schema": "{}"}, "output_schema"),
+    ({"prompt": DEEP}, "The field prompt is nested"),
+    ({"prompt": "x", "output_schema": {"properties": DEEP}}, "The field output_schema is nested"),
+    ({"prompt": "x", "output_schema": {"type": "objekt"}}, "output_schema needs one or some of array"),
+    ({"prompt": "x", "allowed_tools": "Read"}, "allowed_tools"),
+    ({"prompt": "x", "allowed_tools": ["Bash(git *)"]}, "allowed_tools"),
+    ({"prompt": "x", "disallowed_tools": [1]}, "disallowed_tools"),
+    ({"prompt": "x", "allowed_tools": ["default"]}, "'default' is not one"),
+    ({"prompt": "x", "timeout_seconds": 22}, "at most 21"),
+    ({"prompt": "x", "timeout_seconds": -1}, "timeout_seconds"),
+    ([], "JSON object"),
+    ({"prompt": "x", "output_schema": {"type": "object", "half": "\ud83d"}}, "surrogate"),
+    ({"prompt": "x", "output_schema": {"type": "object", "\udc00": 1}}, "surrogate"),
+    ({"prompt": "x", "output_schema": {"type": "object", "maximum": float("inf")}}, "number"),
+    ({"prompt": "x", "max_budget_usd": float("nan")}, "max_budget_usd"),
+    ("prompt", "JSON object"),
+    (None, "JSON object"),
+]
+
+
+@pytest.mark.parametrize(("body", "named"), WRONG)
+def test_a_wrong_body_is_refused_by_the_name_of_its_field(body: object, named: str) -> None:
+    """Bad input is turned away before anything is spent, with a sentence that says which field is wrong."""
+    with pytest.raises(InvalidRequest) as refused:
+        parsed(body)
+    assert named in refused.value.said
+
+
+@pytest.mark.parametrize("letter", ["a", "é", "🎈"])
+def test_a_body_over_240_kib_of_utf8_is_too_large(letter: str) -> None:
+    """Bytes count, not characters: Step Functions carries 256 KiB of UTF-8."""
+    fits = letter * ((BODY_BYTES - 100) // len(letter.encode()))
+    assert parsed({"prompt": fits}).body["prompt"] == fits
+    with pytest.raises(RequestTooLarge):
+        parsed({"prompt": fits + letter * 100})
+
+
+def test_the_gateway_can_say_that_a_body_was_too_large_to_hand_on() -> None:
+    """It then sends no body at all."""
+    with pytest.raises(RequestTooLarge):
+        parsed(None, oversize=True)
+
+
+@pytest.mark.parametrize("key", ["", "a" * 65, "a b", "ü", 'x","caller":"bob'])
+def test_a_key_that_is_none_is_refused(key: str) -> None:
+    """The header is checked, not repaired: two clients must not meet in one repaired key."""
+    with pytest.raises(InvalidRequest, match="Idempotency-Key"):
+        parsed({"prompt": "x"}, key=key)
+
+
+def test_a_key_is_taken_as_it_is_given() -> None:
+    """Two keys that differ are two runs; and the API's request id, which is the key where the client sends none, is the
+    same run when it is sent back."""
+    keys = ["order/1", "order+1", "order_1", "ORDER/1", "aB/c+d=", "aB-c_d="]
+    runs = {key: parsed({"prompt": "x"}, key=key).run_id for key in keys}
+    assert len(set(runs.values())) == len(keys)
+    assert runs["aB/c+d="] == parsed({"prompt": "x"}, key="aB/c+d=", key_given=False).run_id
+    assert runs == {key: asked_run("default", key, None) for key in keys}
+
+
+def test_no_caller_can_take_the_key_of_a_replay() -> None:
+    """A fork or a rebase is a run of the caller's, under a key that no caller can send."""
+    record = {"run_id": run_id("default", "k1"), "owner": "default", "key": "k1", "body": {"prompt": "x"}}
+    for verb in ("fork", "rebase"):
+        derived = Request.recall({"replay": verb, "requested_at": 0}, record)
+        assert derived.run_id == asked_run("default", "k1", verb)
+        with pytest.raises(InvalidRequest, match="Idempotency-Key"):
+            parsed({"prompt": "x"}, key=derived.key)
+
+
+@pytest.mark.parametrize("more", [{"verb": "fork", "key": "run-1:fork"}, {"key": "run-1.fork"}])
+def test_a_fork_asked_again_stays_a_fork(more: dict[str, str]) -> None:
+    """Its record says so; in one that is older than that, the key does."""
+    record = {"run_id": "run-2", "owner": "default", "replay_of": "run-1", "body": {"prompt": "x"}} | more
+    again = Request.recall({"replay": "again", "requested_at": 0}, record)
+    assert (again.verb, again.replay_of, again.copies) == ("fork", "run-1", True)
+
+
+def test_another_callers_key_is_another_run() -> None:
+    """A key says nothing about anybody else's runs."""
+    assert run_id("alice", "k") == run_id("alice", "k")
+    assert run_id("alice", "k") != run_id("bob", "k")
+
+
+def test_the_order_of_fields_does_not_make_another_body() -> None:
+    """Bodies are compared as canonical JSON."""
+    one = parsed({"prompt": "x", "max_turns": 3})
+    assert one.body_hash == parsed({"max_turns": 3, "prompt": "x"}).body_hash
+    assert one.body_hash != parsed({"prompt": "x", "max_turns": 4}).body_hash
+
+
+def test_the_deployments_tools_can_only_be_narrowed() -> None:
+    """A request takes tools away and cannot add one."""
+    caps = Caps(50, 2.0, ("Read", "Write"))
+    assert Allowance.of({}, caps).allowed_tools == ["Read", "Write"]
+    assert Allowance.of({"allowed_tools": ["Read"]}, caps).allowed_tools == ["Read"]
+    with pytest.raises(InvalidRequest, match="Bash"):
+        parsed({"prompt": "x", "allowed_tools": ["Bash"]}, caps)
