@@ -70,7 +70,8 @@ def open_all() -> None:
     for number, name, use in ((0, "stdin", os.O_WRONLY), (1, "stdout", os.O_RDONLY), (2, "stderr", os.O_WRONLY)):
         if getattr(sys, name) is None:
             found = os.open(os.devnull, use)  # the lowest free number, which is this one
-            setattr(sys, name, open(found, "r" if number == 0 else "w", encoding="utf-8"))  # noqa: PTH123, SIM115
+            # By its number, and open for as long as the process lives.
+            setattr(sys, name, os.fdopen(found, "r" if number == 0 else "w", encoding="utf-8"))
 
 
 def carry_all() -> None:

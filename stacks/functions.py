@@ -70,18 +70,7 @@ class Functions(Construct):
         failure = self._zipped("RecordFailure", "record_failure", self._clocks.record_function, record)
         run = self._image(secret)
 
-        reads = ("s3:GetObject", "s3:GetObjectVersion")
-        _keep_the_record(
-            storage, *(self._roles[state] for state in ("RestoreSession", "PersistSession", "RecordFailure"))
-        )
-        storage.allow(self._roles["RestoreSession"], SESSIONS, *reads)
-        storage.allow(self._roles["PersistSession"], SESSIONS, *reads, "s3:PutObject", "s3:AbortMultipartUpload")
-        storage.allow(self._roles["PersistSession"], "runs/*", "s3:GetObjectVersion")
-        for role in (self._roles["RestoreSession"], self._roles["PersistSession"]):
-            _allow(role, [storage.bucket.bucket_arn], "s3:ListBucketVersions")
-        secret.allow(self._roles["RunClaude"])
-        if deployment.provider == "bedrock":
-            _allow_models(self._roles["RunClaude"], deployment.bedrock_models)
+        self._allow_what_each_needs(storage, secret)
         if deployment.vpc:
             self._into_the_network(run, deployment.vpc)
 
@@ -100,6 +89,21 @@ class Functions(Construct):
                 version=run.current_version,
                 provisioned_concurrent_executions=deployment.warm_runs,
             )
+
+    def _allow_what_each_needs(self, storage: Storage, secret: ModelSecret) -> None:
+        """Exact actions on exact resources, by role."""
+        reads = ("s3:GetObject", "s3:GetObjectVersion")
+        _keep_the_record(
+            storage, *(self._roles[state] for state in ("RestoreSession", "PersistSession", "RecordFailure"))
+        )
+        storage.allow(self._roles["RestoreSession"], SESSIONS, *reads)
+        storage.allow(self._roles["PersistSession"], SESSIONS, *reads, "s3:PutObject", "s3:AbortMultipartUpload")
+        storage.allow(self._roles["PersistSession"], "runs/*", "s3:GetObjectVersion")
+        for role in (self._roles["RestoreSession"], self._roles["PersistSession"]):
+            _allow(role, [storage.bucket.bucket_arn], "s3:ListBucketVersions")
+        secret.allow(self._roles["RunClaude"])
+        if self._deployment.provider == "bedrock":
+            _allow_models(self._roles["RunClaude"], self._deployment.bedrock_models)
 
     def _restore_environment(self, storage: Storage) -> dict[str, str]:
         return {
