@@ -12,8 +12,8 @@ from pathlib import Path
 
 from benchmarks import memory, storage
 from benchmarks.limiter import Limiter
-from local import deploy
-from local.api import Template
+from claude_workflow.local import deploy
+from claude_workflow.local.api import Template
 
 MBIT = 640
 LATENCY = 0.015

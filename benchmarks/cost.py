@@ -16,7 +16,7 @@ from benchmarks.limiter import Exchange
 from benchmarks.report import Section, figure, table
 from benchmarks.sizes import Results
 from benchmarks.workflow import STATES, Turn
-from local.api import Template
+from claude_workflow.local.api import Template
 
 AGENT_SECONDS = 3.7
 """The agent's own time in a turn, which is what the bare SDK takes with a model that answers after 3 s."""

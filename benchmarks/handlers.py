@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 from benchmarks.usage import cpu_seconds, peak
-from local.api import Template
+from claude_workflow.local.api import Template
 
 Json = dict[str, Any]
 

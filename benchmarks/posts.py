@@ -18,10 +18,10 @@ from benchmarks.bench import Bench
 from benchmarks.handlers import Call, Handler
 from benchmarks.report import Check, Section, plot, table
 from benchmarks.workflow import STATES
-from cli.backend import Backend
-from cli.history import told
-from local.model import ScriptedModel
-from local.service import Model, Service
+from claude_workflow.cli.backend import Backend
+from claude_workflow.cli.history import told
+from claude_workflow.local.model import ScriptedModel
+from claude_workflow.local.service import Model, Service
 from tests.support import patched_service
 
 ROUNDS = {0: 7, 3: 3}

@@ -16,8 +16,8 @@ from benchmarks import cli, vault
 from benchmarks.handlers import Call, Handler, Sampler, environment
 from benchmarks.limiter import Exchange, Limiter
 from benchmarks.storage import BUCKET, KEY, REGION
-from local.api import Template
-from local.model import ScriptedModel
+from claude_workflow.local.api import Template
+from claude_workflow.local.model import ScriptedModel
 
 Json = dict[str, Any]
 

@@ -36,8 +36,8 @@ from typing import Any
 
 import urllib3
 
-from cli import backend
-from local.model import ScriptedModel
+from claude_workflow.cli import backend
+from claude_workflow.local.model import ScriptedModel
 from tests.support.commands import Serve, processes
 from tests.support.played_workflow import unlinked
 from tests.support.waiting import eventually
@@ -355,11 +355,11 @@ def _above(pid: int, parents: Mapping[int, int]) -> Iterator[int]:
 
 
 MARKS = {
-    "engine": r"local\.engine",
-    "worker": r"local\.worker",
-    "function": r"local\.runtime",
+    "engine": r"claude_workflow\.local\.engine",
+    "worker": r"claude_workflow\.local\.worker",
+    "function": r"claude_workflow\.local\.runtime",
     "CLI": r"--input-format",
-    "commit": r"local\.runtime lambdas\.persist_session",
+    "commit": r"claude_workflow\.local\.runtime lambdas\.persist_session",
 }
 """What the command line of a process says that it is."""
 

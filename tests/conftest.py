@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from claude_workflow.local.model import ScriptedModel
 from lambdas.agent.scratch import Scratch
-from local.model import ScriptedModel
 from stacks.workflow import synthesize
 from tests.support.commands import Serve
 from tests.support.past_runs import Past, past

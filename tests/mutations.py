@@ -45,7 +45,7 @@ def _walls(file: str, *walls: tuple[Any, ...]) -> list[Wall]:
 
 WALLS = [
     *_walls(
-        "local/guard.py",
+        "claude_workflow/local/guard.py",
         (
             "a header twice",
             "if name in headers:",
@@ -226,7 +226,7 @@ WALLS = [
         ),
     ),
     *_walls(
-        "local/signature.py",
+        "claude_workflow/local/signature.py",
         (
             "the sum",
             "if not hmac.compare_digest(computed, self.signature):",
@@ -298,7 +298,7 @@ WALLS = [
         ),
     ),
     *_walls(
-        "local/seams.py",
+        "claude_workflow/local/seams.py",
         (
             "who asks for a function's events",
             'if not hmac.compare_digest(said.encode("latin-1"), own.encode()):',
@@ -319,7 +319,7 @@ WALLS = [
         ),
     ),
     *_walls(
-        "local/service.py",
+        "claude_workflow/local/service.py",
         ("the seal", "        started.seal()\n", "", "test_service.py::test_the_engine_of_a_service_is_sealed"),
     ),
     *_walls(
@@ -1031,7 +1031,7 @@ WALLS = [
         ),
     ),
     *_walls(
-        "local/mapping.py",
+        "claude_workflow/local/mapping.py",
         (
             "numbers that are none",
             "return json.loads(text, parse_constant=_number, parse_float=_number, parse_int=_whole_number)",
@@ -1040,7 +1040,7 @@ WALLS = [
         ),
     ),
     *_walls(
-        "local/gateway.py",
+        "claude_workflow/local/gateway.py",
         (
             "the key",
             "        if name is None:\n",
@@ -1073,7 +1073,7 @@ WALLS = [
         ),
     ),
     *_walls(
-        "local/http1.py",
+        "claude_workflow/local/http1.py",
         (
             "a header once",
             "if name.lower() in known and name.lower() in ONCE:",
@@ -1200,7 +1200,7 @@ WALLS = [
         ),
     ),
     *_walls(
-        "local/disk.py",
+        "claude_workflow/local/disk.py",
         (
             "a write that is refused",
             "        if data is None:\n            _staged",
@@ -1245,7 +1245,7 @@ WALLS = [
         ),
     ),
     *_walls(
-        "local/mend.py",
+        "claude_workflow/local/mend.py",
         (
             "half a write",
             "    for path in touched:\n        take_back(path)\n",
@@ -1254,7 +1254,7 @@ WALLS = [
         ),
     ),
     *_walls(
-        "cli/printing.py",
+        "claude_workflow/cli/printing.py",
         (
             "what a terminal would obey",
             "MARK if unicodedata.category(char) in OBEYED and",

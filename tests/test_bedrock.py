@@ -21,6 +21,7 @@ from botocore.auth import SigV4Auth
 from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials
 
+from claude_workflow.local.model import Conversation, RecordedRequest, Rule, events
 from lambdas.agent.bedrock import bedrock
 from lambdas.agent.claude import Outcome, Turn, converse
 from lambdas.agent.proxy import Proxy
@@ -28,7 +29,6 @@ from lambdas.agent.scratch import Scratch
 from lambdas.errors import ModelOverloaded, ModelRateLimited, ModelRejected, ModelUnauthorized, WorkflowError
 from lambdas.run_claude import _upstreams
 from lambdas.settings import AgentSettings
-from local.model import Conversation, RecordedRequest, Rule, events
 from tests.support.http_servers import Answering, listening
 from tests.support.kept_checkpoints import Kept
 

@@ -14,6 +14,7 @@ from zipfile import ZipFile
 import pytest
 from botocore.awsrequest import AWSResponse
 
+from claude_workflow.local import engine
 from lambdas.agent.transfer import Transfer
 from lambdas.bucket import lease, listing, record, versions
 from lambdas.bucket.grants import grants
@@ -23,7 +24,6 @@ from lambdas.bucket.record import WHOLE
 from lambdas.contract import Base, Claim, Result
 from lambdas.errors import AgentCrashed, RunInProgress, SessionBusy, SessionDamaged, SessionMoved, WorkflowError
 from lambdas.next_step import Left, Pin, Staging
-from local import engine
 from tests.support.archives import session
 from tests.support.played_workflow import RULES, commit, result_of
 

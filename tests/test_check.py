@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from cli.check import report
-from cli.check.asking import asked
-from cli.check.row import BROKEN, HELD, NOT_ASKED, NotAsked, Outcome, judged
-from cli.check.rows import ROWS
+from claude_workflow.cli.check import report
+from claude_workflow.cli.check.asking import asked
+from claude_workflow.cli.check.row import BROKEN, HELD, NOT_ASKED, NotAsked, Outcome, judged
+from claude_workflow.cli.check.rows import ROWS
 from tests.conftest import Synthesize
 from tests.support.account import Stack, deployed
 from tests.support.commands import ROOT, Serve, command

@@ -25,6 +25,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from claude_workflow.local.model import NOT_PROMPTS, RecordedRequest, ScriptedModel
 from lambdas.agent import frames
 from lambdas.agent.checkpoint import SHARE, Checkpoints
 from lambdas.agent.claude import CONTINUE, Outcome, Turn, converse
@@ -36,7 +37,6 @@ from lambdas.contract import Task
 from lambdas.errors import AgentCrashed, ModelRejected, RunTimedOut, StorageUnavailable, WorkflowError
 from lambdas.run_claude import RunClaude
 from lambdas.settings import AgentSettings
-from local.model import NOT_PROMPTS, RecordedRequest, ScriptedModel
 from tests.support.granted import BucketHandler, GrantedBucket, a_task
 from tests.support.http_servers import listening
 from tests.support.kept_checkpoints import LIMITS, Kept

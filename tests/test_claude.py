@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from claude_workflow.local.model import MARK, ScriptedModel
 from lambdas.agent.claude import OUTLIVING, Outcome, Turn, converse, fits
 from lambdas.agent.frames import blocks
 from lambdas.agent.proxy import Proxy, Secret, anthropic
@@ -33,7 +34,6 @@ from lambdas.errors import (
     WorkflowError,
 )
 from lambdas.output_schema import usable
-from local.model import MARK, ScriptedModel
 from tests.support.kept_checkpoints import Kept
 
 LATE = 60

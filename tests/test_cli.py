@@ -16,10 +16,10 @@ from threading import Event
 
 import pytest
 
-from cli.endpoint import Unusable
-from cli.serve import _checked
-from local.model import MARK
-from local.service import Model
+from claude_workflow.cli.endpoint import Unusable
+from claude_workflow.cli.serve import _checked
+from claude_workflow.local.model import MARK
+from claude_workflow.local.service import Model
 from tests.conftest import Synthesize
 from tests.support.commands import COMMAND, ENVIRONMENT, ROOT, Serve, assert_nothing_runs, at_terminal, command
 from tests.support.http_servers import Answering, listening

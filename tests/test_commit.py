@@ -20,6 +20,7 @@ from botocore.exceptions import ClientError
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from claude_workflow.local import engine
 from lambdas.archive.directory import NOTHING, Directory
 from lambdas.archive.format import RATIO, Ending, Limits, Member, central_record, whiteout
 from lambdas.archive.merge import Merged, Placed
@@ -34,7 +35,6 @@ from lambdas.bucket.parts import Source
 from lambdas.bucket.relocate import GAP, PART, length, relocate
 from lambdas.contract import Base
 from lambdas.errors import AgentCrashed, SessionDamaged, SessionMoved, SessionTooLarge, WorkflowError
-from local import engine
 from tests.support.archives import DIR, FILE, LINK, ROOTS, forged, item, lying, staged
 from tests.support.commits import (
     LIMITS,

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from claude_workflow.local.model import ScriptedModel
+from claude_workflow.local.service import Model, Service
 from lambdas.bucket import record
 from lambdas.contract import Claim
 from lambdas.errors import (
@@ -23,8 +25,6 @@ from lambdas.errors import (
 )
 from lambdas.request import run_id
 from lambdas.strict import Json
-from local.model import ScriptedModel
-from local.service import Model, Service
 from tests.support import patched_service
 from tests.support.client import Client
 from tests.support.played_workflow import CALLER, LEASE_SECONDS, Execution, Fuse, Killed, Workflow, unlinked

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from cli import backend
+from claude_workflow.cli import backend
+from claude_workflow.local.guard import BUCKET
 from lambdas import errors
-from local.guard import BUCKET
 from tests.support.commands import Serve
 from tests.support.foreign_programs import program
 from tests.support.waiting import eventually

@@ -18,11 +18,11 @@ from typing import Any
 import pytest
 from botocore.exceptions import ClientError
 
-from local import deploy, engine
-from local.deploy import Deployed
-from local.engine import Engine, EngineFailed
-from local.guard import BUCKET
-from local.mend import mend
+from claude_workflow.local import deploy, engine
+from claude_workflow.local.deploy import Deployed
+from claude_workflow.local.engine import Engine, EngineFailed
+from claude_workflow.local.guard import BUCKET
+from claude_workflow.local.mend import mend
 from tests.support import ordinary_user
 from tests.support.scripted_workflow import Workflow, function_id, with_stand_ins
 from tests.support.waiting import eventually
@@ -362,7 +362,7 @@ def test_what_cannot_be_read_is_an_error_and_no_miss(state: Path) -> None:
 @pytest.mark.parametrize("change", ["del s3._read_body", "s3._persist_object = lambda bucket, key: None"])
 def test_an_engine_that_keeps_its_files_otherwise_does_not_start(change: str) -> None:
     """A new ministack's S3 has to be looked at first."""
-    program = f"from ministack.services import s3; from local import disk; {change}; disk.install()"
+    program = f"from ministack.services import s3; from claude_workflow.local import disk; {change}; disk.install()"
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
     assert "RuntimeError: ministack's S3 writes to its disk in another way" in done.stderr
 
@@ -370,7 +370,7 @@ def test_an_engine_that_keeps_its_files_otherwise_does_not_start(change: str) ->
 SERVICE = """
 import json, signal, sys, time
 from pathlib import Path
-from local import deploy, engine
+from claude_workflow.local import deploy, engine
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job begins deaf to it
 with engine.running(Path(sys.argv[1])) as running:
     template = json.loads(Path(sys.argv[2]).read_text())
@@ -494,7 +494,7 @@ def is_alive(pid: int) -> bool:
 FLUSHING = """
 import os, sys
 from pathlib import Path
-from local import disk
+from claude_workflow.local import disk
 flushed = []
 sys.setprofile(lambda frame, event, called: flushed.append(1) if event == "c_call" and called is os.fsync else None)
 disk._staged(Path(sys.argv[1], "file"), b"bytes")

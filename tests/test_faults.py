@@ -20,14 +20,14 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
+from claude_workflow.local.model import RecordedRequest, ScriptedModel
+from claude_workflow.local.service import Model, Service
 from lambdas.archive.format import ROOTS
 from lambdas.archive.pack import pack
 from lambdas.archive.unpack import unpack
 from lambdas.bucket.record import WHOLE
 from lambdas.request import run_id
 from lambdas.restore_session import LEASE_MARGIN
-from local.model import RecordedRequest, ScriptedModel
-from local.service import Model, Service
 from tests.support import patched_service
 from tests.support.client import ANY, Client
 from tests.support.fault_matrix import (

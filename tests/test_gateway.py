@@ -15,12 +15,12 @@ from typing import Any
 import pytest
 from airspeed.operators import TemplateExecutionError
 
-from cli.serve import log_line
+from claude_workflow.cli.serve import log_line
+from claude_workflow.local.api import Api, NotUnderstood, read_api
+from claude_workflow.local.gateway import STRANGERS, Response, Served, serving
+from claude_workflow.local.http1 import Malformed, Stream
+from claude_workflow.local.mapping import Input, Text, Util, render
 from lambdas import errors
-from local.api import Api, NotUnderstood, read_api
-from local.gateway import STRANGERS, Response, Served, serving
-from local.http1 import Malformed, Stream
-from local.mapping import Input, Text, Util, render
 from tests.support.http_servers import Answering, listening
 from tests.support.texts import NASTY
 from tests.support.waiting import eventually

@@ -25,11 +25,11 @@ from botocore.exceptions import ClientError
 from h2.connection import H2Connection
 from h2.events import ResponseReceived
 
-from local import deploy, engine
-from local.deploy import CODE_BUCKET, CODE_KEY, Deployed
-from local.engine import ACCOUNT, REGION, Engine
-from local.guard import BUCKET, READY, ROOT_KEY, SEAL, UNVERIFIED_BYTES, Guard
-from local.signature import Signed, Unsigned, claim
+from claude_workflow.local import deploy, engine
+from claude_workflow.local.deploy import CODE_BUCKET, CODE_KEY, Deployed
+from claude_workflow.local.engine import ACCOUNT, REGION, Engine
+from claude_workflow.local.guard import BUCKET, READY, ROOT_KEY, SEAL, UNVERIFIED_BYTES, Guard
+from claude_workflow.local.signature import Signed, Unsigned, claim
 from tests.support.scripted_workflow import Workflow, function_id, with_stand_ins
 
 Json = dict[str, Any]

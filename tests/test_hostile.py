@@ -10,6 +10,7 @@ import base64
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -24,12 +25,12 @@ from typing import Any
 
 import pytest
 
+from claude_workflow.local.model import ScriptedModel
 from lambdas.agent.claude import Outcome, Turn, converse
 from lambdas.agent.launch import ABI_SCOPE, ABI_TCP, ABI_TRUNCATE, landlock_abi
 from lambdas.agent.proxy import Proxy, Secret, anthropic
 from lambdas.agent.scratch import Scratch
 from lambdas.errors import AgentCrashed
-from local.model import ScriptedModel
 from tests.support import ordinary_user
 from tests.support.commands import ROOT
 from tests.support.kept_checkpoints import Kept
@@ -213,7 +214,9 @@ def test_nothing_outlives_the_run(came: Came) -> None:
 
 def test_a_fork_bomb_and_a_huge_file_meet_their_limits(came: Came) -> None:
     """A thousand processes, and no file that is larger than a session may be."""
-    assert "BlockingIOError after 9" in came.report["forked"]
+    forked = re.search(r"BlockingIOError after (\d+)", came.report["forked"])
+    assert forked
+    assert 900 < int(forked[1]) < 1100  # beside those of the same user, some of which may end meanwhile
     assert came.succeeded("disk") == []
     assert "File size limit exceeded" in str(came.report["results"])
 

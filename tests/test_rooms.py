@@ -21,10 +21,10 @@ FORBIDDEN = {
     "lambdas/bucket": ("lambdas.agent", "lambdas.answer", *(f"lambdas.{name}" for name in HANDLERS)),
     "lambdas/agent": ("lambdas.bucket", "lambdas.answer", *(f"lambdas.{name}" for name in HANDLERS)),
     "lambdas/run_claude.py": ("lambdas.bucket",),
-    "lambdas": ("stacks", "local", "cli", "tests", "benchmarks"),
-    "stacks": (*(f"lambdas.{name}" for name in HANDLERS), "local", "cli", "tests", "benchmarks"),
-    "local": (*(f"lambdas.{name}" for name in HANDLERS), "cli", "tests", "benchmarks"),
-    "cli": (*(f"lambdas.{name}" for name in HANDLERS), "tests", "benchmarks"),
+    "lambdas": ("stacks", "claude_workflow", "tests", "benchmarks"),
+    "stacks": (*(f"lambdas.{name}" for name in HANDLERS), "claude_workflow", "tests", "benchmarks"),
+    "claude_workflow/local": (*(f"lambdas.{name}" for name in HANDLERS), "claude_workflow.cli", "tests", "benchmarks"),
+    "claude_workflow/cli": (*(f"lambdas.{name}" for name in HANDLERS), "tests", "benchmarks"),
 } | {
     f"lambdas/{name}.py": tuple(f"lambdas.{other}" for other in (*ORDER[number + 1 :], "archive", "bucket", "agent"))
     for number, name in enumerate(ORDER)

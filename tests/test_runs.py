@@ -14,15 +14,15 @@ from typing import Any
 import pytest
 from botocore.exceptions import ReadTimeoutError
 
-from cli.history import Event, Visit, console_link, logged, visits
-from cli.record import Requests, each, look
-from cli.show import _bar
+from claude_workflow.cli.history import Event, Visit, console_link, logged, visits
+from claude_workflow.cli.record import Requests, each, look
+from claude_workflow.cli.show import _bar
+from claude_workflow.local import histories
+from claude_workflow.local.engine import ACCOUNT, REGION
+from claude_workflow.local.guard import BUCKET
 from lambdas.bucket.listing import UNFINISHED, Entry, since
 from lambdas.bucket.objects import Bucket
 from lambdas.bucket.record import WHOLE
-from local import histories
-from local.engine import ACCOUNT, REGION
-from local.guard import BUCKET
 from tests.support.commands import Serve, at_terminal, command, plain
 from tests.support.past_runs import Past, failure, hour, past, response, run_id
 from tests.support.waiting import eventually

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from claude_workflow.local import sandbox
 from lambdas.agent.environment import environment, refuse_careless, refuse_credentials
 from lambdas.agent.launch import ABI_TRUNCATE, landlock_abi
 from lambdas.agent.sandbox import Sandbox
 from lambdas.agent.scratch import Scratch, swept
 from lambdas.errors import CarelessDeployment
-from local import sandbox
 from tests.support.hostile_world import hand_over
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="Only root can give the agent a user id of its own.")
@@ -53,13 +53,15 @@ def test_a_wall_that_does_not_hold_is_noticed(tmp_path: Path) -> None:
 
 def test_root_without_user_ids_to_give_is_told_so(tmp_path: Path) -> None:
     """Of a user namespace, as `unshare -r` makes one; it is no reason for a traceback."""
-    code = "import sys; from pathlib import Path; from local import sandbox; sandbox.holding(Path(sys.argv[1]))"
+    code = "import pathlib, sys; import claude_workflow.local.sandbox as it; it.holding(pathlib.Path(sys.argv[1]))"
     command = ["unshare", "-r", sys.executable, "-c", code, str(tmp_path)]
     its_own = os.environ | {"TMPDIR": str(tmp_path)}  # in /tmp may be what another user's runs have left
     done = subprocess.run(command, env=its_own, capture_output=True, text=True)
     if "unshare failed" in done.stderr:
         pytest.skip("No user namespace may be made here.")
-    assert done.stderr.splitlines()[-1].startswith("local.engine.EngineFailed: Root of this user namespace"), done
+    assert done.stderr.splitlines()[-1].startswith(
+        "claude_workflow.local.engine.EngineFailed: Root of this user namespace"
+    ), done
 
 
 def test_without_its_program_a_sandbox_does_not_begin(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import pytest
 
-from cli.endpoint import announced
+from claude_workflow.cli.endpoint import announced
 from tests.support.alike import kept, same
 from tests.support.commands import Serve, at_terminal, command
 from tests.support.waiting import eventually

@@ -18,11 +18,11 @@ from typing import Any
 import pytest
 from botocore.exceptions import ClientError
 
+from claude_workflow.local import service
+from claude_workflow.local.model import MARK, ScriptedModel
+from claude_workflow.local.service import Model, Service
 from lambdas.archive.unpack import unpack
 from lambdas.contract import ANSWER_BYTES
-from local import service
-from local.model import MARK, ScriptedModel
-from local.service import Model, Service
 from tests.support.client import ANY, HTTP, Client
 from tests.support.commands import assert_nothing_runs
 from tests.support.opened import Opened

@@ -6,9 +6,9 @@ import re
 
 import pytest
 
+from claude_workflow.local.engine import REGION
+from claude_workflow.local.guard import BUCKET, ROOT_KEY
 from lambdas.bucket.objects import Bucket
-from local.engine import REGION
-from local.guard import BUCKET, ROOT_KEY
 from tests.support.archives import ROOTS, item, staged
 from tests.support.commands import Serve, command
 from tests.support.commits import MIB, archive_of, commit_of, files_of, gone

@@ -14,10 +14,10 @@ from aws_cdk.aws_apigateway import ResponseType
 from syrupy.assertion import SnapshotAssertion
 from syrupy.extensions.json import JSONSnapshotExtension
 
+from claude_workflow.local import deploy
 from lambdas import errors
 from lambdas.contract import WARM_UP
 from lambdas.settings import AgentSettings, Clocks, CommitSettings, RecordSettings, RestoreSettings
-from local import deploy
 from stacks.functions import GIVING_BACK
 from stacks.machine import definition
 

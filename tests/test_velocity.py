@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
+from claude_workflow.local.api import read_api
+from claude_workflow.local.mapping import Input, render
 from lambdas import errors
-from local.api import read_api
-from local.mapping import Input, render
 from stacks.api import MAX_BODY
 from tests.support import foreign_programs
 from tests.support.texts import NASTY

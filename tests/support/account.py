@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cli.backend import Backend
-from cli.check.kit import Kit
-from cli.check.rows import ROWS
-from cli.endpoint import Endpoint
-from local import deploy, engine
-from local.engine import Engine
+from claude_workflow.cli.backend import Backend
+from claude_workflow.cli.check.kit import Kit
+from claude_workflow.cli.check.rows import ROWS
+from claude_workflow.cli.endpoint import Endpoint
+from claude_workflow.local import deploy, engine
+from claude_workflow.local.engine import Engine
 
 Json = dict[str, Any]
 RULES = ("ExpirationInDays", "NoncurrentVersionExpiration", "AbortIncompleteMultipartUpload")

@@ -8,9 +8,9 @@ from typing import Any
 
 import urllib3
 
+from claude_workflow.local.service import Service
 from lambdas.archive.format import Limits
 from lambdas.strict import Json
-from local.service import Service
 
 HTTP = urllib3.PoolManager(maxsize=32, retries=False, timeout=120)
 

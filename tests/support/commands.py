@@ -19,7 +19,7 @@ from typing import Any, Self
 from tests.support.waiting import eventually
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-COMMAND = (sys.executable, "-m", "cli.main")
+COMMAND = (sys.executable, "-m", "claude_workflow.cli.main")
 ENVIRONMENT = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ} | {
     "PYTHONPATH": str(ROOT),
     "PYTHONUTF8": "1",

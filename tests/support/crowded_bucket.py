@@ -15,7 +15,7 @@ from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 from xml.sax.saxutils import escape
 
-from cli.endpoint import Endpoint, announce
+from claude_workflow.cli.endpoint import Endpoint, announce
 from tests.support.http_servers import Answering
 
 BUCKET = "crowd"

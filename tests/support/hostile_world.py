@@ -26,6 +26,8 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from claude_workflow.local import sandbox
+from claude_workflow.local.model import ScriptedModel
 from lambdas.agent.claude import Outcome, Turn, converse
 from lambdas.agent.environment import environment
 from lambdas.agent.processes import seal
@@ -37,8 +39,6 @@ from lambdas.archive.pack import pack
 from lambdas.archive.unpack import unpack
 from lambdas.errors import AgentCrashed, WorkflowError
 from lambdas.settings import ALONE
-from local import sandbox
-from local.model import ScriptedModel
 from tests.support.kept_checkpoints import Kept
 from tests.support.opened import Opened
 

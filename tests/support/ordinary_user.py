@@ -16,8 +16,8 @@ from typing import Any
 import claude_agent_sdk
 import pytest
 
-from local import engine
-from local.engine import Engine
+from claude_workflow.local import engine
+from claude_workflow.local.engine import Engine
 
 USER = 54321
 """Nobody's id."""

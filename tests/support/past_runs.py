@@ -10,15 +10,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from cli.endpoint import Endpoint, announce
+from claude_workflow.cli.endpoint import Endpoint, announce
+from claude_workflow.local import engine
+from claude_workflow.local.engine import Engine
+from claude_workflow.local.guard import BUCKET
 from lambdas import request as requests
 from lambdas.bucket import record, versions
 from lambdas.bucket.objects import Bucket
 from lambdas.contract import Base
 from lambdas.next_step import Pin
-from local import engine
-from local.engine import Engine
-from local.guard import BUCKET
 
 Json = dict[str, Any]
 

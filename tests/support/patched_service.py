@@ -5,9 +5,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from claude_workflow.local import api, deploy, engine, gateway, sandbox
+from claude_workflow.local.service import Model, Service
 from lambdas.strict import Json
-from local import api, deploy, engine, gateway, sandbox
-from local.service import Model, Service
 
 KEY = "k" * 24
 

@@ -18,6 +18,7 @@ from zipfile import ZipFile
 
 from botocore.exceptions import ClientError
 
+from claude_workflow.local import engine
 from lambdas.agent.transfer import Transfer
 from lambdas.archive.directory import NOTHING, Directory
 from lambdas.archive.format import RATIO, Ending, Limits, end_record
@@ -35,7 +36,6 @@ from lambdas.request import asked_run
 from lambdas.restore_session import LEASE_MARGIN, RestoreSession
 from lambdas.settings import Caps, Clocks, RestoreSettings
 from lambdas.strict import Json
-from local import engine
 from tests.support.archives import session
 from tests.support.opened import Opened
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from claude_workflow.local.deploy import Deployed
+from claude_workflow.local.engine import Engine
 from lambdas.strict import Json
-from local.deploy import Deployed
-from local.engine import Engine
 from tests.support.ways import envelope
 
 

@@ -1,0 +1,1 @@
+"""The command `claude-workflow`, one file for each of its commands."""

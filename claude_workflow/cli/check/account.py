@@ -1,0 +1,79 @@
+"""What CloudFormation, and those it asks, say of a deployed stack."""
+
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from typing import Any
+
+from claude_workflow.cli.check.row import Json, NotAsked
+
+STATES = ("RestoreSession", "RunClaude", "PersistSession", "RecordFailure")
+
+
+class Account:
+    """The stack as it was deployed: its template, and what each resource is called."""
+
+    def __init__(self, client: Callable[[str], Any], stack: str) -> None:
+        self.client = client
+        self.stack = stack
+
+    @cached_property
+    def _resources(self) -> Mapping[str, Json]:
+        body = self.client("cloudformation").get_template(StackName=self.stack)["TemplateBody"]
+        resources: Mapping[str, Json] = body["Resources"]
+        return resources
+
+    @cached_property
+    def _ids(self) -> Mapping[str, str]:
+        pages = self.client("cloudformation").get_paginator("list_stack_resources").paginate(StackName=self.stack)
+        listed = [one for page in pages for one in page["StackResourceSummaries"]]
+        return {one["LogicalResourceId"]: one["PhysicalResourceId"] for one in listed}
+
+    def all(self, kind: str, part: str = "") -> dict[str, Json]:
+        """The properties in the template of each resource of a kind whose logical id has `part` in it, by that id."""
+        kinds = self._resources.items()
+        return {
+            name: one.get("Properties", {}) for name, one in kinds if one["Type"] == f"AWS::{kind}" and part in name
+        }
+
+    def properties(self, kind: str, part: str = "") -> Json:
+        """Those of the only one. Raises `NotAsked` where the stack has none, or several."""
+        return self._only(kind, part)[1]
+
+    def id(self, kind: str, part: str = "") -> str:
+        """What the only one is called in the account. Raises `NotAsked`."""
+        return self._ids[self._only(kind, part)[0]]
+
+    def _only(self, kind: str, part: str) -> tuple[str, Json]:
+        found = self.all(kind, part)
+        if len(found) != 1:
+            raise NotAsked(f"The stack has {len(found)} resources {kind} {part}: it is another version's.")
+        return next(iter(found.items()))
+
+    def called(self, name: str) -> str:
+        """The physical id of a resource, by its logical one."""
+        return self._ids[name]
+
+    def group(self, part: str) -> str:
+        """The name of a log group, by a part of its logical id."""
+        return self.id("Logs::LogGroup", f"{part}Log")
+
+    def function(self, state: str) -> Json:
+        """The configuration of a state's function."""
+        found: Json = self.client("lambda").get_function_configuration(FunctionName=self.id("Lambda::Function", state))
+        return found
+
+    def environment(self, state: str) -> Mapping[str, str]:
+        """The variables of a state's function: settings and names, no secret."""
+        variables: Mapping[str, str] = self.function(state)["Environment"]["Variables"]
+        return variables
+
+    def integration(self) -> Json:
+        """What stands behind POST, as API Gateway keeps it."""
+        found: Json = self.client("apigateway").get_integration(**self.post)
+        return found
+
+    @property
+    def post(self) -> dict[str, str]:
+        """The POST method as API Gateway's calls name it."""
+        resource = self.id("ApiGateway::Resource")
+        return {"restApiId": self.id("ApiGateway::RestApi"), "resourceId": resource, "httpMethod": "POST"}

@@ -1,0 +1,175 @@
+"""`claude-workflow`: the service on this machine, and questions to it or to a deployed one."""
+
+import argparse
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from typing import TextIO
+
+from claude_workflow import __version__
+from claude_workflow.cli import check, operating
+from claude_workflow.cli.endpoint import KEY_VARIABLE, Unusable, default_state, find
+from claude_workflow.cli.printing import carry_all, open_all, whole
+
+PIPE_CLOSED = 141
+"""What a shell says of a program that a closed pipe has ended."""
+
+DESCRIPTION = "Claude Code as an HTTP API: the workflow on this machine, and questions to it or to a deployed stack."
+
+
+def parser() -> argparse.ArgumentParser:
+    """Every command with its options, for `--help` and for the documentation's tests."""
+    top = argparse.ArgumentParser(prog="claude-workflow", description=DESCRIPTION)
+    top.add_argument("--version", action="version", version=f"claude-workflow {__version__}")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    serve = commands.add_parser("serve", help="run the service on this machine until Ctrl-C", description=SERVE)
+    serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
+    serve.add_argument("--port", type=int, default=8000, help="port to listen on (default: %(default)s)")
+    serve.add_argument("--unsandboxed", action="store_true", help="let what the model runs do whatever you can")
+    serve.add_argument("--quiet", action="store_true", help="print no line for each request")
+    operating.add_state(serve)
+    serve.set_defaults(run=_serve)
+
+    ask = commands.add_parser("ask", help="ask a question and print the answer", description=ASK)
+    ask.add_argument("prompt", help="what to ask; - reads it from standard input")
+    ask.add_argument("--session", metavar="ID", help="go on with this session")
+    ask.add_argument("--key", metavar="KEY", help="the Idempotency-Key of an earlier ask whose answer is still wanted")
+    ask.add_argument("--json", action="store_true", help="print the whole answer as JSON")
+    where = ask.add_mutually_exclusive_group()
+    where.add_argument("--stack", metavar="NAME", help="ask this deployed stack, with your AWS credentials")
+    where.add_argument("--url", help=f"ask the service at this URL, with the key in {KEY_VARIABLE}")
+    operating.add_state(ask)
+    ask.set_defaults(run=_ask)
+
+    operating.add_commands(commands)
+
+    checked = commands.add_parser("check", help="ask a stack what only a stack can show", description=check.CHECK)
+    checked.add_argument("--stack", metavar="NAME", help="this deployed stack, with your AWS credentials")
+    check.add_options(checked)
+    operating.add_state(checked)
+    checked.set_defaults(run=check.run)
+
+    demo = commands.add_parser(
+        "demo", help="two questions of one session, with a service if none runs", description=DEMO
+    )
+    operating.add_state(demo)
+    demo.set_defaults(run=_demo)
+    return top
+
+
+SERVE = """Runs the whole workflow on this machine: the template that goes to AWS on a local engine, without AWS or
+Docker. With ANTHROPIC_API_KEY (and ANTHROPIC_BASE_URL, if set) that model answers, otherwise a scripted stand-in."""
+
+ASK = """Posts the prompt and waits for the answer, which goes to standard output; all else goes to standard error.
+Exits with 0 for an answer, with 1 for a failure, with 2 where there is no service to ask, and with 3 for a run that
+ended without a final text."""
+
+DEMO = """Asks two questions of one session, the second about what the first did. Starts the service for that, and ends
+it, if none runs."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command's exit code: 0 done, 1 a failure that was answered, 2 something the user has to do first."""
+    open_all()
+    carry_all()
+    try:
+        code = _chosen(arguments)
+        sys.stdout.flush()
+    except Unusable as unusable:
+        code = _say(str(unusable))
+    except BrokenPipeError:  # as of `| head`, which has what it wants
+        code = PIPE_CLOSED
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        code = _say(f"The system refuses: {where}{error.strerror or error}.")
+    except ImportError as error:
+        code = _say(f"This installation is not whole ({error}). Install it anew: make clean run")
+    except KeyboardInterrupt:
+        code = 130
+    for stream in (sys.stdout, sys.stderr):
+        _flush(stream)
+    return code
+
+
+def _say(sentence: str) -> int:
+    """2, whether or not anybody can read the sentence."""
+    with suppress(OSError):
+        print(f"claude-workflow: {whole(sentence, sys.stderr)}", file=sys.stderr)
+    return 2
+
+
+def _flush(stream: TextIO) -> None:
+    """Forgets what a stream does not take; else the interpreter tries once more at its end, and fails aloud."""
+    try:
+        stream.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _chosen(arguments: Sequence[str] | None) -> int:
+    """Parses and runs. Raises `Unusable` for arguments that no command could use."""
+    try:
+        chosen = parser().parse_args(arguments)
+    except SystemExit as ended:  # after --help, or a mistake that is told by now
+        return int(ended.code or 0)
+    for text in _texts(chosen):
+        if not _is_text(text):
+            raise Unusable(f"{text} is not UTF-8 text.")
+    if chosen.state is None and not (getattr(chosen, "url", None) or getattr(chosen, "stack", None)):
+        chosen.state = default_state()
+    code: int = chosen.run(chosen)
+    return code
+
+
+def _texts(chosen: argparse.Namespace) -> Iterator[str]:
+    """What was given that is no path."""
+    for value in vars(chosen).values():
+        yield from (one for one in (value if isinstance(value, list) else [value]) if isinstance(one, str))
+
+
+def _is_text(given: str) -> bool:
+    try:
+        given.encode()
+    except UnicodeError:
+        return False
+    return True
+
+
+# Each command imports what it needs when it runs: asking should not wait for the engine's libraries.
+
+
+def _serve(chosen: argparse.Namespace) -> int:
+    from claude_workflow.cli import serve
+
+    return serve.run(chosen.state, chosen.host, chosen.port, chosen.unsandboxed, chosen.quiet)
+
+
+def _ask(chosen: argparse.Namespace) -> int:
+    from claude_workflow.cli import ask
+
+    prompt = _prompt(chosen.prompt)
+    return ask.run(find(chosen.state, chosen.url, chosen.stack), prompt, chosen.session, chosen.key, chosen.json)
+
+
+def _demo(chosen: argparse.Namespace) -> int:
+    from claude_workflow.cli import demo
+
+    return demo.run(chosen.state)
+
+
+def _prompt(given: str) -> str:
+    """The prompt, from standard input for -. Raises `Unusable` for bytes that are no text."""
+    if given != "-":
+        return given
+    try:
+        prompt = sys.stdin.read()
+        prompt.encode()
+    except UnicodeError:
+        raise Unusable("The prompt is not UTF-8 text.") from None
+    return prompt
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,173 @@
+"""The commands of whoever operates a workflow: `runs`, `show`, `replay`, `sessions`, with their options."""
+
+import argparse
+import re
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from claude_workflow.cli.endpoint import Unusable, default_state
+from claude_workflow.cli.printing import harmless
+
+if TYPE_CHECKING:
+    from claude_workflow.cli.backend import Backend
+
+RUNS = """Lists runs by the index: when, whose, how it ended, what it cost, and the sums of that. A run is lost where
+neither answer nor failure was written and nobody is at work on it any more."""
+
+SHOW = """Shows a run: how it ended and why, what a replay would do, what is staged, and the states it went through with
+their times. Presigned URLs are shown without their signatures."""
+
+REPLAY = """Runs failed runs again, under their own ids and on the session's version they were pinned to. What is stored
+is not paid for again. Exits with 0 if all of them succeeded (with --dry-run: can be replayed), else with 1."""
+
+SESSIONS = """purge: makes what was removed from a session, or changed in it, be gone for good. Writes its archive anew
+without it, and deletes its older versions and what its runs staged. Waits for no run: a session at work is refused."""
+
+RUN_ID, SESSION_ID = re.compile(r"run-[A-Za-z0-9-]{1,80}"), re.compile(r"session-[A-Za-z0-9-]{1,80}")
+"""The contract's, which takes longer to import."""
+
+_UNITS = {"m": 60.0, "h": 3600.0, "d": 86_400.0}
+_LONGEST = 365 * _UNITS["d"]
+
+
+def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Adds the four to the parser's."""
+    runs = commands.add_parser("runs", help="list runs, with what they cost", description=RUNS)
+    ended = runs.add_mutually_exclusive_group()
+    ended.add_argument("--failed", action="store_true", help="only those that failed or were lost")
+    ended.add_argument(
+        "--cut-short",
+        action="store_true",
+        help="only completed ones that stopped at a limit, or whose model's provider failed meanwhile",
+    )
+    _add_since(runs, "24h; of a session all")
+    runs.add_argument("--session", type=session_id, metavar="ID", help="only those of this session")
+    runs.add_argument("--json", action="store_true", help="print a line of JSON a run")
+
+    show = commands.add_parser("show", help="show a run, state by state", description=SHOW)
+    show.add_argument("run_id", type=run_id, metavar="RUN_ID")
+    much = show.add_mutually_exclusive_group()
+    much.add_argument("--verbose", action="store_true", help="with what each state got and gave")
+    much.add_argument("--json", action="store_true", help="print all of it as JSON")
+
+    replay = commands.add_parser("replay", help="run failed runs again", description=REPLAY)
+    which = replay.add_mutually_exclusive_group(required=True)
+    which.add_argument("run_ids", type=run_id, nargs="*", metavar="RUN_ID", default=[], help="the runs to replay")
+    which.add_argument("--failed", action="store_true", help="all that failed or were lost")
+    _add_since(replay, "24h")
+    replay.add_argument("--dry-run", action="store_true", help="only say what would be done")
+    verb = replay.add_mutually_exclusive_group()
+    verb.add_argument("--fork", action="store_true", help="as a new session, on the version they were pinned to")
+    verb.add_argument("--rebase", action="store_true", help="as new runs, on the session's newest version; this pays")
+
+    sessions = commands.add_parser("sessions", help="purge a session of what was removed", description=SESSIONS)
+    sessions.add_argument("what", choices=["purge"], help="what to do")
+    sessions.add_argument("session_id", type=session_id, metavar="ID", help="the session")
+
+    for command, act in ((runs, _runs), (show, _show), (replay, _replay), (sessions, _purge)):
+        command.set_defaults(run=run, act=act)
+        command.add_argument("--stack", metavar="NAME", help="of this deployed stack, with your AWS credentials")
+        add_state(command)
+
+
+def add_state(command: argparse.ArgumentParser) -> None:
+    """The option that every command has which concerns the service of this machine."""
+    command.add_argument(
+        "--state",
+        type=directory,
+        default=_usual(),
+        metavar="DIR",
+        help="where sessions are kept (default: %(default)s)",
+    )
+
+
+def directory(text: str) -> Path:
+    """A path from wherever the command stands; an empty one is a variable that is not set, and no place."""
+    if not text:
+        raise argparse.ArgumentTypeError("it is empty")
+    return Path(text).absolute()
+
+
+def _usual() -> Path | None:
+    """None where there is no home directory: then it has to be said, if it is needed."""
+    try:
+        return default_state().absolute()
+    except Unusable:
+        return None
+
+
+def run_id(text: str) -> str:
+    """What can be a run's id, and no other key of the bucket."""
+    if not RUN_ID.fullmatch(text):
+        raise argparse.ArgumentTypeError(f"{harmless(text)} is not a run's id")
+    return text
+
+
+def session_id(text: str) -> str:
+    """What can be a session's id."""
+    if not SESSION_ID.fullmatch(text):
+        raise argparse.ArgumentTypeError(f"{harmless(text)} is not a session's id")
+    return text
+
+
+def _add_since(command: argparse.ArgumentParser, default: str) -> None:
+    command.add_argument("--since", type=span, metavar="SPAN", help=f"30m, 2h or 7d ago until now (default: {default})")
+
+
+def span(text: str) -> float:
+    """Seconds in `30m`, `2h` or `7d`."""
+    match = re.fullmatch(r"([0-9]{1,6})([mhd])", text)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a span of time: say 30m, 2h or 7d")
+    seconds = int(match[1]) * _UNITS[match[2]]
+    if seconds > _LONGEST:
+        raise argparse.ArgumentTypeError(f"{text!r} is too long: 365d at the most")
+    return seconds
+
+
+def run(chosen: argparse.Namespace) -> int:
+    """The command's exit code. Raises `Unusable` where AWS, or the engine, refuses to be asked."""
+    from botocore.exceptions import BotoCoreError, ClientError  # a third of a second that other commands do not need
+
+    from claude_workflow.cli import backend
+    from lambdas.errors import StorageUnavailable
+
+    starts = chosen.act is _replay and not chosen.dry_run
+    try:
+        with backend.found(chosen.state, chosen.stack, starts=starts) as found:
+            code: int = chosen.act(found, chosen)
+            return code
+    except (BotoCoreError, ClientError, TimeoutError) as error:
+        raise Unusable(str(error)) from error
+    except StorageUnavailable as failed:
+        raise Unusable(failed.detail) from failed
+
+
+def _runs(found: "Backend", chosen: argparse.Namespace) -> int:
+    from claude_workflow.cli import runs
+
+    now = time.time()
+    default = now if chosen.session else runs.DAY  # of a session, all
+    begin = now - (default if chosen.since is None else chosen.since)
+    wanted = runs.Wanted(begin, chosen.session, chosen.failed, chosen.cut_short)
+    return runs.run(found, wanted, now, chosen.json)
+
+
+def _show(found: "Backend", chosen: argparse.Namespace) -> int:
+    from claude_workflow.cli import show
+
+    return show.run(found, chosen.run_id, chosen.json, chosen.verbose)
+
+
+def _replay(found: "Backend", chosen: argparse.Namespace) -> int:
+    from claude_workflow.cli import replay
+
+    verb = "fork" if chosen.fork else "rebase" if chosen.rebase else "again"
+    return replay.run(found, chosen.run_ids, chosen.since, verb, chosen.dry_run)
+
+
+def _purge(found: "Backend", chosen: argparse.Namespace) -> int:
+    from claude_workflow.cli import sessions
+
+    return sessions.purge(found, chosen.session_id)

@@ -1,0 +1,176 @@
+"""`claude-workflow show`: what happened in one run and why, what a replay would do, and what its states took."""
+
+import json
+import sys
+import time
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from claude_workflow.cli import tables
+from claude_workflow.cli.backend import Backend
+from claude_workflow.cli.endings import cut_short, dollars, provider_failed
+from claude_workflow.cli.endpoint import Unusable, typed
+from claude_workflow.cli.history import Story, Visit, clock, told, unsigned
+from claude_workflow.cli.printing import document, line, to_stderr, whole
+from claude_workflow.cli.prospect import REFUSED, SENTENCES, Prospect, prospect
+from claude_workflow.cli.record import Requests, Run, look
+from claude_workflow.cli.runs import PROMPT_CHARS, STYLES, Row
+from lambdas.bucket.listing import Entry
+from lambdas.bucket.objects import Bucket
+
+SHOWN_CHARS = 3000
+"""Of one input or output; `--json` has all of it."""
+BEFORE_BAR = 52
+"""Columns of a state's line before its bar."""
+BAR = 100
+"""Columns of a bar at the most."""
+
+ENDED = {
+    "running": "An execution is at work on it.",
+    "lost": "Neither an answer nor a failure was written, and nobody is at work on it any more.",
+}
+
+
+def run(backend: Backend, run_id: str, as_json: bool, verbose: bool) -> int:
+    """Prints to stdout. Raises `Unusable` where there is no such run."""
+    bucket = Bucket(backend.client("s3"), backend.bucket)
+    requests = Requests(bucket.s3)
+    found = look(bucket, Entry(run_id), time.time())
+    if found is None:
+        raise Unusable(f"There is no run {run_id}.")
+    begin = found.request["requested_at"]
+    stories = [told(backend, execution, begin) for execution in executions(found)]
+    planned = prospect(bucket, found)
+    if as_json:
+        print(document(_whole(found, stories, planned), sys.stdout))
+    else:
+        _Screen(tables.console(), verbose).show(found, stories, planned, backend.options)
+    sys.stdout.flush()
+    to_stderr().print(requests.sentence(), style="dim", soft_wrap=True)
+    return 0
+
+
+def executions(found: Run) -> list[str]:
+    """Those that the record names: the first, and the one that failed last."""
+    named = [record.get("execution") for record in (found.request, found.failure or {}, found.answer or {})]
+    return list(dict.fromkeys(name for name in named if name))
+
+
+def _whole(found: Run, stories: list[Story], planned: Prospect) -> dict[str, Any]:
+    return asdict(Row.of(found)) | {
+        "request": found.request,
+        "answer": found.answer,
+        "failure": unsigned(found.failure),
+        "executions": [asdict(story) for story in stories],
+        "staged": planned.staged,
+        "replay": planned.does,
+    }
+
+
+class _Screen:
+    """A run, for people. Sentences are broken between words at a terminal; what is to be pasted is not."""
+
+    def __init__(self, out: Console, verbose: bool) -> None:
+        self._out = out
+        self._verbose = verbose
+
+    def show(self, found: Run, stories: list[Story], planned: Prospect, options: tuple[str, ...]) -> None:
+        row = Row.of(found)
+        self._say(
+            Text.assemble((row.run_id, "bold"), "  ", (row.told, STYLES[row.outcome]), f"  {dollars(row.cost_usd)}")
+        )
+        self._say(f"{line(row.owner, 100)} in {line(row.session_id, 100)}")
+        asked = f"{datetime.fromtimestamp(row.requested_at, UTC):%Y-%m-%d %H:%M:%S} UTC"
+        self._say(f"asked {asked}{f', a replay of {row.replay_of}' if row.replay_of else ''}")
+        self._say(f"> {line(row.prompt, PROMPT_CHARS)}")
+        self._say("")
+        self._what_happened(found)
+        if found.answer is None:
+            self._say(f"A replay would {SENTENCES[planned.does]}.")
+            if planned.does not in REFUSED:
+                self._out.print(f"  {typed('replay', row.run_id, *options)}", soft_wrap=True)
+        for attempt, objects in planned.staged.items():
+            self._say(f"Staged in {attempt}: {', '.join(f'{name} ({size:,} bytes)' for name, size in objects.items())}")
+        for story in stories:
+            self._story(story)
+        if found.answer and found.answer.get("result"):
+            self._say("\nAnswer", "bold")
+            self._out.print(whole(str(found.answer["result"]), sys.stdout), soft_wrap=True)
+        if not self._verbose:
+            more = typed("show", row.run_id, "--verbose", *options)
+            self._say("\nWhat each state got and gave:", "dim")
+            self._out.print(f"  {more}", style="dim", soft_wrap=True)
+
+    def _what_happened(self, found: Run) -> None:
+        answer, failure = found.answer, found.failure
+        if answer and (stopped := cut_short(answer | {"model_failure": None})):
+            self._say(
+                f"Answered, though it stopped at {line(stopped, 40)}; what was done until then is saved.", "yellow"
+            )
+        elif answer:
+            self._say("Answered.")
+        if answer and (sentence := provider_failed(answer)):
+            self._say(sentence, "yellow")
+        if not answer and found.outcome in ENDED:
+            self._say(ENDED[found.outcome], STYLES[found.outcome])
+        if failure and not answer:
+            before = "Before: " if found.outcome == "running" else ""
+            state, said = line(str(failure.get("state")), 40), whole(failure["error"], sys.stdout)
+            self._say(f"{before}{line(failure['code'], 40)} in {state}: {said}", "bold red")
+            if detail := str(failure.get("detail") or "").strip():
+                self._say(whole(unsigned(detail), sys.stdout))
+
+    def _story(self, story: Story) -> None:
+        self._say("")
+        if not story.visits:
+            self._say(f"Execution {_name(story)}", "bold")
+            self._say(f"  {story.damage or 'Its history is gone, or not there yet.'}", "dim")
+        else:
+            begin, end = story.visits[0].entered, max(visit.left or visit.entered for visit in story.visits)
+            self._say(Text.assemble((f"Execution {_name(story)}", "bold"), f"  {clock(begin)} UTC"))
+            for visit in story.visits:
+                self._visit(visit, begin, end)
+        if self._verbose:
+            self._out.print(f"  {story.execution}", style="dim", soft_wrap=True)
+        if story.link:
+            self._out.print(f"  {story.link}", soft_wrap=True)
+
+    def _visit(self, visit: Visit, begin: float, end: float) -> None:
+        took = f"{visit.left - visit.entered:8.3f} s" if visit.left is not None else f"{'…':>8}  "
+        bar = _bar(visit, begin, end, min(BAR, self._out.width - BEFORE_BAR))
+        told = f"  {line(visit.name, 20):<16} at {visit.entered - begin:8.3f} s  took {took}  "
+        self._say(Text.assemble(told.ljust(BEFORE_BAR), (bar, "red" if visit.errors else "green")))
+        for error in visit.errors:
+            self._say(f"    failed with {line(str(error['error']), 200)}", "red")
+            if self._verbose:
+                self._data("cause ", error["cause"])
+        if self._verbose:
+            self._data("input ", visit.input)
+            if visit.output is not None:
+                self._data("output", visit.output)
+
+    def _data(self, what: str, data: Any) -> None:
+        text = whole(data if isinstance(data, str) else json.dumps(data, ensure_ascii=False), sys.stdout)
+        if len(text) > SHOWN_CHARS:
+            text = f"{text[:SHOWN_CHARS]} … ({len(text):,} characters: --json has all)"
+        self._out.print(f"    {what} {text}", style="dim", soft_wrap=True)
+
+    def _say(self, text: str | Text, style: str = "") -> None:
+        self._out.print(text, style=style, soft_wrap=not self._out.is_terminal)
+
+
+def _name(story: Story) -> str:
+    """Of `arn:…:express:MACHINE:NAME:ID`, what names it to people."""
+    return ([*story.execution.split(":")[7:], story.execution])[0]
+
+
+def _bar(visit: Visit, begin: float, end: float, columns: int) -> str:
+    """The state's time in that of its execution, to scale; one column at the least."""
+    scale = (columns - 1) / max(end - begin, 0.001)
+    before = round((visit.entered - begin) * scale)
+    until = round(((visit.left or end) - begin) * scale)
+    return " " * before + "=" * max(1, until - before)

@@ -1,0 +1,598 @@
+"""The front gateway: API Gateway's part on one machine, driven by the synthesized template (`local.api`).
+
+A thread a connection, since every request waits for its run. What the engine leaves out of Step Functions is done here:
+the 256 KiB of an execution's input and output, and the state machine's own timeout.
+
+Left out: authorizers other than the API key, the daily quota, the stage's name in the path.
+"""
+
+import base64
+import http.client
+import json
+import re
+import secrets
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor
+from concurrent.futures import wait as wait_for
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from email.utils import formatdate
+from functools import partial
+from socketserver import BaseRequestHandler, ThreadingTCPServer
+from typing import Any
+from urllib.parse import parse_qsl
+
+import jsonschema
+from botocore.auth import SigV4Auth
+from botocore.awsrequest import AWSRequest
+from botocore.credentials import Credentials
+
+from claude_workflow.local.api import Answer, Api, Integration, Method
+from claude_workflow.local.engine import ACCOUNT, REGION, open_files
+from claude_workflow.local.guard import ROOT_KEY
+from claude_workflow.local.http1 import HEAD_SECONDS, IDLE_SECONDS, Head, HungUp, Malformed, Stream, TooLarge
+from claude_workflow.local.mapping import Input, parsed, render, texts
+from lambdas.errors import LOCAL_CODES
+
+MAX_REQUEST = 10 * 1024 * 1024
+"""API Gateway's limit for a request's body."""
+MAX_STATE = 256 * 1024
+"""Step Functions' limit for an execution's input and output, in bytes of UTF-8."""
+MAX_RUNS = 256
+"""Executions at a time; more wait for a free one."""
+STRANGERS = 256
+"""Connections that have shown no valid key, at a time: each takes a thread and a file."""
+SKIPPED = 64 * 1024
+"""How large a body is read and forgotten after a refusal, so that the connection can go on; else it ends."""
+SEND_SECONDS = 30
+"""How long a client may take its answer."""
+LAST_SECONDS = 2
+"""How long, at the end, answers are waited for that are on their way."""
+
+REFUSED = {
+    "MISSING_AUTHENTICATION_TOKEN": (403, "Missing Authentication Token"),
+    "INVALID_API_KEY": (403, "Forbidden"),
+    "THROTTLED": (429, "Too Many Requests"),
+    "REQUEST_TOO_LARGE": (413, "Posted Too Long"),
+    "BAD_REQUEST_PARAMETERS": (400, "Missing required request parameters"),
+    "BAD_REQUEST_BODY": (400, "Invalid request body"),
+    "UNSUPPORTED_MEDIA_TYPE": (415, "Unsupported Media Type"),
+    "INTEGRATION_FAILURE": (504, "Network error communicating with endpoint"),
+    "INTEGRATION_TIMEOUT": (504, "Endpoint request timed out"),
+    "API_CONFIGURATION_ERROR": (500, "Internal server error"),
+    "DEFAULT_4XX": (400, "Bad Posted"),
+}
+"""API Gateway's own statuses and texts, where the template does not set others."""
+
+
+STOPPED: dict[str, Any] = {
+    "code": "ServiceStopped",
+    "error": "The service was stopped while this run was at work. Once it runs again, POST the same body with the same "
+    "Idempotency-Key, or with this idempotency_key if you sent none: the run goes on from what was stored.",
+    "retryable": True,
+    "cost_usd": None,
+}
+"""What a run is answered that `serve` cuts off."""
+
+
+PAGE = """<!doctype html>
+<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>Claude Agent Workflow</title>
+<body style="font: 1.1em/1.5 sans-serif; max-width: 40em; margin: 3em auto; padding: 0 1em">
+<h1>Claude Agent Workflow</h1>
+<p>The service runs. It is an API and has no pages of its own: it answers <code>POST /claude-code</code> with JSON, for
+whoever has its key.</p>
+<p>In a terminal, <code>claude-workflow ask "Hello"</code> asks it; <code>claude-workflow serve</code> has printed the
+line for curl, with the key in it.</p>
+</body></html>
+"""
+"""What a browser shows that opens the printed address."""
+
+
+class _GatewayResponse(Exception):
+    """The request ends here, with the gateway response of this type."""
+
+    def __init__(self, kind: str, status: int | None = None) -> None:
+        super().__init__(kind)
+        self.kind = kind
+        self.status = status
+
+
+@dataclass(frozen=True)
+class Posted:
+    """One HTTP request."""
+
+    method: str
+    path: str
+    query: Mapping[str, str]
+    headers: Mapping[str, str]
+    """Names as the client wrote them."""
+    read: Callable[[], bytes]
+    """Takes the body, once the request is let in. Raises `_GatewayResponse` for one that is too large, or none."""
+    client: str
+
+    def header(self, name: str) -> str | None:
+        """The first header of a name, whatever its case."""
+        return next((value for given, value in self.headers.items() if given.lower() == name.lower()), None)
+
+    @property
+    def media_type(self) -> str:
+        """The content type without its parameters; JSON where there is none."""
+        return (self.header("Content-Type") or "application/json").split(";")[0].strip().lower()
+
+
+@dataclass
+class Response:
+    """One HTTP response."""
+
+    status: int
+    body: bytes = b""
+    headers: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Served:
+    """One request and what it was answered, for a log."""
+
+    method: str
+    """Empty, as the path is, for what was no request."""
+    path: str
+    response: Response
+    seconds: float
+
+
+class Stopped(Exception):
+    """The service was ended while an execution was at work."""
+
+
+class Backend:
+    """Step Functions as an integration sees it: StartSyncExecution, with the limits that the engine leaves out."""
+
+    def __init__(self, engine_url: str, root: str, machine_timeout: float | None) -> None:
+        self._root = Credentials(ROOT_KEY, root)
+        self._address = engine_url.removeprefix("http://")
+        self._machine_timeout = machine_timeout
+        self._runs = ThreadPoolExecutor(MAX_RUNS, thread_name_prefix="execution")
+        self._end = Future[None]()
+
+    def start_sync_execution(self, mapped: str, timeout: float) -> tuple[int, str]:
+        """The service's status and body.
+
+        Raises `TimeoutError` after `timeout` seconds, `OSError` if none is there, and `Stopped`.
+        """
+        call = {"name": str(uuid.uuid4()), **json.loads(mapped)}
+        if len(call["input"].encode()) > MAX_STATE:
+            return 400, json.dumps({"__type": "ValidationException", "message": "The input is too long."})
+        wait = timeout if self._machine_timeout is None else min(timeout, self._machine_timeout)
+        run: Future[Any]
+        ended: Future[Any] = self._end
+        try:
+            run = self._runs.submit(self._post, "StartSyncExecution", call)
+        except RuntimeError as closed:
+            raise Stopped from closed
+        wait_for([run, ended], wait, FIRST_COMPLETED)
+        if ended.done() and not run.done():
+            raise Stopped
+        if not run.done():
+            if wait == timeout:
+                raise TimeoutError
+            # It stops before its next state; a function that is running ends by its own timeout, as in AWS.
+            self._runs.submit(self._post, "StopExecution", {"executionArn": _execution_arn(call)})
+            return 200, json.dumps({"status": "TIMED_OUT", "name": call["name"], "input": call["input"]})
+        status, body = run.result()
+        return status, _limited(body)
+
+    def _post(self, action: str, call: Mapping[str, Any]) -> tuple[int, str]:
+        request = AWSRequest("POST", f"http://{self._address}/", data=json.dumps(call).encode())
+        request.headers["Content-Type"] = "application/x-amz-json-1.0"
+        request.headers["X-Amz-Target"] = f"AWSStepFunctions.{action}"
+        SigV4Auth(self._root, "states", REGION).add_auth(request)
+        connection = http.client.HTTPConnection(self._address)
+        try:
+            connection.request("POST", "/", request.body, dict(request.headers.items()))
+            answer = connection.getresponse()
+            return answer.status, answer.read().decode()
+        finally:
+            connection.close()
+
+    def close(self) -> None:
+        """Whoever waits for an execution is told."""
+        self._end.set_result(None)
+        self._runs.shutdown(wait=False, cancel_futures=True)
+
+
+def _execution_arn(call: Mapping[str, Any]) -> str:
+    return f"{call['stateMachineArn'].replace(':stateMachine:', ':execution:')}:{call['name']}"
+
+
+def _limited(body: str) -> str:
+    """The answer as Step Functions would give it: its output's JSON unescaped, and none over 256 KiB."""
+    answer = json.loads(body)
+    if answer.get("status") != "SUCCEEDED":
+        return body
+    output = json.dumps(json.loads(answer["output"]), ensure_ascii=False, separators=(",", ":"))
+    if len(output.encode()) <= MAX_STATE:
+        return json.dumps(answer | {"output": output})
+    cause = "The state returned a result with a size exceeding the maximum number of bytes service limit."
+    failed = {"status": "FAILED", "error": "States.DataLimitExceeded", "cause": cause, "output": None}
+    return json.dumps(answer | failed)
+
+
+class _Throttle:
+    """A token bucket for each key, as the usage plan has it."""
+
+    def __init__(self, rate: float | None, burst: int | None) -> None:
+        self._rate, self._burst = rate, burst
+        self._lock = threading.Lock()
+        self._buckets: dict[str, tuple[float, float]] = {}
+
+    def admit(self, key: str) -> bool:
+        if self._rate is None or self._burst is None:
+            return True
+        with self._lock:
+            now = time.monotonic()
+            tokens, seen = self._buckets.get(key, (float(self._burst), now))
+            tokens = min(self._burst, tokens + (now - seen) * self._rate)
+            admitted = tokens >= 1
+            self._buckets[key] = (tokens - admitted, now)
+            return admitted
+
+
+class Gateway:
+    """Answers requests as API Gateway would with this API. `keys` are the API keys' values and their (logical) ids."""
+
+    def __init__(self, api: Api, backend: Backend, keys: Mapping[str, str]) -> None:
+        self._api, self._backend, self._keys = api, backend, dict(keys)
+        self._throttle = _Throttle(api.rate, api.burst)
+
+    def answer(self, request: Posted) -> Response:
+        """Never raises: whatever goes wrong is a gateway response."""
+        if self._is_looked_at(request):
+            return Response(200, PAGE.encode(), {"Content-Type": "text/html; charset=utf-8"})
+        context = self._context(request)
+        try:
+            response = self._admitted(request, context)
+        except _GatewayResponse as refused:
+            response = self._refusal(refused.kind, context, refused.status)
+        except Stopped:
+            response = self._stopped(context)
+        response.headers |= {"x-amzn-RequestId": context["requestId"], "x-amz-apigw-id": context["extendedRequestId"]}
+        return response
+
+    def _is_looked_at(self, request: Posted) -> bool:
+        """Whether somebody opened the address in a browser. For all others GET is answered as in AWS."""
+        here = request.method == "GET" and (request.path == "/" or request.path in self._api.methods)
+        return here and "text/html" in (request.header("Accept") or "")
+
+    def refuse(self, status: int) -> Response:
+        """The answer to what is not even an HTTP request."""
+        return self._refusal("DEFAULT_4XX", texts({"extendedRequestId": _extended_id(), "requestId": ""}), status)
+
+    def _stopped(self, context: dict[str, Any]) -> Response:
+        """In the shape of the API's own failures; AWS has nothing like it."""
+        response = self._refusal("INTEGRATION_FAILURE", context, None)
+        response.status = LOCAL_CODES[STOPPED["code"]]
+        facts = json.loads(response.body) | STOPPED
+        response.body = json.dumps(facts | {"idempotency_key": str(context["extendedRequestId"])}).encode()
+        return response
+
+    def _admitted(self, request: Posted, context: dict[str, Any]) -> Response:
+        """The checks in API Gateway's order, then the integration."""
+        methods = self._api.methods.get(request.path, {})
+        method = methods.get(request.method) or methods.get("ANY")
+        if method is None:
+            raise _GatewayResponse("MISSING_AUTHENTICATION_TOKEN")
+        context["resourcePath"] = request.path
+        if method.needs_key:
+            context["identity"] |= texts(self._identified(request))
+        body = request.read()
+        _validate(method, request, body)
+        source = _input(request, body)
+        template = _request_template(method.integration, request.media_type)
+        mapped = _rendered(template, source, context) if template is not None else source.body
+        status, result = self._integrated(method.integration, mapped)
+        return _translated(method.integration, status, result, context)
+
+    def _identified(self, request: Posted) -> dict[str, str]:
+        name = self.known(request)
+        if name is None:
+            raise _GatewayResponse("INVALID_API_KEY")
+        if not self._throttle.admit(name):
+            raise _GatewayResponse("THROTTLED")
+        return {"apiKey": request.header("X-Api-Key") or "", "apiKeyId": name}
+
+    def known(self, request: Posted) -> str | None:
+        """The id of the API key that the request comes with; None without a valid one."""
+        value = (request.header("X-Api-Key") or "").encode()
+        return next((name for key, name in self._keys.items() if secrets.compare_digest(key.encode(), value)), None)
+
+    def _integrated(self, integration: Integration, mapped: str) -> tuple[str, str]:
+        try:
+            if integration.kind == "MOCK":
+                return str(json.loads(mapped)["statusCode"]), ""
+            status, body = self._backend.start_sync_execution(mapped, integration.timeout)
+        except TimeoutError:
+            raise _GatewayResponse("INTEGRATION_TIMEOUT") from None
+        except (OSError, http.client.HTTPException):
+            raise _GatewayResponse("INTEGRATION_FAILURE") from None
+        except (ValueError, KeyError, TypeError):
+            raise _GatewayResponse("API_CONFIGURATION_ERROR") from None
+        return str(status), body
+
+    def _context(self, request: Posted) -> dict[str, Any]:
+        now = time.time()
+        context: dict[str, Any] = texts(
+            {
+                "accountId": ACCOUNT,
+                "apiId": "local",
+                "stage": self._api.stage,
+                "requestId": str(uuid.uuid4()),
+                "extendedRequestId": _extended_id(),
+                "httpMethod": request.method,
+                "path": request.path,
+                "protocol": "HTTP/1.1",
+                "requestTime": time.strftime("%d/%b/%Y:%H:%M:%S +0000", time.gmtime(now)),
+                "identity": {"sourceIp": request.client, "userAgent": request.header("User-Agent") or ""},
+            }
+        )
+        return context | {"requestTimeEpoch": int(now * 1000), "responseOverride": {"header": {}}}
+
+    def _refusal(self, kind: str, context: dict[str, Any], status: int | None) -> Response:
+        usual, message = REFUSED[kind]
+        status = status or usual
+        family = "DEFAULT_4XX" if status < 500 else "DEFAULT_5XX"
+        refusal = self._api.gateway_responses.get(kind) or self._api.gateway_responses.get(family)
+        text = (refusal and refusal.body) or '{"message":$context.error.messageString}'
+        context["error"] = {"message": message, "messageString": json.dumps(message), "responseType": kind}
+        headers = {"Content-Type": "application/json"} | (_constants(refusal.headers) if refusal else {})
+        body = re.sub(r"\$context((?:\.\w+)+)", lambda found: _context_value(context, found[1]), text)
+        return Response((refusal and refusal.status) or status, body.encode(), headers)
+
+
+def _extended_id() -> str:
+    return base64.urlsafe_b64encode(secrets.token_bytes(11)).decode()
+
+
+def _context_value(context: Any, path: str) -> str:
+    for name in path.strip(".").split("."):
+        context = context.get(name, "") if isinstance(context, dict) else ""
+    return str(context)
+
+
+def _validate(method: Method, request: Posted, body: bytes) -> None:
+    kinds = {"header": {name.lower() for name in request.headers}, "querystring": set(request.query)}
+    for parameter in method.required:
+        kind, name = parameter.removeprefix("method.request.").split(".", 1)
+        if (name.lower() if kind == "header" else name) not in kinds.get(kind, set()):
+            raise _GatewayResponse("BAD_REQUEST_PARAMETERS")
+    schema = method.schemas.get(request.media_type)
+    if schema is None:
+        return
+    try:
+        jsonschema.validate(parsed(body.decode()), schema)
+    except (ValueError, RecursionError, jsonschema.ValidationError):
+        raise _GatewayResponse("BAD_REQUEST_BODY") from None
+
+
+def _input(request: Posted, body: bytes) -> Input:
+    text = body.decode("utf-8", "replace")
+    return Input(text, {"path": {}, "querystring": request.query, "header": request.headers})
+
+
+def _request_template(integration: Integration, media_type: str) -> str | None:
+    """The template for this content type; None passes the body on as it is."""
+    if media_type in integration.templates:
+        return integration.templates[media_type]
+    if integration.passthrough == "NEVER" or (integration.passthrough == "WHEN_NO_TEMPLATES" and integration.templates):
+        raise _GatewayResponse("UNSUPPORTED_MEDIA_TYPE")
+    return None
+
+
+def _rendered(template: str, source: Input, context: dict[str, Any]) -> str:
+    try:
+        return render(template, source, context)
+    except Exception as broken:
+        # The evaluator raises whatever a template's mistake leads to; AWS calls all of that one thing.
+        raise _GatewayResponse("API_CONFIGURATION_ERROR") from broken
+
+
+def _translated(integration: Integration, status: str, result: str, context: dict[str, Any]) -> Response:
+    answer = _matching(integration.answers, status)
+    template = answer.templates.get("application/json")
+    body = result if template is None else _rendered(template, Input(result, _NO_PARAMS), context)
+    override = context["responseOverride"]
+    return Response(
+        status=int(override.get("status", answer.status)),
+        body=body.strip().encode(),
+        headers={"Content-Type": "application/json"} | _constants(answer.headers) | override["header"],
+    )
+
+
+_NO_PARAMS: Mapping[str, Mapping[str, str]] = {"path": {}, "querystring": {}, "header": {}}
+
+
+def _matching(answers: tuple[Answer, ...], status: str) -> Answer:
+    fitting = [answer for answer in answers if answer.pattern and answer.pattern.fullmatch(status)]
+    default = [answer for answer in answers if not answer.pattern]
+    if not fitting + default:
+        raise _GatewayResponse("API_CONFIGURATION_ERROR")
+    return (fitting + default)[0]
+
+
+def _constants(headers: Mapping[str, str]) -> dict[str, str]:
+    """Headers whose expression is a constant in quotes, which is all that the template uses."""
+    return {name: value[1:-1] for name, value in headers.items() if value[:1] == value[-1:] == "'"}
+
+
+class _Lobby:
+    """The connections that have shown no key. The one that came first makes room for one too many."""
+
+    def __init__(self) -> None:
+        self._guard = threading.Lock()
+        self._waiting: dict[socket.socket, None] = {}
+
+    def enter(self, connection: socket.socket) -> None:
+        with self._guard:
+            self._waiting[connection] = None
+            if len(self._waiting) > STRANGERS:
+                first = next(iter(self._waiting))
+                del self._waiting[first]
+                with suppress(OSError):  # it has just gone by itself
+                    first.shutdown(socket.SHUT_RDWR)  # its thread, which waits for it, ends
+
+    def leave(self, connection: socket.socket) -> None:
+        with self._guard:
+            self._waiting.pop(connection, None)
+
+
+class _Handler(BaseRequestHandler):
+    """One connection, in a thread of its own."""
+
+    server: "_Server"
+
+    def handle(self) -> None:
+        self._stream = Stream(self.request)
+        self._known = False
+        try:
+            wait = HEAD_SECONDS  # nobody connects to say nothing
+            while self._one_request(wait):
+                wait = IDLE_SECONDS
+        except (HungUp, OSError):
+            pass  # the client went away; its run goes on
+        finally:
+            self.server.lobby.leave(self.request)
+
+    def _one_request(self, wait: float) -> bool:
+        """Whether another may follow on this connection."""
+        if not self._known:
+            self.server.lobby.enter(self.request)
+        try:
+            head = self._stream.head(wait)
+        except Malformed as malformed:
+            refused = self.server.gateway.refuse(malformed.status)
+            self.server.log(Served("", "", refused, 0))
+            self._send(refused, stays=False)
+            return False
+        with self.server.working(self):
+            return self._answered(head)
+
+    def _answered(self, head: Head) -> bool:
+        """Whether another may follow on this connection."""
+        began = time.monotonic()
+        self._unread = head.length != 0
+        response = self._answer(head)
+        self.server.log(Served(head.method, head.path, response, time.monotonic() - began))
+        skipped = self._unread and head.length is not None and head.length <= SKIPPED and not head.expects
+        stays = head.stays and (skipped or not self._unread)
+        self._send(response, stays=stays, bodiless=head.method == "HEAD")
+        if stays and skipped:
+            try:
+                self._stream.body(head, SKIPPED)
+            except Malformed:  # too slow
+                return False
+        return stays
+
+    def _answer(self, head: Head) -> Response:
+        request = Posted(
+            method=head.method,
+            path=head.path.rstrip("/") or "/",
+            query=dict(parse_qsl(head.query, keep_blank_values=True)),
+            headers=head.fields,
+            read=partial(self._read, head),
+            client=self.client_address[0],
+        )
+        self._known = self._known or bool(self.server.gateway.known(request))
+        if self._known:
+            self.server.lobby.leave(self.request)
+        return self.server.gateway.answer(request)
+
+    def _read(self, head: Head) -> bytes:
+        """The body of a request that is let in."""
+        self.server.lobby.leave(self.request)  # what is at work is not sent away
+        try:
+            body = self._stream.body(head, MAX_REQUEST)
+        except TooLarge:
+            raise _GatewayResponse("REQUEST_TOO_LARGE") from None
+        except Malformed as malformed:
+            raise _GatewayResponse("DEFAULT_4XX", malformed.status) from None
+        self._unread = False
+        return body
+
+    def _send(self, response: Response, *, stays: bool, bodiless: bool = False) -> None:
+        bodiless = bodiless or response.status in (204, 304)
+        headers = {"Server": "claude-workflow", "Date": formatdate(usegmt=True), **response.headers}
+        if response.status not in (204, 304):
+            headers["Content-Length"] = str(len(response.body))
+        if not stays:
+            headers["Connection"] = "close"
+        phrase = http.client.responses.get(response.status, "")
+        lines = [f"HTTP/1.1 {response.status} {phrase}"]
+        lines += [f"{name}: {re.sub(r'[^ -~]', '', value)}" for name, value in headers.items()]
+        self.request.settimeout(SEND_SECONDS)
+        self.request.sendall("\r\n".join([*lines, "", ""]).encode() + (b"" if bodiless else response.body))
+        if not stays:
+            self._stream.linger()
+
+
+class _Server(ThreadingTCPServer):
+    allow_reuse_address = True
+    daemon_threads = True
+    disable_nagle_algorithm = True
+    request_queue_size = 128
+    gateway: Gateway
+
+    def __init__(self, address: tuple[str, int], log: Callable[[Served], None]) -> None:
+        super().__init__(address, _Handler)
+        self.lobby = _Lobby()
+        self.log = log
+        self._at_work: set[_Handler] = set()
+
+    @contextmanager
+    def working(self, handler: _Handler) -> Iterator[None]:
+        """While a request is answered."""
+        self._at_work.add(handler)
+        try:
+            yield
+        finally:
+            self._at_work.discard(handler)
+
+    def finish(self) -> None:
+        """Gives the last answers a moment."""
+        until = time.monotonic() + LAST_SECONDS
+        while self._at_work and time.monotonic() < until:
+            time.sleep(0.02)
+
+
+@contextmanager
+def serving(
+    api: Api,
+    engine_url: str,
+    keys: Mapping[str, str],
+    *,
+    root: str,
+    host: str = "127.0.0.1",
+    port: int = 0,
+    log: Callable[[Served], None] = lambda _: None,
+) -> Iterator[str]:
+    """Serves the API in threads of its own, and yields its base URL; ended on the way out: what waits for a run is
+    answered that the service was stopped.
+
+    `keys` maps the value of each API key to its logical id in the template; `root` is the
+    secret of the engine's root. `log` hears of each request before its answer is sent, and must not raise. Raises
+    `OSError` if the port is taken.
+    """
+    backend = Backend(engine_url, root, api.machine_timeout)
+    open_files()
+    with _Server((host, port), log) as server:
+        server.gateway = Gateway(api, backend, keys)
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+        try:
+            yield f"http://{host}:{server.server_address[1]}"
+        finally:
+            server.shutdown()
+            backend.close()
+            server.finish()

@@ -1,0 +1,79 @@
+"""The whole service on this machine: engine, deployed template, gateway. What `serve`, `demo` and the tests start."""
+
+import secrets
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from claude_workflow.local import api, deploy, engine, gateway, sandbox, sweep
+from claude_workflow.local.deploy import Deployed
+from claude_workflow.local.engine import Engine
+from claude_workflow.local.gateway import Served
+
+PATH = "/claude-code"
+
+
+@dataclass(frozen=True)
+class Model:
+    """Who answers: the base URL of a Messages API, and the key for it."""
+
+    url: str
+    key: str
+
+
+@dataclass(frozen=True)
+class Service:
+    """A running service."""
+
+    url: str
+    """POST here."""
+    key: str
+    """The API key it asks for: the first caller's newest."""
+    engine: Engine
+    deployed: Deployed
+    sandbox: str | None = None
+    """What keeps the agent from the user's files, of `settings.SANDBOXES`; None: nothing, it runs as the user."""
+    keys: Mapping[str, str] = field(default_factory=dict)
+    """All API keys, by caller and generation, such as `default-1`."""
+
+
+@contextmanager
+def running(
+    state: Path,
+    model: Model,
+    key: str,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 0,
+    unsandboxed: bool = False,
+    say: Callable[[str], None] = lambda _: None,
+    log: Callable[[Served], None] = lambda _: None,
+    key_of: Callable[[str], str] = lambda _: secrets.token_urlsafe(24),
+) -> Iterator[Service]:
+    """The service with its sessions in `state`, ended with all it started on the way out.
+
+    The agent is kept in a sandbox where the machine offers one, unless `unsandboxed`.
+    `say` hears of what takes longer than a second, `log` of each request. `key` is the first caller's newest API key,
+    `key_of` has the others, by caller and generation. Raises `EngineFailed`, `DeployFailed`, or `OSError` where the
+    port is taken.
+    """
+    state.mkdir(mode=0o700, parents=True, exist_ok=True)
+    template = deploy.synthesized(state, say)
+    say("Starting the engine …")
+    with sweep.sweeping(sandbox.scratch()), engine.running(state) as started:
+        holding = None if unsandboxed else sandbox.holding(state)
+        settings = {
+            "ANTHROPIC_BASE_URL": model.url,
+            "SCRATCH": str(sandbox.scratch()),
+            "SANDBOX": holding or "none",
+        }
+        deployed = deploy.deploy(started, template, settings=settings, secret={"ANTHROPIC_API_KEY": model.key})
+        started.seal()
+        described = api.read_api(template, deployed.resources)
+        callers = api.callers(template)
+        values = {ids: key_of(name) if number else key for number, (ids, name) in enumerate(callers.items())}
+        keys = {value: ids for ids, value in values.items()}
+        with gateway.serving(described, started.url, keys, root=started.root, host=host, port=port, log=log) as base:
+            named = {callers[ids]: value for ids, value in values.items()}
+            yield Service(base + PATH, key, started, deployed, holding, named)
