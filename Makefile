@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALL = $(BIN)/uv pip install --system-certs --python $(BIN)/python --require-hashes
+LOCK = $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --no-emit-index-url $(UPGRADE)
 
 .PHONY: run serve test check aws-check bench lock clean
 .DEFAULT_GOAL := run
@@ -29,13 +30,14 @@ bench: .venv/benchmarks  ## Every benchmark, into docs/benchmarks.md: about ten 
 	@for name in $$(env | cut -d= -f1 | grep -E '^(ANTHROPIC|AWS)_'); do unset $$name; done; \
 	  $(BIN)/python -m benchmarks $(BENCH)
 
-lock: .venv/installed  ## Pin the newest versions that pyproject.toml allows, with their hashes.
-	@echo setuptools | $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
-	  --no-emit-index-url pyproject.toml - --group dev --output-file requirements.lock
-	@$(BIN)/uv pip compile --quiet --universal --python-version 3.13 --generate-hashes --no-header --no-annotate \
-	  --no-emit-index-url --group image --output-file lambdas/requirements.txt
-	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
-	  --no-emit-index-url --group bench --output-file benchmarks/requirements.txt
+lock: $(BIN)/uv  ## Lock what pyproject.toml asks for, moving only what has to move; UPGRADE=--upgrade: all to its newest.
+	@echo setuptools | $(LOCK) --python-version 3.11 pyproject.toml - --group dev --output-file requirements.lock
+	@$(LOCK) --python-version 3.13 --group image --output-file lambdas/requirements.txt
+	@$(LOCK) --python-version 3.11 --group bench --output-file benchmarks/requirements.txt
+
+# Of any age: where a pin has just been changed, what .venv/installed would install is the old lock.
+$(BIN)/uv:
+	@$(MAKE) --no-print-directory .venv/installed
 
 .venv/installed: requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \

@@ -22,7 +22,7 @@ from typing import Any
 
 from benchmarks import trees
 
-VERSION = "2.1.330"
+VERSION = "2.1.332"
 MODEL = "claude-haiku-5-5"
 LINE_BYTES = 2000
 """A turn's growth of the transcript."""

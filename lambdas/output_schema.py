@@ -1,6 +1,6 @@
 """What of a caller's JSON schema Claude Code can use, decided before anything is spent.
 
-Claude Code (2.1.330) checks the model's output with ajv, by draft 7 and in strict mode: it ends at once over a keyword
+Claude Code (2.1.332) checks the model's output with ajv, by draft 7 and in strict mode: it ends at once over a keyword
 that it does not know or would ignore, and over another dialect in `$schema`. The Messages API takes the schema for a
 tool's input: it wants an object at the root, no choice of schemas there, and names by a pattern for what is directly in
 it. So what changes nothing is left out, what later drafts named anew gets its name of draft 7, and the rest is refused

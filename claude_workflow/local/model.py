@@ -95,7 +95,7 @@ ERROR_TYPES = {
 GARBAGE = b"\x00\xff\xfe these are not the events you are looking for \x00"
 
 NOT_PROMPTS = (
-    *("<system-reminder>", "[structured-output-enforce]", "[Request interrupted"),  # CLI 2.1.330
+    *("<system-reminder>", "[structured-output-enforce]", "[Request interrupted"),  # CLI 2.1.332
     "[This turn was cut off",  # RunClaude, where a replay goes on with a turn
 )
 """How texts begin that stand among the user's without the user having said them."""

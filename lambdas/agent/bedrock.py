@@ -3,7 +3,7 @@
 The CLI speaks Bedrock itself, with the run's token for a key of Bedrock's; so the agent needs no AWS credential, and
 the role is reached for one kind of request only.
 
-**What is let through** is the streaming call. CLI 2.1.330 also lists inference profiles and asks about a dozen models
+**What is let through** is the streaming call. CLI 2.1.332 also lists inference profiles and asks about a dozen models
 for one token each, to learn which of them there are. Refused, it takes the model that it was told. After a 404 it asks
 again without streaming, which is refused, too; what counts is the 404, which the proxy saw.
 
@@ -33,7 +33,7 @@ from lambdas.errors import ModelUnauthorized
 STREAMING = re.compile(r"POST /model/(?:[A-Za-z0-9._:-]|%3[Aa])+/invoke-with-response-stream")
 
 ALIASES = ("OPUS", "SONNET", "HAIKU", "FABLE")
-"""The model names of CLI 2.1.330 that stand for the newest of a kind; subagents and small errands go by them."""
+"""The model names of CLI 2.1.332 that stand for the newest of a kind; subagents and small errands go by them."""
 
 
 def bedrock(model: str) -> Upstream:

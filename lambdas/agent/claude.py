@@ -93,11 +93,11 @@ OUTLIVING = (
     *("ListAgents", "SendMessage"),  # speak to subagents, in the background, and to other sessions of this machine
     "TaskStop",  # ends what the others began
 )
-"""Tools of CLI 2.1.330 that make sense only in a process that stays. A run ends with its answer: what they begin would
+"""Tools of CLI 2.1.332 that make sense only in a process that stays. A run ends with its answer: what they begin would
 die with it, and come before the next prompt as the news of its death."""
 
 NO_SCHEMA = "--json-schema is not a valid JSON Schema"
-"""What CLI 2.1.330 says on its stderr before it ends, without a message and before any call of the model."""
+"""What CLI 2.1.332 says on its stderr before it ends, without a message and before any call of the model."""
 
 STOPPED = {
     "error_max_turns": "max_turns",

@@ -36,7 +36,7 @@ SWITCHES = {
     "GIT_CONFIG_KEY_1": "core.trustctime",
     "GIT_CONFIG_VALUE_1": "false",
 }
-"""Switches of the CLI (2.1.330) and of git, the same in every run."""
+"""Switches of the CLI (2.1.332) and of git, the same in every run."""
 
 
 def environment(scratch: Scratch) -> dict[str, str]:

@@ -35,7 +35,7 @@ def blocks(frame: Json) -> list[Json]:
 
 
 def for_the_sdk(frame: Json) -> bool:
-    """Whether the SDK (0.2.187) is to see it: results, and what it and the CLI say to each other.
+    """Whether the SDK (0.2.189) is to see it: results, and what it and the CLI say to each other.
 
     Its reader ends the stream at what it cannot read, and at types that are names of its own (`end`, `error`).
     """

@@ -46,7 +46,7 @@ class Call:
     fast: bool
     us: bool
     main: bool
-    """Whether it is of the conversation itself; a subagent's names its agent (CLI 2.1.330)."""
+    """Whether it is of the conversation itself; a subagent's names its agent (CLI 2.1.332)."""
 
     @classmethod
     def of(cls, body: bytes, headers: Mapping[str, str], model: str | None = None) -> "Call":

@@ -504,7 +504,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             with proxy.meter.call(call, lambda: _wait(self.connection, 0)) as charge:
                 self._relay(upstream, request, charge)
         except LimitMet as limit:
-            # 403: to Claude Code (2.1.330) nothing that it would try again, or mend.
+            # 403: to Claude Code (2.1.332) nothing that it would try again, or mend.
             proxy.witness.refused(call.main, HTTPStatus.FORBIDDEN)
             self._refuse(HTTPStatus.FORBIDDEN, f"the limit of this run is met: {limit}")
 

@@ -2,7 +2,7 @@
 
 So anything may be in its place, and is told from a transcript without waiting and without following a link.
 
-**Who ended a turn.** Claude Code (2.1.330) takes an interruption for the user's, and lets the model read so in the next
+**Who ended a turn.** Claude Code (2.1.332) takes an interruption for the user's, and lets the model read so in the next
 turn: the user did not want to proceed, and it should stop and wait. Where it was a limit of the service, the lines that
 say so are written anew, when the run's processes are dead.
 """
