@@ -152,7 +152,7 @@ def test_the_table_sums_by_owner_and_session(history: Past) -> None:
     nasty = "one\n\x1b[31mtwo\x1b]0;title\x07 [red]three"
     first = history.play("done", caller="alice", prompt=nasty, cost_usd=40)
     history.play("done", history.session(first), caller="alice", cost_usd=30)
-    other = history.play("done", caller="bob", cost_usd=60)
+    other = history.play("done", caller="bob", cost_usd=80)
     done = command("runs", "--state", history.state)
     assert done.returncode == 0
     line = next(line for line in done.stdout.splitlines() if first in line)
@@ -161,8 +161,8 @@ def test_the_table_sums_by_owner_and_session(history: Past) -> None:
     assert "\x1b" not in done.stdout
     *sums, all_of_them = [line.split() for line in done.stdout.split("\n\n")[-1].splitlines()]
     owners, sessions = ([each for each in sums if ("owner" in each) == owned] for owned in (True, False))
-    assert owners[:2] == [["$70.0000", "owner", "alice"], ["$60.0000", "owner", "bob"]]
-    assert sessions[:2] == [["$70.0000", history.session(first)], ["$60.0000", history.session(other)]]
+    assert owners[:2] == [["$80.0000", "owner", "bob"], ["$70.0000", "owner", "alice"]]
+    assert sessions[:2] == [["$80.0000", history.session(other)], ["$70.0000", history.session(first)]]
     assert all_of_them[1:3] == ["in", "all:"]
 
 
