@@ -19,8 +19,7 @@ from typing import Any, NamedTuple, Self
 
 from benchmarks.usage import cpu_seconds, peak
 from claude_workflow.local.api import Template
-
-Json = dict[str, Any]
+from lambdas.strict import Json
 
 SAMPLE_SECONDS = 0.01
 STOP_SECONDS = 10

@@ -19,7 +19,7 @@ from benchmarks.handlers import Call, Handler
 from benchmarks.report import Check, Section, plot, table
 from benchmarks.workflow import STATES
 from claude_workflow.cli.backend import Backend
-from claude_workflow.cli.history import told
+from claude_workflow.cli.history import story_of
 from claude_workflow.local.model import ScriptedModel
 from claude_workflow.local.service import Model, Service
 from tests.support import patched_service
@@ -127,7 +127,7 @@ def _post(sides: _Sides, seconds: float, answer: dict[str, Any]) -> Post:
     service = sides.service
     backend = Backend(service.deployed.bucket, service.deployed.state_machine_arn, service.engine)
     record = service.engine.client("s3").get_object(Bucket=backend.bucket, Key=f"runs/{answer['run_id']}/request.json")
-    visits = told(backend, json.loads(record["Body"].read())["execution"], 0).visits
+    visits = story_of(backend, json.loads(record["Body"].read())["execution"], 0).visits
     states = {visit.name: (visit.left or visit.entered) - visit.entered for visit in visits if visit.name in STATES}
     return Post(seconds, seconds - sum(states.values()), states)
 

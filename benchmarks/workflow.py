@@ -18,8 +18,7 @@ from benchmarks.limiter import Exchange, Limiter
 from benchmarks.storage import BUCKET, KEY, REGION
 from claude_workflow.local.api import Template
 from claude_workflow.local.model import ScriptedModel
-
-Json = dict[str, Any]
+from lambdas.strict import Json
 
 STATES = ("RestoreSession", "RunClaude", "PersistSession")
 SETTINGS = {

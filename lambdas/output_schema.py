@@ -11,9 +11,7 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from lambdas.strict import DEPTH, too_deep
-
-Json = dict[str, Any]
+from lambdas.strict import DEPTH, Json, too_deep
 
 TYPES = ("array", "boolean", "integer", "null", "number", "object", "string")
 

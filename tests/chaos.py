@@ -38,11 +38,10 @@ import urllib3
 
 from claude_workflow.cli import backend
 from claude_workflow.local.model import ScriptedModel
+from lambdas.strict import Json
 from tests.support.commands import Serve, processes
 from tests.support.played_workflow import unlinked
 from tests.support.waiting import eventually
-
-Json = dict[str, Any]
 
 CLIENTS, SESSIONS = 4, 2
 """Clients, and the sessions that they share."""

@@ -7,11 +7,15 @@ from typing import Any
 
 import pytest
 
+from claude_workflow.local import engine
 from claude_workflow.local.model import ScriptedModel
 from lambdas.agent.scratch import Scratch
+from lambdas.bucket.objects import Bucket
 from stacks.workflow import synthesize
+from tests.support.buckets import a_bucket
 from tests.support.commands import Serve
 from tests.support.past_runs import Past, past
+from tests.support.played_workflow import Workflow
 
 Synthesize = Callable[..., Path]
 
@@ -77,6 +81,25 @@ def scratch(tmp_path: Path) -> Iterator[Scratch]:
     """The directory of a run, kept over the turns of a test as restoring a session would."""
     with Scratch(tmp_path / "session-1") as scratch:
         yield scratch
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """One S3, for all tests that want nothing of it but a bucket of their own."""
+    with engine.running(tmp_path_factory.mktemp("s3")) as running:
+        yield running.client("s3")
+
+
+@pytest.fixture
+def bucket(s3: Any) -> Bucket:
+    """A new one."""
+    return a_bucket(s3)
+
+
+@pytest.fixture
+def workflow(bucket: Bucket) -> Workflow:
+    """The handlers, played on a bucket of their own."""
+    return Workflow(bucket)
 
 
 @pytest.fixture(scope="module")

@@ -7,26 +7,11 @@ from typing import Any
 import pytest
 
 from lambdas import answer, strict
-from lambdas.contract import ANSWER_BYTES, Claim, Result
+from lambdas.contract import ANSWER_BYTES, Claim
 from lambdas.strict import Json
+from tests.support.played_workflow import RESULT
 
 CLAIM = Claim("run-1", "session-1", "alice", "execution", "runs/run-1/0001-aa/", 1.0, False, "uuid", None)
-RESULT = Result(
-    result="done",
-    structured_output=None,
-    stop_reason="end_turn",
-    model_failure=None,
-    num_turns=1,
-    cost_usd=0.25,
-    usage={"input_tokens": 1},
-    duration_ms=900,
-    files=[{"path": "notes.txt", "change": "added", "size": 12}],
-    files_total=1,
-    last_message={"type": "result", "result": "done"},
-    session_files=3,
-    session_directory=300,
-    staged_bytes=100,
-)
 
 
 def size(built: Json) -> int:

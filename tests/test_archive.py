@@ -35,6 +35,7 @@ from tests.support.trees import (
     Photo,
     assert_same,
     assert_tools_open,
+    dig,
     grow,
     open_up,
     photo,
@@ -369,13 +370,7 @@ def test_a_session_that_outgrew_its_limits_fails_by_name(base: Path, limits: Lim
 
 def test_a_path_too_long_to_restore_is_not_packed(base: Path) -> None:
     """A tree nested deeper than any path reaches is refused by name, not by a recursion or a system error."""
-    here = os.open(base / "workspace", os.O_RDONLY)
-    for _ in range(40):
-        os.mkdir("n" * 100, dir_fd=here)
-        below = os.open("n" * 100, os.O_RDONLY, dir_fd=here)
-        os.close(here)
-        here = below
-    os.close(here)
+    dig(base / "workspace", 40)
     with pytest.raises(SessionTooLarge, match="path of more than 3,000 bytes"):
         packed(base)
     with pytest.raises(SessionTooLarge):

@@ -2,80 +2,37 @@
 
 import json
 import threading
-import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from io import BytesIO
 from typing import Any
-from zipfile import ZipFile
 
 import pytest
 from botocore.awsrequest import AWSResponse
 
-from claude_workflow.local import engine
 from lambdas.agent.transfer import Transfer
 from lambdas.bucket import lease, listing, record, versions
 from lambdas.bucket.grants import grants
 from lambdas.bucket.lease import Lease
 from lambdas.bucket.objects import Bucket
 from lambdas.bucket.record import WHOLE
-from lambdas.contract import Base, Claim, Result
+from lambdas.contract import Base, Claim
 from lambdas.errors import AgentCrashed, RunInProgress, SessionBusy, SessionDamaged, SessionMoved, WorkflowError
 from lambdas.next_step import Left, Pin, Staging
 from tests.support.archives import session
-from tests.support.played_workflow import RULES, commit, result_of
+from tests.support.commits import a_claim, archive_of, commit_of, files_of, metadata, stage
+from tests.support.played_workflow import commit, result_of
 
 
-@pytest.fixture(scope="module")
-def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    with engine.running(tmp_path_factory.mktemp("bucket")) as running:
-        yield running.client("s3")
-
-
-@pytest.fixture
-def bucket(s3: Any) -> Bucket:
-    name = f"sessions-{uuid.uuid4()}"
-    s3.create_bucket(Bucket=name)
-    s3.put_bucket_versioning(Bucket=name, VersioningConfiguration={"Status": "Enabled"})
-    return Bucket(s3, name)
-
-
-def a_claim(run: str = "run-1", base: Base | None = None, session: str = "session-1") -> Claim:
-    staging = f"runs/{run}/0001-aa/"
-    return Claim(run, session, "alice", f"execution-of-{run}", staging, 0.0, False, str(uuid.uuid4()), base)
-
-
-def stage(bucket: Bucket, claim: Claim, content: bytes) -> Result:
-    """What RunClaude does: through a grant, without a credential; and what it says of it."""
-    assert Transfer().put(grants(bucket, claim, None, 60).changes, content, len(content))
-    return result_of(bucket, claim)
-
-
-def metadata(claim: Claim, turns: int = 1) -> dict[str, str]:
-    return {
-        "created": "2026-01-01T00:00:00+00:00",
-        "owner": claim.owner,
-        "turns": str(turns),
-        "cost-usd": "0.5",
-        "run": claim.run_id,
-        "claude-session": claim.claude_session,
-        "format": "1",
-    }
-
-
-def turn(bucket: Bucket, claim: Claim, content: bytes) -> Base:
+def turn(bucket: Bucket, base: Base | None, content: bytes) -> Base:
     """Commit one: the session's file is then `content`."""
-    commit(bucket, claim, stage(bucket, claim, session(n=content)), metadata(claim), RULES)
-    base = versions.newest_of(bucket, claim.session_id, claim.owner)
-    assert base is not None
-    return base
+    return commit_of(bucket, base, session(n=content))
 
 
-def content_of(bucket: Bucket, session: str = "session-1") -> bytes:
-    archive = bucket.s3.get_object(Bucket=bucket.name, Key=f"{session}.zip")["Body"].read()
-    return ZipFile(BytesIO(archive)).read("workspace/n")
+def content_of(bucket: Bucket) -> bytes:
+    return files_of(archive_of(bucket))["n"]
 
 
 def uploads(bucket: Bucket) -> list[Any]:
@@ -84,45 +41,44 @@ def uploads(bucket: Bucket) -> list[Any]:
 
 def test_a_commit_makes_what_was_staged_the_session(bucket: Bucket) -> None:
     """The object is the staged bytes, and its metadata say whose it is and what is in it."""
-    claim = a_claim()
-    base = turn(bucket, claim, b"first")
+    base = turn(bucket, None, b"first")
     assert content_of(bucket) == b"first"
-    assert (base.turns, base.cost_usd, base.claude_session) == (1, 0.5, claim.claude_session)
+    assert (base.turns, base.cost_usd, base.created) == (1, 0.5, "then")
     assert uploads(bucket) == []
 
 
 def test_a_session_is_found_by_its_owner_alone(bucket: Bucket) -> None:
     """To anybody else it is not there."""
-    turn(bucket, a_claim(), b"first")
+    turn(bucket, None, b"first")
     assert versions.newest_of(bucket, "session-1", "bob") is None
     assert versions.newest_of(bucket, "session-2", "alice") is None
 
 
 def test_a_second_writer_from_the_same_version_is_refused(bucket: Bucket) -> None:
     """Whoever commits second would undo the first, so the session stays as the first left it."""
-    base = turn(bucket, a_claim(), b"first")
-    turn(bucket, a_claim("run-2", base), b"second")
+    base = turn(bucket, None, b"first")
+    turn(bucket, base, b"second")
     with pytest.raises(SessionMoved):
-        turn(bucket, a_claim("run-3", base), b"third")
+        turn(bucket, base, b"third")
     assert content_of(bucket) == b"second"
     assert uploads(bucket) == []
 
 
 def test_two_new_sessions_of_one_id_cannot_both_be(bucket: Bucket) -> None:
     """A new session is written only where there is none."""
-    turn(bucket, a_claim(), b"first")
+    turn(bucket, None, b"first")
     with pytest.raises(SessionMoved):
-        turn(bucket, a_claim("run-2"), b"second")
+        turn(bucket, None, b"second")
     assert content_of(bucket) == b"first"
 
 
 def test_a_repeated_commit_recognises_its_own(bucket: Bucket) -> None:
     """The first answer was lost: the repeat is answered, and nothing is written twice."""
-    base = turn(bucket, a_claim(), b"first")
-    claim = a_claim("run-2", base)
+    base = turn(bucket, None, b"first")
+    claim = a_claim(base)
     staged = stage(bucket, claim, session(n=b"second"))
-    commit(bucket, claim, staged, metadata(claim, 2), RULES)
-    commit(bucket, claim, staged, metadata(claim, 2), RULES)
+    commit(bucket, claim, staged, metadata(claim))
+    commit(bucket, claim, staged, metadata(claim))
     assert content_of(bucket) == b"second"
     versions = bucket.s3.list_object_versions(Bucket=bucket.name, Prefix="session-1.zip")["Versions"]
     assert len(versions) == 2
@@ -130,13 +86,13 @@ def test_a_repeated_commit_recognises_its_own(bucket: Bucket) -> None:
 
 def test_a_repeated_commit_recognises_its_own_behind_a_later_one(bucket: Bucket) -> None:
     """A run that came after it does not make a committed turn undone."""
-    base = turn(bucket, a_claim(), b"first")
-    claim = a_claim("run-2", base)
+    base = turn(bucket, None, b"first")
+    claim = a_claim(base)
     staged = stage(bucket, claim, session(n=b"second"))
-    commit(bucket, claim, staged, metadata(claim, 2), RULES)
+    commit(bucket, claim, staged, metadata(claim))
     later = versions.newest_of(bucket, "session-1", "alice")
-    turn(bucket, a_claim("run-3", later), b"third")
-    commit(bucket, claim, staged, metadata(claim, 2), RULES)
+    turn(bucket, later, b"third")
+    commit(bucket, claim, staged, metadata(claim))
     assert content_of(bucket) == b"third"
 
 
@@ -144,22 +100,22 @@ def test_a_commit_of_nothing_staged_is_the_agents_failure(bucket: Bucket) -> Non
     """A result of what is not there commits nothing."""
     claim = a_claim()
     with pytest.raises(AgentCrashed):
-        commit(bucket, claim, result_of(bucket, claim), metadata(claim), RULES)
+        commit(bucket, claim, result_of(bucket, claim), metadata(claim))
     assert versions.newest_of(bucket, "session-1", "alice") is None
     assert uploads(bucket) == []
 
 
 def test_of_many_writers_at_once_one_commits(bucket: Bucket) -> None:
     """However they race, one turn follows the version they all began with."""
-    base = turn(bucket, a_claim(), b"first")
+    base = turn(bucket, None, b"first")
     start = threading.Barrier(8)
 
     def race(number: int) -> str:
-        claim = a_claim(f"run-{number}", base)
+        claim = a_claim(base)
         staged = stage(bucket, claim, session(n=f"by {number}".encode()))
         start.wait()
         try:
-            commit(bucket, claim, staged, metadata(claim, 2), RULES)
+            commit(bucket, claim, staged, metadata(claim))
         except WorkflowError as error:
             return type(error).__name__
         return "committed"
@@ -212,7 +168,7 @@ def test_whatever_is_settled_first_stands(bucket: Bucket) -> None:
 def test_a_run_is_pinned_by_one_and_anew_only_over_what_was_read(bucket: Bucket) -> None:
     """An execution that has no lease any more cannot undo what its successor was pinned to; who repeats its own request
     finds its own work."""
-    base = turn(bucket, a_claim(), b"first")
+    base = turn(bucket, None, b"first")
     first = Pin(base, execution="one")
     assert record.pinned(bucket, "run-1") is None
     assert record.pin(bucket, "run-1", first, None)
@@ -359,10 +315,10 @@ def test_an_attempt_starts_once(bucket: Bucket) -> None:
 
 def test_a_grant_reads_the_pinned_version(bucket: Bucket) -> None:
     """The run works on the version it was pinned to, whatever has come since."""
-    base = turn(bucket, a_claim(), b"first")
+    base = turn(bucket, None, b"first")
     first = bucket.s3.get_object(Bucket=bucket.name, Key="session-1.zip")["Body"].read()
-    turn(bucket, a_claim("run-2", base), b"second")
-    granted = grants(bucket, a_claim("run-3", base), None, 60)
+    turn(bucket, base, b"second")
+    granted = grants(bucket, a_claim(base), None, 60)
     assert granted.session is not None
     assert Transfer().read(granted.session) == first
 
@@ -394,13 +350,14 @@ def test_what_was_staged_on_another_version_is_none_to_go_on_with(bucket: Bucket
     for attempt in ("0001-aa", "0002-bb-1", "0003-cc", "0004-dd-2"):
         bucket.s3.put_object(Bucket=bucket.name, Key=f"runs/run-1/{attempt}/checkpoint.zip", Body=b"{}")
     assert record.left(bucket, "run-1").staged == Staging(None, "runs/run-1/0002-bb-1/")
-    assert a_claim().pinned(None, 2).staging == "runs/run-1/0001-aa-2/"
-    assert a_claim().pinned(None, 0).staging == "runs/run-1/0001-aa/"
+    claim = a_claim()
+    assert claim.pinned(None, 2).staging == f"runs/{claim.run_id}/0001-aa-2/"
+    assert claim.pinned(None, 0) == claim
 
 
 def test_the_index_says_where_a_run_stands(bucket: Bucket) -> None:
     """One empty key by hour and outcome, which moves, and one by session, which stays."""
-    claim = a_claim()
+    claim = replace(a_claim(), run_id="run-1")
 
     def index() -> list[str]:
         listed = bucket.s3.list_objects_v2(Bucket=bucket.name, Prefix="index/").get("Contents", [])
@@ -419,8 +376,8 @@ def test_the_index_says_where_a_run_stands(bucket: Bucket) -> None:
 
 def test_a_claim_survives_the_state_machine(bucket: Bucket) -> None:
     """It travels as JSON from RestoreSession to PersistSession."""
-    base = turn(bucket, a_claim(), b"first")
-    for claim in (a_claim(), a_claim(base=base)):
+    base = turn(bucket, None, b"first")
+    for claim in (a_claim(), a_claim(base)):
         assert Claim.load(json.loads(json.dumps(asdict(claim)))) == claim
 
 

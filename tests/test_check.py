@@ -12,11 +12,11 @@ from claude_workflow.cli.check import report
 from claude_workflow.cli.check.asking import asked
 from claude_workflow.cli.check.row import BROKEN, HELD, NOT_ASKED, NotAsked, Outcome, judged
 from claude_workflow.cli.check.rows import ROWS
+from lambdas.strict import Json
 from tests.conftest import Synthesize
 from tests.support.account import Stack, deployed
 from tests.support.commands import ROOT, Serve, command
 
-Json = dict[str, Any]
 UNPROVEN = (ROOT / "docs/unproven.md").read_text()
 NAMES = {row.name for row in ROWS}
 

@@ -7,7 +7,7 @@ import shutil
 import stat
 import tempfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
@@ -20,7 +20,6 @@ from botocore.exceptions import ClientError
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from claude_workflow.local import engine
 from lambdas.archive.directory import NOTHING, Directory
 from lambdas.archive.format import RATIO, Ending, Limits, Member, central_record, whiteout
 from lambdas.archive.merge import Merged, Placed
@@ -36,12 +35,12 @@ from lambdas.bucket.relocate import GAP, PART, length, relocate
 from lambdas.contract import Base
 from lambdas.errors import AgentCrashed, SessionDamaged, SessionMoved, SessionTooLarge, WorkflowError
 from tests.support.archives import DIR, FILE, LINK, ROOTS, forged, item, lying, staged
+from tests.support.buckets import a_bucket
 from tests.support.commits import (
     LIMITS,
     MIB,
     RULES,
     a_claim,
-    a_store,
     archive_of,
     commit_of,
     files_of,
@@ -63,17 +62,6 @@ CALLS = (
     "complete_multipart_upload",
     "abort_multipart_upload",
 )
-
-
-@pytest.fixture(scope="module")
-def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    with engine.running(tmp_path_factory.mktemp("commit")) as running:
-        yield running.client("s3")
-
-
-@pytest.fixture
-def bucket(s3: Any) -> Bucket:
-    return a_store(s3)
 
 
 def dead_bytes(archive: bytes) -> int:
@@ -168,7 +156,7 @@ def test_any_turn_is_committed_as_the_tree_that_it_left(s3: Any, tree: Any, turn
     """After each of many turns, the archive is the tree, and four tools open it."""
     with scratch() as base:
         grow(base / "workspace", tree)
-        session = Turns(a_store(s3), base)
+        session = Turns(a_bucket(s3), base)
         session.commit()
         for changes in turns:
             for change in changes:
@@ -184,7 +172,7 @@ def test_a_turn_goes_on_from_a_checkpoint(s3: Any, tree: Any, before: list[Act],
     """What is restored is the tree of that instant, and what is staged then is all of the turn's changes."""
     with scratch() as base, scratch() as again:
         grow(base / "workspace", {} if new else tree)
-        session = Turns(a_store(s3), base)
+        session = Turns(a_bucket(s3), base)
         version = b"" if new else session.commit()
         for change in before:
             act(base / "workspace", *change)
@@ -248,7 +236,7 @@ def test_a_large_session_over_many_turns(s3: Any) -> None:
     """Copied in parts, cut and compacted: the archive is the tree each time, and its dead bytes stay in bounds."""
     draw = random.Random(5)
     with scratch() as base:
-        session = Turns(a_store(s3), base, replace(RULES, dead_share=0.3))
+        session = Turns(a_bucket(s3), base, replace(RULES, dead_share=0.3))
         for number in range(60):
             (base / f"workspace/{number}").write_bytes(draw.randbytes(draw.choice([1000, 200_000, 1_500_000])))
         session.commit()
@@ -529,7 +517,7 @@ def test_whatever_call_of_a_commit_fails(s3: Any, large: bool, after: bool, kill
     at, calls = 0, 100
     while at < calls:
         at += 1
-        bucket = a_store(s3)
+        bucket = a_bucket(s3)
         base = commit_of(bucket, None, staged(*ROOTS, *(item(f"workspace/{k}", v) for k, v in old.items())))
         claim = a_claim(base)
         done = stage(bucket, claim, staged(item("workspace/n", b"new")))

@@ -5,14 +5,12 @@ import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from typing import Any
 
 import pytest
 
 from claude_workflow.local.model import ScriptedModel
 from claude_workflow.local.service import Model, Service
 from lambdas.bucket import record
-from lambdas.contract import Claim
 from lambdas.errors import (
     AgentCrashed,
     IdempotencyMismatch,
@@ -44,14 +42,6 @@ def running(model: ScriptedModel, unhurried: Json, tmp_path_factory: pytest.Temp
     added = {"SCRATCH": str(tmp_path_factory.mktemp("scratch"))}
     with patched_service.serving(state, unhurried, Model(model.url, "sk-scripted"), added) as started:
         yield started
-
-
-@pytest.fixture
-def workflow(running: Service) -> Workflow:
-    s3, bucket = running.engine.client("s3"), f"sessions-{uuid.uuid4()}"
-    s3.create_bucket(Bucket=bucket)
-    s3.put_bucket_versioning(Bucket=bucket, VersioningConfiguration={"Status": "Enabled"})
-    return Workflow(s3, bucket)
 
 
 def asked(model: ScriptedModel, marker: str) -> int:
@@ -232,10 +222,3 @@ def _race(workflow: Workflow, key: str, fuse: Fuse) -> None:
     lease = workflow.lease(session)
     assert lease is None or lease.expires_at <= workflow.now
     assert workflow.conversations[run] == 1 or not staged
-
-
-def test_a_claim_survives_its_way_through_the_state_machine(workflow: Workflow) -> None:
-    """What PersistSession gets is what RestoreSession gave, as JSON."""
-    restored = workflow.restore(Execution("one", "a", {"prompt": "a"}))
-    dumped: dict[str, Any] = restored.dump()
-    assert Claim.load(dumped["claim"]) == restored.claim

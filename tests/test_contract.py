@@ -7,26 +7,11 @@ from typing import Any
 import pytest
 
 from lambdas.contract import Result
+from tests.support.played_workflow import RESULT
 
 
 def staged_result(**changed: Any) -> dict[str, Any]:
-    result = Result(
-        result="done",
-        structured_output=None,
-        stop_reason="end_turn",
-        model_failure=None,
-        num_turns=1,
-        cost_usd=0.01,
-        usage={},
-        duration_ms=900,
-        files=[],
-        files_total=0,
-        last_message={"type": "result"},
-        session_files=3,
-        session_directory=300,
-        staged_bytes=100,
-    )
-    return asdict(result) | changed
+    return asdict(RESULT) | changed
 
 
 def test_a_staged_result_comes_back_as_it_was() -> None:

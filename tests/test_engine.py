@@ -23,12 +23,12 @@ from claude_workflow.local.deploy import Deployed
 from claude_workflow.local.engine import Engine, EngineFailed
 from claude_workflow.local.guard import BUCKET
 from claude_workflow.local.mend import mend
+from lambdas.strict import Json
 from tests.support import ordinary_user
 from tests.support.scripted_workflow import Workflow, function_id, with_stand_ins
 from tests.support.waiting import eventually
 from tests.support.ways import WAYS, Walk, Way, assert_went
 
-Json = dict[str, Any]
 ROOT = Path(__file__).resolve().parent.parent
 
 

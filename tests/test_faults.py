@@ -14,7 +14,6 @@ from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 from rich.console import Console
@@ -28,6 +27,7 @@ from lambdas.archive.unpack import unpack
 from lambdas.bucket.record import WHOLE
 from lambdas.request import run_id
 from lambdas.restore_session import LEASE_MARGIN
+from lambdas.strict import Json
 from tests.support import patched_service
 from tests.support.client import ANY, Client
 from tests.support.fault_matrix import (
@@ -48,7 +48,6 @@ from tests.support.opened import Opened
 from tests.support.s3_faults import KILLED_AFTER, KILLED_BEFORE, SILENT, Fault, Injector, Line
 from tests.support.waiting import eventually
 
-Json = dict[str, Any]
 SECONDS = 40
 """The integration timeout of the template that is `unhurried`."""
 AT_ONCE = 4

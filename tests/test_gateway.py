@@ -21,11 +21,11 @@ from claude_workflow.local.gateway import STRANGERS, Response, Served, serving
 from claude_workflow.local.http1 import Malformed, Stream
 from claude_workflow.local.mapping import Input, Text, Util, render
 from lambdas import errors
+from lambdas.strict import Json
 from tests.support.http_servers import Answering, listening
 from tests.support.texts import NASTY
 from tests.support.waiting import eventually
 
-Json = dict[str, Any]
 KEY, OTHER_KEY = "a-key-of-twenty-characters", "another-key-of-the-same-kind"
 PATH = "/claude-code"
 

@@ -30,9 +30,9 @@ from claude_workflow.local.deploy import CODE_BUCKET, CODE_KEY, Deployed
 from claude_workflow.local.engine import ACCOUNT, REGION, Engine
 from claude_workflow.local.guard import BUCKET, READY, ROOT_KEY, SEAL, UNVERIFIED_BYTES, Guard
 from claude_workflow.local.signature import Signed, Unsigned, claim
+from lambdas.strict import Json
 from tests.support.scripted_workflow import Workflow, function_id, with_stand_ins
 
-Json = dict[str, Any]
 KEY = "session-1.zip"
 PATH = f"/{BUCKET}/{KEY}"
 RUNTIME = "/2018-06-01/runtime"

@@ -20,7 +20,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Any
 from zipfile import ZipFile
 
 import pytest
@@ -29,11 +28,12 @@ from claude_workflow.local import engine
 from claude_workflow.local.guard import ROOT_KEY
 from claude_workflow.local.model import ScriptedModel
 from lambdas.contract import RunResult
+from lambdas.strict import Json
 from tests.support import foreign_programs
+from tests.support.buckets import a_bucket
 from tests.support.commands import ROOT
 from tests.support.played_workflow import Execution, Workflow
 
-Json = dict[str, Any]
 LOCKED = ROOT / "lambdas" / "requirements.txt"
 UV = Path(sys.executable).with_name("uv")
 VERSION = "3.13"
@@ -140,9 +140,7 @@ def function(template: Json, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     ):
         python = Python.found()
         _build(Path(task), python)
-        s3 = running.client("s3")
-        s3.create_bucket(Bucket="sessions")
-        s3.put_bucket_versioning(Bucket="sessions", VersioningConfiguration={"Status": "Enabled"})
+        bucket = a_bucket(running.client("s3"), "sessions")
         secrets = running.client("secretsmanager")
         secret = secrets.create_secret(Name="model", SecretString='{"ANTHROPIC_API_KEY": "key"}')
         environment = _environment(template) | {
@@ -156,7 +154,7 @@ def function(template: Json, tmp_path_factory: pytest.TempPathFactory) -> Iterat
             [*_machine(Path(task), python), f"/var/lang/bin/{python.name}", "-c", FUNCTION],
             env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         ) as process:  # fmt: skip
-            yield Function(process, Workflow(s3, "sessions"))
+            yield Function(process, Workflow(bucket))
             assert process.stdin is not None
             process.stdin.close()
 

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from lambdas.settings import Clocks
+from lambdas.strict import Json
 from stacks.machine import definition
 from tests.support.interpreter import Interpreter, interpreting
-from tests.support.ways import WAYS, Json, Walk, Way, assert_went, recorded
+from tests.support.ways import WAYS, Walk, Way, assert_went, recorded
 
 RAN = "RestoreSession RunClaude"
 OWN: list[Way] = [

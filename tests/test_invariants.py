@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -18,10 +17,10 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from claude_workflow.local import engine
 from lambdas.bucket import record
-from lambdas.errors import Refused, RunTimedOut, WorkflowError
+from lambdas.errors import ModelOverloaded, Refused, RunTimedOut, WorkflowError
 from lambdas.strict import Json
+from tests.support.buckets import a_bucket
 from tests.support.played_workflow import LEASE_SECONDS, Execution, Fuse, Killed, Workflow, unlinked
 
 SESSIONS = 2
@@ -39,10 +38,7 @@ class Interleavings(RuleBasedStateMachine):
 
     @initialize()
     def begin(self) -> None:
-        bucket = f"sessions-{uuid.uuid4()}"
-        self.s3.create_bucket(Bucket=bucket)
-        self.s3.put_bucket_versioning(Bucket=bucket, VersioningConfiguration={"Status": "Enabled"})
-        self.workflow = Workflow(self.s3, bucket)
+        self.workflow = Workflow(a_bucket(self.s3))
         self.sessions = [self.workflow.new_session(f"session-{n}") for n in range(SESSIONS)]
         self.live: list[Execution] = []
         self.lost: Counter[str] = Counter()
@@ -139,9 +135,7 @@ class Interleavings(RuleBasedStateMachine):
         """A whole execution that may come again: the model was not asked."""
         self.leases_expire()
         execution = Execution(str(uuid.uuid4()), key, self._body(key))
-        self.workflow.refuses = True
-        answer = self.workflow.execute(execution)
-        self.workflow.refuses = False
+        answer = self.workflow.execute(execution, fails=ModelOverloaded())
         if answer["success"]:
             self._answered(execution, answer)
 
@@ -212,12 +206,6 @@ class Interleavings(RuleBasedStateMachine):
         """At most one conversation of a run, and one more for each that was lost before it was staged."""
         for key, asked in (getattr(self, "workflow", None) and self.workflow.conversations.items()) or ():
             assert asked <= 1 + self.lost[key]
-
-
-@pytest.fixture(scope="module")
-def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    with engine.running(tmp_path_factory.mktemp("invariants")) as running:
-        yield running.client("s3")
 
 
 def test_the_invariants_hold_in_every_interleaving(s3: Any) -> None:

@@ -1,20 +1,13 @@
 """PersistSession begins with what RunClaude returned, and believes what it staged."""
 
 import uuid
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from lambdas.errors import AgentCrashed
-from tests.support.played_workflow import Execution, Workflow, storage
-
-
-@pytest.fixture(scope="module")
-def workflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workflow]:
-    with storage(tmp_path_factory.mktemp("persist")) as s3:
-        yield Workflow(s3, "sessions")
+from tests.support.played_workflow import Execution, Workflow
 
 
 def test_it_needs_nothing_of_what_run_claude_returned(workflow: Workflow) -> None:

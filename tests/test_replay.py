@@ -6,17 +6,21 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+
+import pytest
 
 from claude_workflow.cli.record import Requests
 from claude_workflow.local.engine import Engine
+from lambdas.bucket import listing, record
 from lambdas.bucket.listing import since
 from lambdas.bucket.objects import Bucket
+from lambdas.contract import Claim
+from lambdas.request import run_id
+from lambdas.strict import Json
 from tests.support.commands import ENVIRONMENT, Serve, command
-from tests.support.crowded_bucket import crowd
-from tests.support.past_runs import Past, failure, hour, request, run_id
-
-Json = dict[str, Any]
+from tests.support.crowded_bucket import Shelf, crowd
+from tests.support.past_runs import Past
+from tests.support.played_workflow import Fuse
 
 
 def replay(history: Past, *arguments: str) -> "subprocess.CompletedProcess[str]":
@@ -30,7 +34,7 @@ def outcomes(done: "subprocess.CompletedProcess[str]") -> dict[str, str]:
 
 def test_a_replay_asks_the_machine_in_the_runs_own_name(history: Past) -> None:
     """Its owner, its key, and how; nothing of its body travels. Exit code 0, since it succeeded."""
-    name = history.run(1, "failed", owner="alice")
+    name = history.play("failed", caller="alice", key="key-1")
     for option, verb in ((), "again"), (("--fork",), "fork"), (("--rebase",), "rebase"):
         done = replay(history, name, *option)
         assert done.returncode == 0, done.stderr
@@ -59,8 +63,8 @@ def executions(history: Past) -> list[Json]:
 
 def test_failures_are_told_and_counted(history: Past) -> None:
     """Exit code 1 if one of them failed again; an unknown run is one of them."""
-    good = history.run(10, "failed", ago=9000)
-    bad = history.run(11, "failed", ago=9000, key="hopeless")
+    good = history.play("failed", ago=9000)
+    bad = history.play("failed", ago=9000, key="hopeless")
     done = replay(history, good, bad, "run-unknown", good)
     assert done.returncode == 1
     assert outcomes(done) == {good: "end_turn", bad: "AgentCrashed", "run-unknown": "Unknown"}
@@ -69,21 +73,20 @@ def test_failures_are_told_and_counted(history: Past) -> None:
 
 def test_a_moved_session_offers_a_choice(history: Past) -> None:
     """What both cost is said too."""
-    done = replay(history, history.run(20, "failed", ago=9000, key="moved"))
+    done = replay(history, history.play("failed", ago=9000, key="moved"))
     assert done.returncode == 1
     assert re.search(r"--fork .* without paying.* --rebase .* pays", done.stderr, re.DOTALL)
 
 
 def test_a_dry_run_counts_what_cannot_be_replayed_as_that(history: Past) -> None:
     """Where the session has moved, is gone, or is at work; and the exit code is 1, unless each can be replayed."""
-    body = {"prompt": "Go on", "session_id": "session-21"}
-    fine, moved = (history.run(number, "failed", ago=9000, session="session-21", body=body) for number in (21, 22))
-    running = history.run(23, "claimed", ago=9000)
-    gone = history.run(24, "failed", ago=9000, body={"prompt": "Go on", "session_id": "session-deleted"})
-    history.pin(moved, history.version("session-21", "run-0"))
-    history.put(f"runs/{moved}/0001-aa/checkpoint.zip", b"x")
-    history.version("session-21", "run-9")
-    history.lease(running, "session-23", 600)
+    session, other = (history.session(history.play("done", ago=9000)) for _ in range(2))
+    fine = history.play("failed", session, ago=9000)
+    moved = history.play("failed", session, ago=9000, after="checkpoint")
+    history.play("done", session, ago=9000)
+    running = history.play("claimed", ago=1)
+    gone = history.play("claimed", other, ago=9000, fuse=Fuse(1, after=True))  # it died before it was pinned
+    history.store.delete(f"{other}.zip")
     dry = replay(history, fine, moved, running, gone, "--dry-run")
     assert outcomes(dry) == {fine: "restart", moved: "moved", running: "wait", gone: "gone"}
     assert "1 can be replayed, 3 cannot." in dry.stderr
@@ -98,14 +101,9 @@ def test_a_dry_run_counts_what_cannot_be_replayed_as_that(history: Past) -> None
 
 def test_all_that_failed_or_was_lost_is_replayed(history: Past) -> None:
     """Neither what is done, nor what runs, nor what is older; a dry run starts nothing."""
-    failed, lost, old = (
-        history.run(30, "failed"),
-        history.run(31, "claimed"),
-        history.run(32, "failed", ago=3 * 3600),
-    )
-    running = history.run(33, "claimed")
-    history.run(34, "done")
-    history.lease(running, "session-33", 60)
+    failed, lost = history.play("failed"), history.play("claimed")
+    old, running = history.play("failed", ago=3 * 3600), history.play("claimed", ago=1)
+    history.play("done")
     before = len(executions(history))
     dry = replay(history, "--failed", "--since", "30m", "--dry-run")
     assert {failed, lost} <= set(outcomes(dry))
@@ -135,18 +133,23 @@ MEGABYTES = 150
 """With these runs the commands take some 60 to 70; what Python and boto3 weigh is nearly all of it."""
 
 
-def a_day() -> dict[str, bytes]:
-    """The record of 100,000 runs, of which 1,000 failed."""
-    objects, now = {}, time.time()
+@pytest.fixture(scope="module")
+def day(history: Past) -> dict[str, bytes]:
+    """The record of 100,000 runs, of which 1,000 failed, each as one did on a real S3."""
+    shelf, now = Shelf(), time.time()
+    bucket, one = Bucket(shelf, "crowd"), history.play("failed", prompt="x")
+    asked, failure = record.request(history.store, one), record.failure(history.store, one)
+    assert asked
+    assert failure
     for number in range(ALL):
-        name, moment = run_id(number), now - 80_000 * number / ALL
-        failed = number % (ALL // FAILED) == 0
-        objects[f"index/hours/{hour(moment)}/{'failed' if failed else 'done'}/{name}"] = b""
-        if failed:
-            session = f"session-{number}"
-            objects[f"runs/{name}/request.json"] = json.dumps(request(name, moment, session)).encode()
-            objects[f"runs/{name}/failure.json"] = json.dumps(failure(name, session)).encode()
-    return objects
+        name, fails = run_id("default", str(number)), number % (ALL // FAILED) == 0
+        own = {"run_id": name, "session_id": f"session-{number}", "key": str(number)}
+        said = asked | own | {"requested_at": now - 80_000 * number / ALL}
+        listing.mark(bucket, Claim.of(said, "execution", now, repeated=False), "failed" if fails else "done")
+        if fails:
+            record.open_run(bucket, name, said)
+            record.fail(bucket, name, failure | own)
+    return shelf.objects
 
 
 MEASURED = """
@@ -168,10 +171,10 @@ def measured(*arguments: str | Path) -> tuple[str, str, float]:
     return done.stdout, done.stderr, int(done.stderr.split()[-1]) * unit / 1e6
 
 
-def test_a_thousand_failures_among_a_hundred_thousand_runs(tmp_path: Path) -> None:
+def test_a_thousand_failures_among_a_hundred_thousand_runs(day: dict[str, bytes], tmp_path: Path) -> None:
     """Listed by their own keys alone, and replayed by one command, in memory that does not grow with them."""
     where = ("--failed", "--since", "24h", "--state", tmp_path)
-    with crowd(tmp_path, a_day()) as service:
+    with crowd(tmp_path, day) as service:
         printed, said, listing = measured("runs", *where)
         assert len(set(re.findall(r"run-[0-9a-f]{32}", printed))) == FAILED
         assert "1,000 runs, 1,000 failed" in printed
@@ -185,9 +188,9 @@ def test_a_thousand_failures_among_a_hundred_thousand_runs(tmp_path: Path) -> No
     assert max(listing, replaying) < MEGABYTES, (listing, replaying)
 
 
-def test_all_of_a_hundred_thousand_runs_are_listed_by_the_thousand(tmp_path: Path) -> None:
+def test_all_of_a_hundred_thousand_runs_are_listed_by_the_thousand(day: dict[str, bytes], tmp_path: Path) -> None:
     """A hundred requests find them; what is read of each comes on top, and none of it is kept."""
-    with crowd(tmp_path, a_day()) as service:
+    with crowd(tmp_path, day) as service:
         s3 = Engine(f"http://127.0.0.1:{service.server_port}", 0, tmp_path, "root").client("s3")
         requests = Requests(s3)
         now = time.time()

@@ -1,13 +1,13 @@
 """What a turn asks of S3, request by request: each has a reason in docs/requests.md."""
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.support.played_workflow import Execution, Workflow, storage
+from tests.support.buckets import a_bucket
+from tests.support.played_workflow import Execution, Workflow
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "requests.md"
 
@@ -38,10 +38,9 @@ def _shape(key: str) -> str:
     return re.sub(r"\d{4}-\d\d-\d\dT\d\d", "{hour}", key)
 
 
-@pytest.fixture(scope="module")
-def noted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Noted]:
-    with storage(tmp_path_factory.mktemp("requests")) as s3:
-        yield Noted(s3)
+@pytest.fixture
+def noted(s3: Any) -> Noted:
+    return Noted(s3)
 
 
 def documented(column: str) -> list[str]:
@@ -53,7 +52,7 @@ def documented(column: str) -> list[str]:
 def test_restoring_asks_for_what_is_documented_and_no_more(noted: Noted) -> None:
     """A new session takes five requests, one that goes on eight; some at once, but each step only when the one before
     is done."""
-    workflow = Workflow(noted, "sessions")
+    workflow = Workflow(a_bucket(noted))
     session = workflow.new_session("one")
     for key, when, body in (
         ("two", "new", {"prompt": "x"}),
@@ -68,7 +67,7 @@ def test_restoring_asks_for_what_is_documented_and_no_more(noted: Noted) -> None
 
 def test_a_commit_asks_for_what_is_documented_and_no_more(noted: Noted) -> None:
     """Ten requests for a small session, some of them at once."""
-    workflow = Workflow(noted, "sessions")
+    workflow = Workflow(a_bucket(noted))
     session = workflow.new_session("four")
     restored = workflow.restore(Execution("fourth", "five", {"prompt": "x", "session_id": session}))
     assert restored.task

@@ -1,13 +1,12 @@
 """RestoreSession on a real S3: what a repeat comes to, whatever has become of the run and its session meanwhile."""
 
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
-from claude_workflow.local import engine
 from lambdas.bucket import record
 from lambdas.bucket.situation import from_outside
 from lambdas.errors import ModelOverloaded, SessionBusy, SessionDamaged, SessionMoved
@@ -15,20 +14,6 @@ from lambdas.next_step import Done, Persist, Run, next_step
 from lambdas.request import Request, asked_run
 from lambdas.strict import Json
 from tests.support.played_workflow import CALLER, CLOCKS, LEASE_SECONDS, Execution, Fuse, Workflow
-
-
-@pytest.fixture(scope="module")
-def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    with engine.running(tmp_path_factory.mktemp("restore")) as running:
-        yield running.client("s3")
-
-
-@pytest.fixture
-def workflow(s3: Any) -> Workflow:
-    bucket = f"sessions-{uuid.uuid4()}"
-    s3.create_bucket(Bucket=bucket)
-    s3.put_bucket_versioning(Bucket=bucket, VersioningConfiguration={"Status": "Enabled"})
-    return Workflow(s3, bucket)
 
 
 def asking(key: str, session: str | None = None, **envelope: Any) -> Execution:
@@ -39,9 +24,7 @@ def asking(key: str, session: str | None = None, **envelope: Any) -> Execution:
 
 def refused(workflow: Workflow, execution: Execution) -> Json:
     """A whole execution whose model refuses before anything is spent."""
-    workflow.refuses = True
-    answer = workflow.execute(execution)
-    workflow.refuses = False
+    answer = workflow.execute(execution, fails=ModelOverloaded())
     assert (answer["code"], answer["retryable"]) == (ModelOverloaded.__name__, True)
     return answer
 

@@ -4,7 +4,6 @@ import json
 import os
 import re
 import signal
-import subprocess
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -19,15 +18,16 @@ from claude_workflow.cli.record import Requests, each, look
 from claude_workflow.cli.show import _bar
 from claude_workflow.local import histories
 from claude_workflow.local.engine import ACCOUNT, REGION
-from claude_workflow.local.guard import BUCKET
-from lambdas.bucket.listing import UNFINISHED, Entry, since
-from lambdas.bucket.objects import Bucket
+from lambdas.bucket import listing, record
+from lambdas.bucket.listing import UNFINISHED, since
 from lambdas.bucket.record import WHOLE
+from lambdas.contract import Claim
+from lambdas.errors import AgentCrashed
+from lambdas.strict import Json
 from tests.support.commands import Serve, at_terminal, command, plain
-from tests.support.past_runs import Past, failure, hour, past, response, run_id
+from tests.support.past_runs import Past, past
+from tests.support.played_workflow import Fuse
 from tests.support.waiting import eventually
-
-Json = dict[str, Any]
 
 
 def listed(history: Past, *arguments: str) -> dict[str, Json]:
@@ -41,22 +41,15 @@ def listed(history: Past, *arguments: str) -> dict[str, Json]:
     return found
 
 
-def requests(done: "subprocess.CompletedProcess[str]") -> int:
-    """How many S3 requests a command says it made."""
-    return int(done.stderr.split(" S3 requests")[0].split()[-1].replace(",", ""))
-
-
 def test_each_outcome_is_told(history: Past) -> None:
-    """Done, failed, running under its lease, and lost past it."""
-    done = history.run(1, "done")
-    failed = history.run(2, "failed")
-    running, lost, never = (history.run(number, "claimed") for number in (3, 4, 5))
-    history.lease(running, "session-3", 60)
-    history.lease(lost, "session-4", -1)
+    """Done, failed, running under its lease, and lost past it, or where another had it meanwhile."""
+    done, failed, running = history.play("done"), history.play("failed"), history.play("claimed", ago=1)
+    lost, never = history.play("claimed"), history.play("claimed", history.session(done))
+    history.play("done", history.session(done), ago=10)
     rows = listed(history)
     outcomes = {name: rows[name]["outcome"] for name in (done, failed, running, lost, never)}
     assert outcomes == {done: "done", failed: "failed", running: "running", lost: "lost", never: "lost"}
-    assert (rows[done]["cost_usd"], rows[done]["stop_reason"], rows[done]["code"]) == (0.125, "end_turn", None)
+    assert (rows[done]["cost_usd"], rows[done]["stop_reason"], rows[done]["code"]) == (0.25, "end_turn", None)
     assert (rows[failed]["cost_usd"], rows[failed]["code"]) == (0.5, "AgentCrashed")
     assert rows[lost]["cost_usd"] is None
     assert set(listed(history, "--failed")) == {failed, lost, never}
@@ -64,26 +57,25 @@ def test_each_outcome_is_told(history: Past) -> None:
 
 def test_a_span_and_a_session_narrow_the_list(history: Past) -> None:
     """The span is exact although the index has hours; a session's runs are listed whatever their age."""
-    old = history.run(10, "done", ago=5000, session="session-long")
-    older = history.run(11, "failed", ago=50 * 3600, session="session-long")
-    new = history.run(12, "done", ago=30, session="session-long")
+    older = history.play("done", ago=50 * 3600)
+    session = history.session(older)
+    old, new = history.play("failed", session, ago=5000), history.play("done", session, ago=30)
     assert {old, new} & set(listed(history, "--since", "1h")) == {new}
     assert {old, older, new} & set(listed(history)) == {old, new}
-    assert set(listed(history, "--session", "session-long")) == {old, older, new}
-    assert set(listed(history, "--session", "session-long", "--failed")) == {older}
-    assert set(listed(history, "--session", "session-long", "--since", "2h")) == {old, new}
+    assert set(listed(history, "--session", session)) == {old, older, new}
+    assert set(listed(history, "--session", session, "--failed")) == {old}
+    assert set(listed(history, "--session", session, "--since", "2h")) == {old, new}
 
 
 def test_a_run_that_the_index_has_twice_is_listed_once(history: Past) -> None:
     """A crash between the new key and the old one's end leaves two; what the record says counts."""
-    ended, failed, replaying, answered = (history.run(number, "claimed", ago=10) for number in range(20, 24))
-    history.put(f"index/hours/{hour(time.time() - 10)}/done/{ended}")
-    history.put(f"runs/{ended}/response.json", response(ended, "session-20"))
-    history.put(f"index/hours/{hour(time.time() - 10)}/failed/{failed}")
-    history.put(f"runs/{failed}/failure.json", failure(failed, "session-21"))
-    history.put(f"runs/{replaying}/failure.json", failure(replaying, "session-22"))
-    history.lease(replaying, "session-22", 60)
-    history.put(f"runs/{answered}/response.json", response(answered, "session-23"))
+    ended, failed, replaying = history.play("done"), history.play("failed"), history.play("failed", key="replaying")
+    for name in (ended, failed):
+        asked = record.request(history.store, name)
+        assert asked
+        listing.mark(history.store, Claim.of(asked, "execution", 0, repeated=False), "claimed")
+    assert history.play("claimed", key="replaying", ago=1) == replaying
+    answered = history.play("done", fuse=Fuse(11, after=True))  # its eleventh write is its answer
     rows = listed(history)
     outcomes = [rows[name]["outcome"] for name in (ended, failed, replaying, answered)]
     assert outcomes == ["done", "failed", "running", "done"]
@@ -98,57 +90,54 @@ took            session                                       outcome
 cost            prompt
 TIME            run-ef916f06426ad4b2f7f28a1d4550a691          default
 1.2 s           session-fa326321-97ad-4c07-9aeb-39309a61fc01  done, model failed
-$0.1250         Prompt of run-ef916f06426ad4b2f7f28a1d4550a6  (529 ×7)
+$0.2500         Prompt of run-ef916f06426ad4b2f7f28a1d4550a6  (529 ×7)
 TIME            run-c10dccf4f3d47a16752d7a86cbf3ce26          default
                 session-fa326321-97ad-4c07-9aeb-39309a61fc01  failed,
 $0.5000         Prompt of run-c10dccf4f3d47a16752d7a86cbf3ce  AgentCrashed
 
-   $0.6250  owner default
-   $0.6250  session-fa326321-97ad-4c07-9aeb-39309a61fc01
-   $0.6250  in all: 2 runs, 1 done, 1 failed
+   $0.7500  owner default
+   $0.7500  session-fa326321-97ad-4c07-9aeb-39309a61fc01
+   $0.7500  in all: 2 runs, 1 done, 1 failed
 """
 
 WIDE = """\
 time (UTC)      run                                   session                                       owner       outcome                      cost       took     prompt
-TIME            run-ef916f06426ad4b2f7f28a1d4550a691  session-fa326321-97ad-4c07-9aeb-39309a61fc01  default     done, model failed (529 ×7)  $0.1250    1.2 s    Prompt of run-ef916f06426ad4b2f7f28a1d4
+TIME            run-ef916f06426ad4b2f7f28a1d4550a691  session-fa326321-97ad-4c07-9aeb-39309a61fc01  default     done, model failed (529 ×7)  $0.2500    1.2 s    Prompt of run-ef916f06426ad4b2f7f28a1d4
 TIME            run-c10dccf4f3d47a16752d7a86cbf3ce26  session-fa326321-97ad-4c07-9aeb-39309a61fc01  default     failed, AgentCrashed         $0.5000             Prompt of run-c10dccf4f3d47a16752d7a86c
 """  # noqa: E501 - 200 columns
 
 
 @pytest.fixture(scope="module")
-def two(history: Past) -> list[str]:
-    """A run that its model's provider failed in the middle, and one that failed."""
-    long = history.run(90, "done", session=LONG)
-    ended = {"stop_reason": "deadline", "model_failure": {"status": 529, "times": 7}}
-    history.put(f"runs/{long}/response.json", response(long, LONG) | ended)
-    return [long, history.run(91, "failed", session=LONG, ago=30)]
-
-
-def timeless(text: str) -> str:
-    return re.sub(r"\d\d-\d\d \d\d:\d\d:\d\d", "TIME          ", plain(text)).split("\n7 S3")[0] + "\n"
+def two(history: Past) -> tuple[str, str]:
+    """A run that its model's provider failed in the middle, and one of its session that failed."""
+    ended: Json = {"stop_reason": "deadline", "model_failure": {"status": 529, "times": 7}, "duration_ms": 1234}
+    long = history.play("done", key="key-90", **ended)
+    return long, history.play("failed", history.session(long), key="key-91", ago=30)
 
 
 @pytest.mark.parametrize(("columns", "screen"), [(80, NARROW), (200, WIDE), (None, WIDE)], ids=["80", "200", "piped"])
-def test_runs_fit_their_screen(history: Past, two: list[str], columns: int | None, screen: str) -> None:
+def test_runs_fit_their_screen(history: Past, two: tuple[str, str], columns: int | None, screen: str) -> None:
     """Whole ids at any width, a head for every column; a pipe gets a run in a line, with more of its prompt."""
-    asked = ("runs", "--session", LONG, "--state", history.state)
+    session = history.session(two[0])
+    asked = ("runs", "--session", session, "--state", history.state)
     if columns:
         code, seen = at_terminal(*asked, columns=columns, NO_COLOR="1")
         assert max(map(len, plain(seen).splitlines())) <= columns
     else:
         done = command(*asked)
         code, seen = done.returncode, re.sub(r"(Prompt of run-.{25}).*", r"\1", done.stdout)
+        # One list; a done run is two objects, one that is not is looked for in four places.
+        assert "7 S3 requests" in done.stderr
     assert code == 0
-    assert timeless(seen).startswith(screen), seen
-    for name in two:
-        assert name in seen
+    timeless = re.sub(r"\d\d-\d\d \d\d:\d\d:\d\d", "TIME          ", plain(seen)).replace(session, LONG)
+    assert timeless.startswith(screen), seen
 
 
-def test_what_the_provider_cut_short_is_found(history: Past, two: list[str]) -> None:
+def test_what_the_provider_cut_short_is_found(history: Past, two: tuple[str, str]) -> None:
     """Beside what failed; with what and how often in the JSON, in `show`, and in a replay's table."""
-    limit = history.run(92, "done", session=LONG)
-    history.put(f"runs/{limit}/response.json", response(limit, LONG) | {"stop_reason": "max_turns"})
-    rows = listed(history, "--session", LONG, "--cut-short")
+    session = history.session(two[0])
+    limit = history.play("done", session, ago=30, stop_reason="max_turns")
+    rows = listed(history, "--session", session, "--cut-short")
     assert set(rows) == {two[0], limit}
     assert (rows[two[0]]["model_failure"], rows[limit]["model_failure"]) == ({"status": 529, "times": 7}, None)
     assert {two[0], limit} <= set(listed(history, "--cut-short", "--since", "1h"))
@@ -159,34 +148,29 @@ def test_what_the_provider_cut_short_is_found(history: Past, two: list[str]) -> 
 
 
 def test_the_table_sums_by_owner_and_session(history: Past) -> None:
-    """Run ids stand there whole, and a prompt can't drive the terminal."""
-    session = "session-sums"
+    """The dearest first. Run ids stand there whole, and a prompt can't drive the terminal."""
     nasty = "one\n\x1b[31mtwo\x1b]0;title\x07 [red]three"
-    first = history.run(30, "done", session=session, owner="alice", body={"prompt": nasty})
-    history.run(31, "failed", session=session, owner="bob")
-    done = command("runs", "--session", session, "--state", history.state)
+    first = history.play("done", caller="alice", prompt=nasty, cost_usd=40)
+    history.play("done", history.session(first), caller="alice", cost_usd=30)
+    other = history.play("done", caller="bob", cost_usd=80)
+    done = command("runs", "--state", history.state)
     assert done.returncode == 0
     line = next(line for line in done.stdout.splitlines() if first in line)
     assert "one" in line
     assert "[red]three" in line
     assert "\x1b" not in done.stdout
-    ending = done.stdout.split("\n\n")[-1].splitlines()
-    assert [line.split() for line in ending] == [
-        ["$0.5000", "owner", "bob"],
-        ["$0.1250", "owner", "alice"],
-        ["$0.6250", session],
-        ["$0.6250", "in", "all:", "2", "runs,", "1", "done,", "1", "failed"],
-    ]
-    # One list; a done run is two objects, one that is not is looked for in four places.
-    assert requests(done) == 1 + 2 + 4
+    *sums, all_of_them = [line.split() for line in done.stdout.split("\n\n")[-1].splitlines()]
+    owners, sessions = ([each for each in sums if ("owner" in each) == owned] for owned in (True, False))
+    assert owners[:2] == [["$80.0000", "owner", "bob"], ["$70.0000", "owner", "alice"]]
+    assert sessions[:2] == [["$80.0000", history.session(other)], ["$70.0000", history.session(first)]]
+    assert all_of_them[1:3] == ["in", "all:"]
 
 
 def test_listing_failures_costs_what_it_lists(history: Past) -> None:
     """Two requests an hour, and none for runs that are done."""
-    bucket = Bucket(history.engine.client("s3"), BUCKET)
-    asked = Requests(bucket.s3)
+    asked = Requests(history.s3)
     now = time.time()
-    list(since(bucket, now - 7200, now, UNFINISHED))
+    list(since(history.store, now - 7200, now, UNFINISHED))
     assert dict(asked.counted) == {"ListObjectsV2": 6}
 
 
@@ -208,15 +192,13 @@ def test_no_more_work_is_taken_than_can_be_kept() -> None:
 
 def test_show_tells_what_is_staged_and_what_a_replay_would_do(history: Past) -> None:
     """Commit what is whole, resume from a checkpoint, else start over; a moved session wants a choice."""
-    fresh, cut, whole = (history.run(number, "failed") for number in (40, 41, 42))
-    for name, objects in ((cut, ["started", "checkpoint.zip"]), (whole, ["started", *WHOLE])):
-        history.pin(name)
-        for one in objects:
-            history.put(f"runs/{name}/0001-aa/{one}", b"12345")
+    fresh, cut, whole = (history.play("failed", after=after) for after in ("started", "checkpoint", "result"))
     assert [shown(history, name)["replay"] for name in (fresh, cut, whole)] == ["restart", "resume", "commit"]
-    assert shown(history, whole)["staged"] == {"0001-aa": {"started": 5} | dict.fromkeys(WHOLE, 5)}
+    (staged,) = shown(history, whole)["staged"].values()
+    assert staged.keys() == {"started", *WHOLE}
+    assert (staged["started"], staged["messages.json"]) == (0, 2)
     text = command("show", whole, "--state", history.state)
-    assert "changes.zip (5 bytes)" in text.stdout
+    assert "messages.json (2 bytes)" in text.stdout
     assert "finish without a model call" in text.stdout
     assert "core dumped" in text.stdout
 
@@ -230,14 +212,10 @@ def shown(history: Past, name: str) -> Json:
 
 def test_a_session_that_has_gone_on_is_noticed(history: Past) -> None:
     """It matters to a run of which something is staged; not to one that has nothing to lose."""
-    body = {"prompt": "x", "session_id": "session-50"}
-    cut, fresh = (history.run(number, "failed", session="session-50", body=body) for number in (50, 51))
-    first = history.version("session-50", "run-0")
-    for name in (cut, fresh):
-        history.pin(name, first)
-    history.put(f"runs/{cut}/0001-aa/checkpoint.zip", b"12345")
+    session = history.session(history.play("done"))
+    cut, fresh = (history.play("failed", session, after=after) for after in ("checkpoint", "started"))
     assert [shown(history, name)["replay"] for name in (cut, fresh)] == ["resume", "restart"]
-    history.version("session-50", "run-9")
+    history.play("done", session)
     assert [shown(history, name)["replay"] for name in (cut, fresh)] == ["moved", "restart"]
 
 
@@ -252,28 +230,26 @@ def hopeless(history: Past) -> str:
     done = machines.start_sync_execution(
         stateMachineArn=history.state_machine_arn, name="hopeless", input=json.dumps(envelope)
     )
-    name = history.run(80, "failed", session="session-of-show", execution=done["executionArn"])
     detail = (
         f"Nobody answers at {LINK} any more, the connection was refused, and then again when it was tried once more."
     )
-    history.put(f"runs/{name}/failure.json", failure(name, "session-of-show") | {"detail": detail})
-    history.put(f"runs/{name}/0001-aa/checkpoint.zip", b"12345")
-    history.pin(name)
-    return name
+    fails = AgentCrashed(cost_usd=0.5, detail=detail)
+    return history.play("failed", execution=done["executionArn"], fails=fails, after="checkpoint")
 
 
 SHOW_NARROW = """\
 RUN  failed, AgentCrashed  $0.5000
-default in session-of-show
+default in SESSION
 asked TIME UTC
 > Prompt of RUN
 
-AgentCrashed in RunClaude: It crashed.
+AgentCrashed in RunClaude: Claude Code stopped before it had a result. The
+session is as it was; try again.
 Nobody answers at http://x/sessions/s.zip?... any more, the connection was
 refused, and then again when it was tried once more.
 A replay would go on with the conversation where its checkpoint stands.
   claude-workflow replay RUN --state DIR
-Staged in 0001-aa: checkpoint.zip (5 bytes)
+Staged in ATTEMPT: checkpoint.zip (N bytes), started (0 bytes)
 
 Execution hopeless  TIME UTC
   Which            at T s  took T s  =
@@ -283,12 +259,15 @@ Execution hopeless  TIME UTC
 What each state got and gave:
   claude-workflow show RUN --verbose --state DIR
 """
-SHOW_WIDE = SHOW_NARROW.replace("was\nrefused", "was refused")
+SHOW_WIDE = SHOW_NARROW.replace("was\nrefused", "was refused").replace("The\nsession", "The session")
 
 
 def alike(seen: str, history: Past, name: str) -> str:
     """A screen of `show` without what differs from run to run."""
-    text = re.split(r"\n\d+ S3", plain(seen).replace(str(history.state), "DIR").replace(name, "RUN"))[0]
+    text = plain(seen).replace(str(history.state), "DIR").replace(name, "RUN").replace(history.session(name), "SESSION")
+    text = re.sub(
+        r"in \d{13}-\w{8}: checkpoint.zip \(\d+", "in ATTEMPT: checkpoint.zip (N", re.split(r"\n\d+ S3", text)[0]
+    )
     text = re.sub(r"(asked|hopeless ) [\d .:-]+ UTC", r"\1 TIME UTC", re.sub(r" +\d+\.\d{3} s", " T s", text))
     return re.sub(r" +=+$", "  =", text, flags=re.MULTILINE).rstrip("\n") + "\n"
 
@@ -366,8 +345,8 @@ def test_what_ran_is_read_where_no_service_runs(tmp_path: Path) -> None:
             envelope = {"key": key, "replay": "again", "caller": "me", "link": "http://x/y?a=b&X-Amz-Signature=0123"}
             done = machines.start_sync_execution(stateMachineArn=was.state_machine_arn, input=json.dumps(envelope))
             started.append(done["executionArn"])
-        well = was.run(70, "done", execution=started[0])
-        hopeless = was.run(71, "failed", execution=started[1])
+        well = was.play("done", execution=started[0])
+        hopeless = was.play("failed", execution=started[1])
         os.kill(was.engine.pid, signal.SIGKILL)
     state = ("--state", tmp_path)
     assert set(listed(was)) == {well, hopeless}
@@ -517,7 +496,7 @@ def test_an_event_without_a_state_is_no_visit() -> None:
 
 def test_what_expired_is_not_listed(history: Past) -> None:
     """An index key whose record is gone is no run."""
-    name = run_id(60)
-    history.put(f"index/hours/{hour(time.time())}/done/{name}")
-    bucket = Bucket(history.engine.client("s3"), BUCKET)
-    assert look(bucket, Entry(name, hour(time.time()), "done"), time.time()) is None
+    name, now = history.play("done"), time.time()
+    history.store.delete(f"runs/{name}/request.json")
+    (entry,) = (each for page in since(history.store, now - 60, now) for each in page if each.run_id == name)
+    assert look(history.store, entry, now) is None

@@ -19,6 +19,7 @@ from lambdas.agent.scratch import HELD, UNSEEN, Scratch, crowded, sweep, wipe
 from lambdas.errors import Internal, SessionBusy
 from tests.support import ordinary_user
 from tests.support.commands import ROOT
+from tests.support.trees import dig
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="a kernel interface of Linux")
 
@@ -80,13 +81,7 @@ def test_wiping_hostile_trees(tmp_path: Path) -> None:
     (locked / "in" / "file").write_text("x")
     (locked / "in").chmod(0)
     locked.chmod(0)
-    deep = os.open(root, os.O_RDONLY)
-    for _ in range(3000):
-        os.mkdir("d" * 100, dir_fd=deep)
-        below = os.open("d" * 100, os.O_RDONLY, dir_fd=deep)
-        os.close(deep)
-        deep = below
-    os.close(deep)
+    dig(root, 3000)
     wipe(root)
     assert not root.exists()
     assert (outside / "kept").read_text() == "x"
@@ -175,14 +170,7 @@ def test_what_runs_on_of_a_run_that_was_killed_is_killed_before_it_is_swept(tmp_
 
 def test_a_tree_is_counted_however_deep_it_is(tmp_path: Path) -> None:
     """A path that is longer than any can be named, and links, which are not followed."""
-    deep = os.open(tmp_path, os.O_RDONLY)
-    for _ in range(150):
-        os.mkdir("d" * 100, dir_fd=deep)
-        os.symlink(tmp_path, "link", dir_fd=deep)
-        below = os.open("d" * 100, os.O_RDONLY, dir_fd=deep)
-        os.close(deep)
-        deep = below
-    os.close(deep)
+    dig(tmp_path, 150, link=tmp_path)
     assert crowded(tmp_path, 299)
     assert not crowded(tmp_path, 300)
     wipe(tmp_path / ("d" * 100))

@@ -27,8 +27,6 @@ from tests.support.client import ANY, HTTP, Client
 from tests.support.commands import assert_nothing_runs
 from tests.support.opened import Opened
 
-Json = dict[str, Any]
-
 
 @pytest.fixture(scope="module")
 def model() -> Iterator[ScriptedModel]:

@@ -4,25 +4,17 @@ import json
 import random
 import re
 
-import pytest
-
 from claude_workflow.local.engine import REGION
 from claude_workflow.local.guard import BUCKET, ROOT_KEY
-from lambdas.bucket.objects import Bucket
+from lambdas.bucket.versions import below
 from tests.support.archives import ROOTS, item, staged
 from tests.support.commands import Serve, command
-from tests.support.commits import MIB, archive_of, commit_of, files_of, gone
+from tests.support.commits import MIB, archive_of, files_of, gone
 from tests.support.past_runs import Past
 
 
-@pytest.fixture
-def store(history: Past) -> Bucket:
-    return Bucket(history.engine.client("s3"), BUCKET)
-
-
-def versions(store: Bucket, prefix: str) -> list[str]:
-    listed = store.s3.list_object_versions(Bucket=BUCKET, Prefix=prefix)
-    return [entry["Key"] for entry in [*listed.get("Versions", []), *listed.get("DeleteMarkers", [])]]
+def versions(history: Past, prefix: str) -> list[str]:
+    return [each.key for each in below(history.store, prefix)]
 
 
 def purge(history: Past, session: str) -> str:
@@ -37,66 +29,71 @@ def refused(history: Past, session: str) -> str:
     return done.stderr
 
 
-def test_what_was_removed_is_gone(history: Past, store: Bucket) -> None:
+def a_session(history: Past) -> str:
+    """With two versions of it."""
+    session = history.session(history.play("done"))
+    history.play("done", session)
+    return session
+
+
+def test_what_was_removed_is_gone(history: Past) -> None:
     """Not a byte of it is in the bucket: not in the archive, its versions, or what runs staged; the rest stays."""
     secret, noise = random.Random(1).randbytes(MIB // 2), random.Random(2).randbytes(6 * MIB)
-    first = staged(*ROOTS, item("workspace/a", noise), item("workspace/b", secret), item("workspace/c", noise))
-    base = commit_of(store, None, first, session="session-50")
-    commit_of(store, base, staged(gone("workspace/b")), session="session-50")
-    run = history.run(50, "done", session="session-50")
-    history.put(f"runs/{run}/0001-aa/started")
-    for name in ("changes.zip", "checkpoint.zip", "messages.json"):
-        history.put(f"runs/{run}/0001-aa/{name}", secret[:100])
-        history.put(f"runs/{run}/0001-aa/{name}", secret[:100])
-    assert secret[1000:2000] in archive_of(store, "session-50")
-    said = purge(history, "session-50")
-    assert files_of(archive_of(store, "session-50")) == {"a": noise, "c": noise}
-    assert secret[1000:2000] not in archive_of(store, "session-50")
-    assert versions(store, "session-50.zip") == ["session-50.zip"]
-    record = {name.removeprefix(f"runs/{run}/") for name in versions(store, f"runs/{run}/")}
-    assert record == {"request.json", "response.json", "0001-aa/started"}
-    assert "6 staged objects are gone" in said
+    kept = (item("workspace/a", noise), item("workspace/c", noise))
+    first = history.play("done", archive=staged(*ROOTS, *kept, item("workspace/b", secret)))
+    session = history.session(first)
+    run = history.play("failed", session, key="cut", ago=120, after="checkpoint")
+    assert history.play("done", session, key="cut", archive=staged(gone("workspace/b"))) == run
+    assert secret[1000:2000] in archive_of(history.store, session)
+    said = purge(history, session)
+    assert files_of(archive_of(history.store, session)) == {"a": noise, "c": noise}
+    assert secret[1000:2000] not in archive_of(history.store, session)
+    assert versions(history, f"{session}.zip") == [f"{session}.zip"]
+    for name in (first, run):
+        left = {key.rpartition("/")[2] for key in versions(history, f"runs/{name}/")}
+        assert left - {"failure.json"} == {"request.json", "base.json", "response.json", "started"}
+    assert "8 staged objects are gone" in said
     assert "What stays: what its runs were asked" in said
-    assert "0 dead bytes, 0 older versions and 0 staged objects" in purge(history, "session-50")
+    assert "0 dead bytes, 0 older versions and 0 staged objects" in purge(history, session)
 
 
 OUTPUTS = {"BucketName": BUCKET, "StateMachineArn": "arn:aws:states:us-east-1:000000000000:stateMachine:past"}
 
 
-def test_a_deployed_stacks_session_is_purged(history: Past, store: Bucket) -> None:
+def test_a_deployed_stacks_session_is_purged(history: Past) -> None:
     """Its bucket is found by the stack's name, with the ordinary AWS credentials."""
     resource = {"Type": "AWS::SSM::Parameter", "Properties": {"Type": "String", "Value": "any"}}
     outputs = {name: {"Value": value} for name, value in OUTPUTS.items()}
     body = json.dumps({"Resources": {"Any": resource}, "Outputs": outputs})
     history.engine.client("cloudformation").create_stack(StackName="Deployed", TemplateBody=body)
-    base = commit_of(store, None, staged(*ROOTS), session="session-54")
-    commit_of(store, base, staged(item("workspace/x", b"x")), session="session-54")
+    session = a_session(history)
     root = {"AWS_ACCESS_KEY_ID": ROOT_KEY, "AWS_SECRET_ACCESS_KEY": history.engine.root}
     account = root | {"AWS_ENDPOINT_URL": history.engine.url, "AWS_DEFAULT_REGION": REGION}
-    done = command("sessions", "purge", "session-54", "--stack", "Deployed", env=account)
+    done = command("sessions", "purge", session, "--stack", "Deployed", env=account)
     assert (done.returncode, "1 older versions" in done.stderr) == (0, True), done.stderr
-    assert versions(store, "session-54.zip") == ["session-54.zip"]
+    assert versions(history, f"{session}.zip") == [f"{session}.zip"]
 
 
-def test_a_session_that_was_deleted_leaves_no_version(history: Past, store: Bucket) -> None:
+def test_a_session_that_was_deleted_leaves_no_version(history: Past) -> None:
     """Deleting alone keeps its versions for 30 days."""
-    commit_of(store, None, staged(*ROOTS), session="session-51")
-    store.s3.delete_object(Bucket=BUCKET, Key="session-51.zip")
-    assert "No version of it is left" in purge(history, "session-51")
-    assert versions(store, "session-51.zip") == []
+    session = a_session(history)
+    history.store.delete(f"{session}.zip")
+    assert "No version of it is left" in purge(history, session)
+    assert versions(history, f"{session}.zip") == []
 
 
-def test_a_session_at_work_is_refused(history: Past, store: Bucket) -> None:
-    """A purge takes the lease like a run, and gives it back."""
-    base = commit_of(store, None, staged(*ROOTS), session="session-52")
-    commit_of(store, base, staged(item("workspace/x", b"x")), session="session-52")
-    history.lease("run-1", "session-52", 60)
-    assert re.search(r"A run is working on session-52. Try again in \d+ seconds", refused(history, "session-52"))
-    assert len(versions(store, "session-52.zip")) == 2
-    history.lease("run-1", "session-52", -1)
-    purge(history, "session-52")
-    assert len(versions(store, "session-52.zip")) == 1
-    assert not store.s3.list_objects_v2(Bucket=BUCKET, Prefix="locks/session-52").get("Contents")
+def test_a_session_at_work_is_refused(history: Past) -> None:
+    """A purge takes the lease like a run, and gives it back; of a run that died it takes it over."""
+    session = a_session(history)
+    history.play("claimed", session, ago=50)
+    assert history.lease(session)
+    purge(history, session)
+    assert len(versions(history, f"{session}.zip")) == 1
+    assert history.lease(session) is None
+    history.play("done", session, ago=2)
+    history.play("claimed", session, ago=1)
+    assert re.search(rf"A run is working on {session}. Try again in \d+ seconds", refused(history, session))
+    assert len(versions(history, f"{session}.zip")) == 2
 
 
 def test_no_such_session(history: Past) -> None:

@@ -16,11 +16,11 @@ import pytest
 from claude_workflow.local.api import read_api
 from claude_workflow.local.mapping import Input, render
 from lambdas import errors
+from lambdas.strict import Json
 from stacks.api import MAX_BODY
 from tests.support import foreign_programs
 from tests.support.texts import NASTY
 
-Json = dict[str, Any]
 DRIVER = Path(__file__).parent / "support" / "Velocity.java"
 JARS = [
     Path("/usr/share/java") / f"{name}.jar" for name in ("velocity", "commons-lang", "commons-collections3", "gson")

@@ -8,18 +8,16 @@ import uuid
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from lambdas.agent.claude import CLI
 from lambdas.contract import WARM_UP
 from lambdas.settings import PROVISIONED, STARTED
+from lambdas.strict import Json
 from tests.support.commands import ROOT
 from tests.support.granted import BucketHandler, GrantedBucket, a_task
 from tests.support.http_servers import listening
-
-Json = dict[str, Any]
 
 FUNCTION = """
 import json, sys

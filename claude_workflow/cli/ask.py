@@ -133,8 +133,8 @@ def report(answer: Answer, console: Console, endpoint: Endpoint, asked: tuple[st
         console.print(f"The API's key is taken from {KEY_VARIABLE} where that is set.", style="dim", soft_wrap=True)
     run_id = answer.get("run_id")
     if run_id and endpoint.state:
-        for told in _cause(endpoint.state, run_id):
-            console.print(told, soft_wrap=True)
+        for sentence in _cause(endpoint.state, run_id):
+            console.print(sentence, soft_wrap=True)
     if run_id:
         # Whoever has a URL alone cannot look into the record.
         look = "" if "--url" in endpoint.options else f". What happened: {typed('show', run_id, *endpoint.options)}"

@@ -87,6 +87,7 @@ def announce(state: Path, endpoint: Endpoint, **backend: str) -> None:
 
 
 def withdraw(state: Path) -> None:
+    """Take the word of the service back, if there is one."""
     (state / "service.json").unlink(missing_ok=True)
 
 

@@ -15,8 +15,7 @@ from typing import Any, NamedTuple
 from claude_workflow.cli.backend import Backend
 from claude_workflow.local import histories
 from claude_workflow.local.histories import SIGNED, UNSIGNED
-
-Json = dict[str, Any]
+from lambdas.strict import Json
 
 EVENTS = 1000
 """An execution of five states with their retries has some thirty."""
@@ -61,14 +60,14 @@ class Story:
     """Why what is kept of it cannot be told, in a sentence."""
 
 
-def told(backend: Backend, execution: str, begin: float) -> Story:
+def story_of(backend: Backend, execution: str, begin: float) -> Story:
     """The story of an execution that started at `begin` (epoch seconds) or later. Raises botocore's errors."""
     if backend.engine:
         try:
             kept = histories.events(backend.engine.state, execution)
         except histories.Damaged as damaged:
             return Story(execution, None, [], str(damaged))
-        events = _from_engine(backend.client("stepfunctions"), execution) if kept is None else map(_told, kept)
+        events = _from_engine(backend.client("stepfunctions"), execution) if kept is None else map(_event, kept)
         return Story(execution, None, visits(events))
     return Story(execution, console_link(execution, begin), visits(_from_log(backend, execution, begin)))
 
@@ -106,12 +105,11 @@ def visits(events: Iterable[Event]) -> list[Visit]:
 
 def _end(visit: Visit, event: Event) -> None:
     """A try that failed; or the end of the execution, which is what its Fail state says and no second error."""
-    told = {"error": event.details["error"], "cause": _data(event.details.get("cause"))}
     if event.type == "ExecutionFailed":
         visit.left = event.moment
         if visit.errors:
             return
-    visit.errors.append(told)
+    visit.errors.append({"error": event.details["error"], "cause": _data(event.details.get("cause"))})
 
 
 def _data(text: str | None) -> Any:
@@ -138,12 +136,12 @@ def _from_engine(machines: Any, execution: str) -> Iterator[Event]:
     pages = machines.get_paginator("get_execution_history").paginate(executionArn=execution)
     try:
         for event in (event for page in pages for event in page["events"]):
-            yield _told(event | {"timestamp": event["timestamp"].timestamp()})
+            yield _event(event | {"timestamp": event["timestamp"].timestamp()})
     except machines.exceptions.ExecutionDoesNotExist:
         return  # of an earlier start of the engine, killed before it ended
 
 
-def _told(event: Json) -> Event:
+def _event(event: Json) -> Event:
     details: Json = next((value for name, value in event.items() if name.endswith("EventDetails")), {})
     return Event(event["timestamp"], event["type"], details)
 

@@ -160,6 +160,7 @@ class Report:
         self.printed = self.succeeded = self.failed = self.moved = 0
 
     def add(self, outcome: Outcome) -> None:
+        """One row more, which is printed with its page."""
         self.rows.append(outcome)
         self.succeeded += outcome.ok
         self.failed += not outcome.ok

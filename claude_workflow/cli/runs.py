@@ -72,6 +72,7 @@ class Row:
 
     @classmethod
     def of(cls, run: Run) -> "Row":
+        """The run's line."""
         answer, failure = run.answer or {}, run.failure or {}
         return cls(
             requested_at=run.request["requested_at"],
@@ -89,7 +90,7 @@ class Row:
         )
 
     @property
-    def told(self) -> str:
+    def ending(self) -> str:
         """The outcome with what it was: a code, a limit, the provider's failure."""
         what = cut_short(asdict(self)) if self.outcome == "done" else line(self.code or "", 40)
         return f"{self.outcome}, {what}" if what else self.outcome
@@ -105,6 +106,7 @@ class Sums:
     sessions: Counter[str] = field(default_factory=Counter)
 
     def add(self, row: Row) -> None:
+        """Count one run more."""
         self.runs[row.outcome] += 1
         self.owners[row.owner] += row.cost_usd or 0.0  # type: ignore[assignment]  # a Counter takes any number
         self.sessions[row.session_id] += row.cost_usd or 0.0  # type: ignore[assignment]  # likewise
@@ -179,7 +181,7 @@ def _cells(row: Row, prompt: int) -> dict[str, Text]:
         "run": Text(row.run_id),
         "session": Text(line(row.session_id, 100)),
         "owner": Text(line(row.owner, 40)),
-        "outcome": Text(row.told, STYLES[row.outcome]),
+        "outcome": Text(row.ending, STYLES[row.outcome]),
         "cost": Text(dollars(row.cost_usd)),
         "took": Text("" if row.duration_ms is None else f"{row.duration_ms / 1000:.1f} s"),
         "prompt": Text(line(row.prompt, prompt)),

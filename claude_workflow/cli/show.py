@@ -14,7 +14,7 @@ from claude_workflow.cli import tables
 from claude_workflow.cli.backend import Backend
 from claude_workflow.cli.endings import cut_short, dollars, provider_failed
 from claude_workflow.cli.endpoint import Unusable, typed
-from claude_workflow.cli.history import Story, Visit, clock, told, unsigned
+from claude_workflow.cli.history import Story, Visit, clock, story_of, unsigned
 from claude_workflow.cli.printing import document, line, to_stderr, whole
 from claude_workflow.cli.prospect import REFUSED, SENTENCES, Prospect, prospect
 from claude_workflow.cli.record import Requests, Run, look
@@ -43,7 +43,7 @@ def run(backend: Backend, run_id: str, as_json: bool, verbose: bool) -> int:
     if found is None:
         raise Unusable(f"There is no run {run_id}.")
     begin = found.request["requested_at"]
-    stories = [told(backend, execution, begin) for execution in executions(found)]
+    stories = [story_of(backend, execution, begin) for execution in executions(found)]
     planned = prospect(bucket, found)
     if as_json:
         print(document(_whole(found, stories, planned), sys.stdout))
@@ -81,7 +81,7 @@ class _Screen:
     def show(self, found: Run, stories: list[Story], planned: Prospect, options: tuple[str, ...]) -> None:
         row = Row.of(found)
         self._say(
-            Text.assemble((row.run_id, "bold"), "  ", (row.told, STYLES[row.outcome]), f"  {dollars(row.cost_usd)}")
+            Text.assemble((row.run_id, "bold"), "  ", (row.ending, STYLES[row.outcome]), f"  {dollars(row.cost_usd)}")
         )
         self._say(f"{line(row.owner, 100)} in {line(row.session_id, 100)}")
         asked = f"{datetime.fromtimestamp(row.requested_at, UTC):%Y-%m-%d %H:%M:%S} UTC"
@@ -142,8 +142,8 @@ class _Screen:
     def _visit(self, visit: Visit, begin: float, end: float) -> None:
         took = f"{visit.left - visit.entered:8.3f} s" if visit.left is not None else f"{'…':>8}  "
         bar = _bar(visit, begin, end, min(BAR, self._out.width - BEFORE_BAR))
-        told = f"  {line(visit.name, 20):<16} at {visit.entered - begin:8.3f} s  took {took}  "
-        self._say(Text.assemble(told.ljust(BEFORE_BAR), (bar, "red" if visit.errors else "green")))
+        times = f"  {line(visit.name, 20):<16} at {visit.entered - begin:8.3f} s  took {took}  "
+        self._say(Text.assemble(times.ljust(BEFORE_BAR), (bar, "red" if visit.errors else "green")))
         for error in visit.errors:
             self._say(f"    failed with {line(str(error['error']), 200)}", "red")
             if self._verbose:

@@ -23,8 +23,8 @@ from typing import Any, TypeVar
 from ministack.services import s3
 
 from claude_workflow.local.mend import HELD, META, OLD, TMP, beside, is_torn, link, take_back, take_rights
+from lambdas.strict import Json
 
-Json = dict[str, Any]
 T = TypeVar("T")
 
 ONE = threading.RLock()

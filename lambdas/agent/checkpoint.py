@@ -26,15 +26,14 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext, supp
 from functools import partial
 from io import FileIO
 from tempfile import TemporaryFile
-from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, Self
+from typing import TYPE_CHECKING, BinaryIO, Protocol, Self
 
 from lambdas.agent.frames import blocks, kind
 from lambdas.errors import Internal, WorkflowError
+from lambdas.strict import Json
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
-
-Json = dict[str, Any]
 
 REST_SECONDS = 0.5
 """The least time between two checkpoints."""

@@ -63,8 +63,7 @@ from lambdas.errors import (
     SessionDamaged,
     WorkflowError,
 )
-
-Json = dict[str, Any]
+from lambdas.strict import Json
 
 CLI = Path(claude_agent_sdk.__file__).parent / "_bundled" / "claude"
 

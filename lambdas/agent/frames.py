@@ -5,9 +5,7 @@ the agent's code can write to the same output. So whatever looks at them in pass
 the rest. Every function here has an answer for every JSON object.
 """
 
-from typing import Any
-
-Json = dict[str, Any]
+from lambdas.strict import Json
 
 PROTOCOL = {
     *("control_request", "control_response", "control_cancel_request", "keep_alive", "transcript_mirror"),

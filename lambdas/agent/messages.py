@@ -17,9 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from lambdas.strict import DEPTH, ENVELOPE, no_number, too_deep
-
-Json = dict[str, Any]
+from lambdas.strict import DEPTH, ENVELOPE, Json, no_number, too_deep
 
 EVENT_BYTES = 16 * 1024 * 1024
 """The longest event of a stream; the API's have some kilobytes."""

@@ -25,7 +25,8 @@ from pathlib import Path
 from re import compile as pattern
 from typing import Any
 
-from lambdas.agent.messages import Answer, Call, Json
+from lambdas.agent.messages import Answer, Call
+from lambdas.strict import Json
 
 CALLS_PER_TURN = 10
 """How many calls a run may make for each of its `max_turns`: subagents, compaction and the summaries of web pages are

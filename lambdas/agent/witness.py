@@ -20,8 +20,9 @@ from contextlib import suppress
 from typing import Any
 
 from lambdas import strict
-from lambdas.agent.messages import TOO_DEEP, Answer, Json
+from lambdas.agent.messages import TOO_DEEP, Answer
 from lambdas.agent.meter import Meter
+from lambdas.strict import Json
 
 OUTPUT = "StructuredOutput"
 """The tool by which Claude Code lets the model answer a schema."""

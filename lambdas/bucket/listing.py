@@ -47,7 +47,7 @@ def mark(bucket: Bucket, claim: Claim, outcome: str) -> None:
 
 def stands(bucket: Bucket, entry: Entry, outcome: str) -> bool:
     """Whether a run that was found in its hour stands there with this outcome as well."""
-    return bucket.head(_key(entry.hour or "", outcome, entry.run_id)) is not None
+    return entry.hour is not None and bucket.head(_key(entry.hour, outcome, entry.run_id)) is not None
 
 
 def since(bucket: Bucket, moment: float, now: float, outcomes: tuple[str, ...] = OUTCOMES) -> Iterator[list[Entry]]:

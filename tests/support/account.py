@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from claude_workflow.cli.backend import Backend
 from claude_workflow.cli.check.kit import Kit
@@ -16,8 +15,8 @@ from claude_workflow.cli.check.rows import ROWS
 from claude_workflow.cli.endpoint import Endpoint
 from claude_workflow.local import deploy, engine
 from claude_workflow.local.engine import Engine
+from lambdas.strict import Json
 
-Json = dict[str, Any]
 RULES = ("ExpirationInDays", "NoncurrentVersionExpiration", "AbortIncompleteMultipartUpload")
 
 

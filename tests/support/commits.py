@@ -27,14 +27,7 @@ RULES = Rules(LIMITS, 0.5)
 MIB = 1024 * 1024
 
 
-def a_store(s3: Any) -> Bucket:
-    bucket = f"sessions-{uuid.uuid4()}"
-    s3.create_bucket(Bucket=bucket)
-    s3.put_bucket_versioning(Bucket=bucket, VersioningConfiguration={"Status": "Enabled"})
-    return Bucket(s3, bucket)
-
-
-def a_claim(base: Base | None, session: str = "session-1") -> Claim:
+def a_claim(base: Base | None = None, session: str = "session-1") -> Claim:
     run = f"run-{uuid.uuid4()}"
     return Claim(run, session, "alice", "execution", f"runs/{run}/0001-aa/", 0.0, False, str(uuid.uuid4()), base)
 

@@ -23,6 +23,19 @@ PAGE = 1000
 """Keys in an answer, as in S3."""
 
 
+class Shelf:
+    """The S3 client by which it is filled: keeps what is written, in memory."""
+
+    def __init__(self) -> None:
+        self.objects: dict[str, bytes] = {}
+
+    def put_object(self, **asked: Any) -> None:
+        self.objects[asked["Key"]] = asked["Body"]
+
+    def delete_object(self, **asked: Any) -> None:
+        self.objects.pop(asked["Key"], None)
+
+
 class Crowd(ThreadingHTTPServer):
     """Holds objects by key, in any bucket, and the inputs of the executions that were started."""
 

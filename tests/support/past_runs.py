@@ -1,12 +1,10 @@
 """A bucket with runs of the past in it, as the functions write their record; and the word that a service leaves."""
 
-import hashlib
 import json
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +12,11 @@ from claude_workflow.cli.endpoint import Endpoint, announce
 from claude_workflow.local import engine
 from claude_workflow.local.engine import Engine
 from claude_workflow.local.guard import BUCKET
-from lambdas import request as requests
-from lambdas.bucket import record, versions
-from lambdas.bucket.objects import Bucket
-from lambdas.contract import Base
-from lambdas.next_step import Pin
-
-Json = dict[str, Any]
+from lambdas.bucket import record
+from lambdas.errors import AgentCrashed
+from lambdas.request import run_id
+from tests.support.buckets import a_bucket
+from tests.support.played_workflow import Execution, Fuse, Killed, Workflow
 
 ECHO = {
     "QueryLanguage": "JSONata",
@@ -58,97 +54,63 @@ ECHO = {
 }
 """A machine that ends as the run's key says, and does nothing else."""
 
+GONE = "arn:aws:states:us-east-1:000000000000:express:Machine:gone:"
+"""How executions are named of which no history is left."""
 
-def run_id(number: int) -> str:
-    return "run-" + hashlib.sha256(str(number).encode()).hexdigest()[:32]
-
-
-def hour(moment: float) -> str:
-    return f"{datetime.fromtimestamp(moment, UTC):%Y-%m-%dT%H}"
+CRASH = AgentCrashed(cost_usd=0.5, detail="core dumped")
 
 
-@dataclass
-class Past:
-    """A bucket on an engine, and how runs get into it."""
+class Past(Workflow):
+    """A bucket on an engine, and how runs get into it: they are played at a moment of the past."""
 
-    engine: Engine
-    state_machine_arn: str
-    state: Path
+    def __init__(self, engine: Engine, state_machine_arn: str, state: Path) -> None:
+        super().__init__(a_bucket(engine.client("s3"), BUCKET))
+        self.engine = engine
+        self.state_machine_arn = state_machine_arn
+        self.state = state
 
-    def put(self, key: str, data: Json | bytes = b"") -> None:
-        body = data if isinstance(data, bytes) else json.dumps(data).encode()
-        self.engine.client("s3").put_object(Bucket=BUCKET, Key=key, Body=body)
+    def play(
+        self,
+        ending: str,
+        session: str | None = None,
+        *,
+        ago: float = 60,
+        key: str | None = None,
+        caller: str = "default",
+        execution: str | None = None,
+        prompt: str | None = None,
+        fuse: Fuse | None = None,
+        **played: Any,
+    ) -> str:
+        """A run that was asked for `ago` seconds ago, in a new session or in one of its caller's; returns its id.
 
-    def run(self, number: int, outcome: str, *, ago: float = 60, session: str | None = None, **more: Any) -> str:
-        """A run indexed under `outcome`; `more` replaces fields of its request. Returns its id."""
-        asked = {"owner": "default", "key": f"key-{number}"} | more
-        name = requests.run_id(asked["owner"], asked["key"])
-        moment, session = time.time() - ago, session or f"session-{number}"
-        self.put(f"runs/{name}/request.json", request(name, moment, session) | asked)
-        self.put(f"index/hours/{hour(moment)}/{outcome}/{name}")
-        self.put(f"index/sessions/{session}/{name}")
-        if outcome == "done":
-            self.put(f"runs/{name}/response.json", response(name, session))
-        if outcome == "failed":
-            self.put(f"runs/{name}/failure.json", failure(name, session))
-        return name
+        It ended as `done`, as `failed` or, where its execution died before RunClaude, as `claimed`; what is `played`
+        is for `Workflow.run`. The fuse kills it earlier. Asked with its key once more, it goes on.
+        """
+        key = key or str(uuid.uuid4())
+        run = run_id(caller, key)
+        body = {"prompt": prompt or f"Prompt of {run}"} | ({"session_id": session} if session else {})
+        asked = Execution(execution or f"{GONE}{uuid.uuid4()}", key, body, caller)
+        self.now = time.time() - ago
+        with suppress(Killed):
+            if ending == "claimed":
+                self.restore(asked, fuse)
+            else:
+                answer = self.execute(asked, fuse, **({"fails": CRASH} if ending == "failed" else {}) | played)
+                assert answer["success"] == (ending == "done"), answer
+        return run
 
-    def version(self, session: str, run: str) -> Base:
-        """A new version of the session, committed by `run`."""
-        s3, key = self.engine.client("s3"), f"{session}.zip"
-        metadata = {"owner": "default", "run": run, "turns": "1", "cost-usd": "0.5", "created": "2026", "format": "1"}
-        metadata |= {"claude-session": session, "directory": "1"}
-        s3.put_object(Bucket=BUCKET, Key=key, Body=run.encode(), Metadata=metadata)
-        base = versions.newest_of(Bucket(s3, BUCKET), session, "default")
-        assert base is not None
-        return base
-
-    def pin(self, name: str, base: Base | None = None) -> None:
-        """The version that a run works on; None for a new session."""
-        assert record.pin(Bucket(self.engine.client("s3"), BUCKET), name, Pin(base), None)
-
-    def lease(self, name: str, session: str, seconds: float) -> None:
-        lease = {"run_id": name, "execution": "arn", "expires_at": time.time() + seconds}
-        self.put(f"locks/{session}.json", lease)
-
-
-def request(name: str, moment: float, session: str) -> Json:
-    return {
-        "format": 1,
-        "run_id": name,
-        "owner": "default",
-        "key": name,
-        "requested_at": moment,
-        "execution": "arn:aws:states:us-east-1:000000000000:express:Machine:gone:1",
-        "session_id": session,
-        "body": {"prompt": f"Prompt of {name}"},
-    }
-
-
-def response(name: str, session: str) -> Json:
-    ended = {"stop_reason": "end_turn", "duration_ms": 1234, "result": "Well done."}
-    return {"success": True, "run_id": name, "session_id": session, "cost_usd": 0.125, **ended}
-
-
-def failure(name: str, session: str) -> Json:
-    said = {"success": False, "error": "It crashed.", "code": "AgentCrashed", "retryable": True}
-    return said | {
-        "run_id": name,
-        "session_id": session,
-        "cost_usd": 0.5,
-        "state": "RunClaude",
-        "detail": "core dumped",
-    }
+    def session(self, run: str) -> str:
+        """The session that a run goes on with, or began."""
+        asked = record.request(self.store, run)
+        assert asked
+        return str(asked["session_id"])
 
 
 @contextmanager
 def past(state: Path) -> Iterator[Past]:
     """The engine on `state` with a bucket, the machine `ECHO`, and the word that a service leaves of them."""
     with engine.running(state) as running:
-        s3 = running.client("s3")
-        with suppress(s3.exceptions.BucketAlreadyOwnedByYou):  # a test has filled it before
-            s3.create_bucket(Bucket=BUCKET)
-        s3.put_bucket_versioning(Bucket=BUCKET, VersioningConfiguration={"Status": "Enabled"})
         trust = json.dumps({"Version": "2012-10-17", "Statement": []})
         role = running.client("iam").create_role(RoleName="any", AssumeRolePolicyDocument=trust)["Role"]["Arn"]
         made = running.client("stepfunctions").create_state_machine(

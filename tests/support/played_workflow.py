@@ -6,19 +6,18 @@ A session holds here a file for each run whose turn it has, and one with their n
 import json
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from io import BytesIO
-from pathlib import Path
 from typing import Any
 from zipfile import ZipFile
 
 from botocore.exceptions import ClientError
 
-from claude_workflow.local import engine
 from lambdas.agent.transfer import Transfer
 from lambdas.archive.directory import NOTHING, Directory
 from lambdas.archive.format import RATIO, Ending, Limits, end_record
@@ -44,6 +43,23 @@ CLOCKS = Clocks(29)
 LEASE_SECONDS = CLOCKS.machine + LEASE_MARGIN
 RULES = Rules(Limits(1000, 1 << 30, RATIO), 0.5)
 HISTORY = "history"
+RESULT = Result(
+    result="done",
+    structured_output=None,
+    stop_reason="end_turn",
+    model_failure=None,
+    num_turns=1,
+    cost_usd=0.25,
+    usage={"input_tokens": 1},
+    duration_ms=900,
+    files=[{"path": "notes.txt", "change": "added", "size": 12}],
+    files_total=1,
+    last_message={"type": "result", "result": "done"},
+    session_files=3,
+    session_directory=300,
+    staged_bytes=100,
+)
+"""What RunClaude says of a turn."""
 WRITES = (
     "put_object",
     "delete_object",
@@ -104,6 +120,7 @@ class Execution:
     name: str
     key: str
     body: Json
+    caller: str = CALLER
     restored: Restored | None = None
     started: float | None = None
     """Epoch seconds; the same for every try of its states."""
@@ -114,51 +131,65 @@ class Execution:
 
     @property
     def run(self) -> str:
-        return asked_run(CALLER, self.key, self.envelope.get("replay"))
+        return asked_run(self.caller, self.key, self.envelope.get("replay"))
 
 
 class Workflow:
     """The states, one call each. `now` is in epoch seconds."""
 
-    def __init__(self, s3: Any, bucket: str) -> None:
-        self.s3 = s3
-        self.bucket = bucket
-        self.store = Bucket(s3, bucket)
-        self.settings = RestoreSettings(bucket, CLOCKS, Caps(50, 1.0, None))
+    def __init__(self, bucket: Bucket) -> None:
+        self.s3 = bucket.s3
+        self.bucket = bucket.name
+        self.store = bucket
+        self.settings = RestoreSettings(bucket.name, CLOCKS, Caps(50, 1.0, None))
         self.transfer = Transfer()
         self.now = 1_800_000_000.0
-        self.refuses = False
-        """Whether the model's provider does, before anything is spent."""
         self.conversations: Counter[str] = Counter()
         """How often the model was asked, by run."""
 
     def restore(self, execution: Execution, fuse: Fuse | None = None) -> Restored:
         """RestoreSession."""
         state = RestoreSession(self.settings, Bucket(FusedS3(self.s3, fuse or Fuse()), self.bucket), lambda: self.now)
-        envelope = {"caller": CALLER, "key": execution.key, "key_given": True, "body": execution.body}
+        envelope = {"caller": execution.caller, "key": execution.key, "key_given": True, "body": execution.body}
         envelope |= {"requested_at": self.now * 1000, "oversize": False}
         request = state.request(envelope | execution.envelope)
         execution.started = execution.started or self.now
         execution.restored = state.restore(request, execution.name, execution.started)
         return execution.restored
 
-    def run(self, task: Task, fuse: Fuse | None = None) -> RunResult:
-        """RunClaude: a conversation adds one line to the session."""
-        put = fuse or Fuse()
-        if not put(lambda: self.transfer.put(task.grants.started, b"", 0)):
+    def run(
+        self,
+        task: Task,
+        fuse: Fuse | None = None,
+        *,
+        fails: WorkflowError | None = None,
+        after: str = "started",
+        archive: bytes | None = None,
+        **said: Any,
+    ) -> RunResult:
+        """RunClaude: a conversation adds one line to the session, or changes what `archive` says.
+
+        It `fails` once it has put `after`: started, checkpoint or result. Its result is what is `said`, and else usual.
+        """
+        put, grants = fuse or Fuse(), task.grants
+        if not put(lambda: self.transfer.put(grants.started, b"", 0)):
             raise AgentCrashed
-        if self.refuses or self.now > task.deadline:
-            raise ModelOverloaded
-        last = self.transfer.read(task.grants.session) if task.grants.session else None
-        history = runs_in(last) if last else []
+        if after == "checkpoint":
+            for calls in (b"one call", b"two calls"):
+                half = session(**{task.run_id: calls})
+                put(partial(self.transfer.put, grants.checkpoint, half, len(half)))
+        if self.now > task.deadline or (fails and after != "result"):
+            raise fails or ModelOverloaded
+        last = self.transfer.read(grants.session) if grants.session else None
         self.conversations[task.run_id] += 1
-        text = "".join(f"{run}\n" for run in [*history, task.run_id]).encode()
-        staged = session(**{task.run_id: b"a turn", HISTORY: text})
-        result = a_result(last, staged)
+        staged = archive or _with_turn(last, task.run_id)
+        result = replace(a_result(last, staged), **said)
         text = json.dumps(result.dump()).encode()
-        put(lambda: self.transfer.put(task.grants.changes, staged, len(staged)))
-        put(lambda: self.transfer.put(task.grants.messages, b"[]", 2))
-        put(lambda: self.transfer.put(task.grants.result, text, len(text)))
+        put(lambda: self.transfer.put(grants.changes, staged, len(staged)))
+        put(lambda: self.transfer.put(grants.messages, b"[]", 2))
+        put(lambda: self.transfer.put(grants.result, text, len(text)))
+        if fails:
+            raise fails
         return RunResult.of(task.run_id, result)
 
     def persist(self, claim: Claim, returned: RunResult | None = None, fuse: Fuse | None = None) -> Json:
@@ -176,20 +207,21 @@ class Workflow:
         state_of = RecordFailure(Bucket(FusedS3(self.s3, fuse or Fuse()), self.bucket))
         raised = {"Error": type(error).__name__, "Cause": json.dumps({"errorMessage": str(error)})}
         claim = execution.restored.dump()["claim"] if execution.restored else None
-        told: Json = {"state": state, "error": raised, "caller": CALLER, "key": execution.key}
+        told: Json = {"state": state, "error": raised, "caller": execution.caller, "key": execution.key}
         told |= {"replay": execution.envelope.get("replay")}
         started = datetime.fromtimestamp(execution.started or self.now, UTC).isoformat()
         return state_of.record(told | {"claim": claim, "execution": execution.name, "started_at": started})
 
-    def execute(self, execution: Execution, fuse: Fuse | None = None) -> Json:
-        """All of it, as the definition has it. Raises `Refused`; another failure is recorded and returned."""
+    def execute(self, execution: Execution, fuse: Fuse | None = None, **played: Any) -> Json:
+        """All of it, as the definition has it, and as RunClaude is `played`. Raises `Refused`; another failure is
+        recorded and returned."""
         state = "RestoreSession"
         try:
             restored = self.restore(execution, fuse)
             if restored.response is not None:
                 return restored.response
             state = "RunClaude"
-            returned = self.run(restored.task, fuse) if restored.task else None
+            returned = self.run(restored.task, fuse, **played) if restored.task else None
             state = "PersistSession"
             return self.persist(restored.claim, returned, fuse)
         except Refused:
@@ -223,16 +255,6 @@ class Workflow:
         return {v["Key"]: v["VersionId"] for page in pages for v in page.get("Versions", []) if v["IsLatest"]}
 
 
-@contextmanager
-def storage(folder: Path) -> Iterator[Any]:
-    """An S3 of its own: the local engine's, with its state in `folder`, and an empty bucket, `sessions`."""
-    with engine.running(folder) as running:
-        s3 = running.client("s3")
-        s3.create_bucket(Bucket="sessions")
-        s3.put_bucket_versioning(Bucket="sessions", VersioningConfiguration={"Status": "Enabled"})
-        yield s3
-
-
 def commit(bucket: Bucket, claim: Claim, result: Result, metadata: dict[str, str], rules: Rules = RULES) -> None:
     """What PersistSession commits by, alone."""
     with ThreadPoolExecutor(1) as pool, Commit(pool, bucket, claim, rules) as begun:
@@ -254,6 +276,12 @@ def _object(bucket: Bucket, key: str, **version: str) -> bytes | None:
     return None
 
 
+def _with_turn(last: bytes | None, run: str) -> bytes:
+    """What a run stages that adds its line to the session's last version."""
+    history = "".join(f"{each}\n" for each in [*(runs_in(last) if last else []), run])
+    return session(**{run: b"a turn", HISTORY: history.encode()})
+
+
 def runs_in(archive: bytes) -> list[str]:
     """The runs whose turns a session holds, in order."""
     return ZipFile(BytesIO(archive)).read(f"workspace/{HISTORY}").decode().split()
@@ -262,22 +290,7 @@ def runs_in(archive: bytes) -> list[str]:
 def a_result(last: bytes | None, staged: bytes) -> Result:
     """What RunClaude says of what it staged on the session's last version."""
     files, directory = _seen(last, staged)
-    return Result(
-        result="done",
-        structured_output=None,
-        stop_reason="end_turn",
-        model_failure=None,
-        num_turns=1,
-        cost_usd=0.25,
-        usage={},
-        duration_ms=1,
-        files=[],
-        files_total=0,
-        last_message={},
-        session_files=files,
-        session_directory=directory,
-        staged_bytes=len(staged),
-    )
+    return replace(RESULT, session_files=files, session_directory=directory, staged_bytes=len(staged))
 
 
 def _seen(last: bytes | None, staged: bytes) -> tuple[int, int]:

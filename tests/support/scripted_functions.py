@@ -11,14 +11,12 @@ import sys
 import time
 import uuid
 from pathlib import Path
-from typing import Any
 
 import boto3
 from botocore.exceptions import ClientError
 
 from lambdas import errors
-
-Json = dict[str, Any]
+from lambdas.strict import Json
 
 
 def restore_session(event: Json, _context: object) -> Json:

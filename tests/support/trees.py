@@ -139,6 +139,19 @@ trees = st.recursive(
 )
 
 
+def dig(root: Path, levels: int, link: Path | None = None) -> None:
+    """Make folders, each in the one before, and in each a link if one is given, by a path longer than any can be."""
+    here = os.open(root, os.O_RDONLY)
+    for _ in range(levels):
+        os.mkdir("d" * 100, dir_fd=here)
+        if link:
+            os.symlink(link, "link", dir_fd=here)
+        below = os.open("d" * 100, os.O_RDONLY, dir_fd=here)
+        os.close(here)
+        here = below
+    os.close(here)
+
+
 def grow(root: Path, tree: dict[bytes, Any]) -> None:
     """Make a drawn tree below an existing directory."""
     for name, node in tree.items():

@@ -9,12 +9,11 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from lambdas import errors
+from lambdas.strict import Json
 from stacks.machine import DEFINITION
 
-Json = dict[str, Any]
 STATES = ("RestoreSession", "RunClaude", "PersistSession", "RecordFailure")
 CALLER = "default"
 

@@ -4,7 +4,8 @@ from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import Any
 
-from claude_workflow.cli.check.row import Json, NotAsked
+from claude_workflow.cli.check.row import NotAsked
+from lambdas.strict import Json
 
 STATES = ("RestoreSession", "RunClaude", "PersistSession", "RecordFailure")
 

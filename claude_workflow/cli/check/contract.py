@@ -7,9 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from claude_workflow.cli.check.kit import Kit
-from claude_workflow.cli.check.row import Ask, Json, Judge, NotAsked, facts
+from claude_workflow.cli.check.row import Ask, Judge, NotAsked, facts
 from lambdas.bucket import lease
 from lambdas.bucket.objects import Bucket
+from lambdas.strict import Json
 
 WORD = "heron"
 FIRST = f"The word is {WORD}. Answer with that word alone."

@@ -8,7 +8,8 @@ from tempfile import TemporaryFile
 
 from claude_workflow.cli.check.contract import NO_MODEL, NOBODYS, counted
 from claude_workflow.cli.check.kit import Kit
-from claude_workflow.cli.check.row import Ask, Json, Judge, NotAsked
+from claude_workflow.cli.check.row import Ask, Judge, NotAsked
+from lambdas.strict import Json
 
 EXPECTED = {"404 SessionNotFound", "422 ModelRejected", "502 ModelUnauthorized"}
 """What the two kinds of posts are answered at any other time."""

@@ -4,7 +4,8 @@ import json
 import time
 
 from claude_workflow.cli.check.kit import Kit
-from claude_workflow.cli.check.row import Ask, Json, Judge, NotAsked, as_template
+from claude_workflow.cli.check.row import Ask, Judge, NotAsked, as_template
+from lambdas.strict import Json
 
 QUOTA = {"ServiceCode": "apigateway", "QuotaCode": "L-E5AE38E3"}
 """Maximum integration timeout in milliseconds."""

@@ -6,7 +6,8 @@ from functools import partial
 
 from claude_workflow.cli.check.account import STATES
 from claude_workflow.cli.check.kit import Kit
-from claude_workflow.cli.check.row import Ask, Json, Judge, NotAsked, as_template
+from claude_workflow.cli.check.row import Ask, Judge, NotAsked, as_template
+from lambdas.strict import Json
 
 BAD = (
     "AccessDenied",

@@ -7,8 +7,9 @@ from datetime import UTC, datetime
 from urllib.parse import parse_qs, urlsplit
 
 from claude_workflow.cli.check.kit import Kit
-from claude_workflow.cli.check.row import Ask, Json, Judge, NotAsked, facts
+from claude_workflow.cli.check.row import Ask, Judge, NotAsked, facts
 from lambdas.bucket.client import s3_client
+from lambdas.strict import Json
 
 WAITED = 10
 """Seconds that a grant's end is waited for; of a later one, one of the kit's own is tried, signed the same way."""

@@ -15,11 +15,12 @@ from claude_workflow.cli import history
 from claude_workflow.cli.ask import CONNECT, LONGEST
 from claude_workflow.cli.backend import Backend
 from claude_workflow.cli.check.account import Account
-from claude_workflow.cli.check.row import Json, NotAsked
+from claude_workflow.cli.check.row import NotAsked
 from claude_workflow.cli.endpoint import Endpoint
 from claude_workflow.cli.history import Event
 from lambdas.bucket import record, versions
 from lambdas.bucket.objects import Bucket
+from lambdas.strict import Json
 
 SECONDS = 600
 """In which all has to be asked."""
@@ -97,11 +98,13 @@ class Kit:
 
     @cached_property
     def account(self) -> Account:
+        """The stack as it was deployed."""
         assert self.stack  # rows that need it are not asked on one machine
         return Account(self.client, self.stack)
 
     @cached_property
     def s3(self) -> Any:
+        """S3's client."""
         return self.client("s3")
 
     @property
@@ -111,6 +114,7 @@ class Kit:
 
     @property
     def seconds_left(self) -> float:
+        """Of those that a check may take."""
         return self.began + SECONDS - time.time()
 
     # Asking

@@ -4,10 +4,11 @@ import json
 
 from claude_workflow.cli.check.account import STATES
 from claude_workflow.cli.check.kit import Kit
-from claude_workflow.cli.check.row import Ask, Json, Judge, as_template, facts
+from claude_workflow.cli.check.row import Ask, Judge, as_template, facts
 from claude_workflow.cli.history import visits
 from claude_workflow.cli.prospect import envelope
 from lambdas.settings import Clocks
+from lambdas.strict import Json
 
 PATH = ["RestoreSession", "NextStep", "RunClaude", "PersistSession", "Answered"]
 """The states of a run without an incident."""

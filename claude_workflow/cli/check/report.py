@@ -6,8 +6,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from claude_workflow.cli.check.row import BROKEN, NOT_ASKED, Json, Outcome, Row, judged
+from claude_workflow.cli.check.row import BROKEN, NOT_ASKED, Outcome, Row, judged
 from claude_workflow.cli.printing import harmless
+from lambdas.strict import Json
 
 FILE = "check.json"
 SHOWN = 1500

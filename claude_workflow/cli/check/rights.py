@@ -3,7 +3,8 @@
 from collections.abc import Callable, Mapping
 
 from claude_workflow.cli.check.kit import Kit
-from claude_workflow.cli.check.row import Ask, Json, Judge
+from claude_workflow.cli.check.row import Ask, Judge
+from lambdas.strict import Json
 
 Rights = Mapping[str, tuple[str, ...]]
 """Actions by the kind of resource they are asked of."""

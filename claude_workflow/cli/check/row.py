@@ -4,10 +4,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from lambdas.strict import Json
+
 if TYPE_CHECKING:
     from claude_workflow.cli.check.kit import Kit
 
-Json = dict[str, Any]
 Ask = Callable[["Kit"], Json]
 """Gives the raw answer. Raises `NotAsked`; by whatever else it raises, the row is broken."""
 Judge = Callable[[Json], str | None]

@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from claude_workflow.cli.check import contract, deploy, door, functions, grants, machine, rights, shell, storage
-from claude_workflow.cli.check.row import Ask, Json, Judge, Row, facts
+from claude_workflow.cli.check.row import Ask, Judge, Row, facts
+from lambdas.strict import Json
 
 SUBJECTS = (contract, deploy, door, functions, grants, machine, rights, shell, storage)
 ASKED: Mapping[str, Ask] = {name: ask for subject in SUBJECTS for name, ask in subject.ASKED.items()}

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from claude_workflow.cli.check.kit import Kit
-from claude_workflow.cli.check.row import Ask, Json, Judge, NotAsked
+from claude_workflow.cli.check.row import Ask, Judge, NotAsked
+from lambdas.strict import Json
 
 LEFT = "left-by-a-check"
 

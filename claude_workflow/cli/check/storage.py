@@ -10,9 +10,10 @@ from botocore.exceptions import ClientError
 
 from claude_workflow.cli import sessions
 from claude_workflow.cli.check.kit import Kit
-from claude_workflow.cli.check.row import Ask, Json, Judge, as_template
+from claude_workflow.cli.check.row import Ask, Judge, as_template
 from lambdas.bucket import versions
 from lambdas.bucket.objects import Bucket
+from lambdas.strict import Json
 
 ABSENT = '"' + "0" * 32 + '"'
 """An ETag that no object has."""
@@ -27,9 +28,11 @@ class Scratch:
         self.where = {"Bucket": kit.bucket, "Key": f"{kit.scratch}{name}"}
 
     def put(self, body: bytes = BODY, **condition: str) -> Json:
+        """Writes it."""
         return _said(lambda: self.s3.put_object(**self.where, Body=body, **condition))
 
     def delete(self, **condition: str) -> Json:
+        """Deletes it."""
         return _said(lambda: self.s3.delete_object(**self.where, **condition))
 
     def begin(self) -> str:
@@ -38,6 +41,7 @@ class Scratch:
         return upload
 
     def part(self, upload: str, number: int = 1, body: bytes = BODY) -> Json:
+        """A part that is sent."""
         return _said(lambda: self.s3.upload_part(**self.where, UploadId=upload, PartNumber=number, Body=body))
 
     def copy(self, upload: str, source: Json, **condition: str) -> Json:
@@ -47,6 +51,7 @@ class Scratch:
         return _said(lambda: self.s3.upload_part_copy(**self.where, UploadId=upload, PartNumber=1, **how))
 
     def complete(self, upload: str, part: Json, **condition: str) -> Json:
+        """The upload as the object; where S3 refuses that, it ends without."""
         parts = {"Parts": [{"PartNumber": 1, "ETag": part["etag"]}]}
         done = _said(
             lambda: self.s3.complete_multipart_upload(**self.where, UploadId=upload, MultipartUpload=parts, **condition)
@@ -56,6 +61,7 @@ class Scratch:
         return done
 
     def size(self) -> int:
+        """In bytes."""
         size: int = self.s3.head_object(**self.where)["ContentLength"]
         return size
 
