@@ -132,7 +132,7 @@ def each_text(data: Any, change: Callable[[str], str]) -> Any:
     match data:
         case str():
             return change(data)
-        case list():
+        case list() | tuple():
             return [each_text(one, change) for one in data]
         case dict():
             return {name: each_text(one, change) for name, one in data.items()}

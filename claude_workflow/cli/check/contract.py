@@ -35,7 +35,7 @@ def keyed(kit: Kit, key: str) -> Json:
 # Turns
 
 SLEEP = "Call Bash once, with the command after the word run. Then answer with the word done.\nrun sleep {seconds}"
-SOON, LATER = 10, 20
+SOON, LATER = 8, 20
 """Seconds after which a run is stopped: on one machine, and by a stack whose own clocks take minutes."""
 
 

@@ -3,10 +3,9 @@
 import json
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache, cached_property
-from types import MappingProxyType
 from typing import Any, TypeVar
 from urllib.parse import urljoin
 
@@ -40,6 +39,7 @@ HEADERS = ("retry-after", "allow", "content-type", "access-control-allow-origin"
 """Of an answer, those that are kept, as `retry_after` and so on."""
 LONG = ("messages", "messages_url", "usage", "files", "structured_output")
 """Of an answer, what no row looks at."""
+NONE: Json = {}
 HTTP = urllib3.PoolManager(maxsize=64, retries=False, timeout=urllib3.Timeout(connect=CONNECT, read=LONGEST))
 
 Found = TypeVar("Found")
@@ -117,22 +117,14 @@ class Kit:
         headers = {"idempotency-key": key or str(uuid.uuid4())}
         return self.send(json.dumps(body, ensure_ascii=False), headers=headers)
 
-    def send(
-        self,
-        body: str,
-        method: str = "POST",
-        path: str = "",
-        headers: Mapping[str, str] = MappingProxyType({}),
-        *,
-        waits: bool = True,
-    ) -> Json:
+    def send(self, body: str, method: str = "POST", path: str = "", headers: Json = NONE, waits: bool = True) -> Json:
         """The answer to one request, flat: its status, headers of `HEADERS`, and the fields of its JSON.
 
         It has `headers` instead of the usual ones; one that is empty is left out. Where it `waits`, a rate that is
         spent is waited for; a day's quota is not.
         """
         usual = {"accept": "application/json", "content-type": "application/json", "x-api-key": self.endpoint.key}
-        sent = {name: value for name, value in {**usual, **headers}.items() if value}
+        sent = {name: value for name, value in (usual | headers).items() if value}
         url = urljoin(self.endpoint.url, path)
         while True:
             raw = self._answered(HTTP.request(method, url, body=body.encode() or None, headers=sent))

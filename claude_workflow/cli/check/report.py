@@ -29,9 +29,8 @@ def as_json(outcomes: Iterable[Outcome], about: Mapping[str, Any]) -> Json:
     return {**about, "rows": rows}
 
 
-def as_markdown(outcomes: Iterable[Outcome], about: Mapping[str, Any]) -> str:
+def as_markdown(outcomes: list[Outcome], about: Mapping[str, Any]) -> str:
     """A table of all rows, what is broken first; then each raw answer."""
-    outcomes = list(outcomes)
     order = sorted(outcomes, key=lambda one: (one.outcome != BROKEN, one.outcome == NOT_ASKED))
     lines = [f"# {about['of']}: {summary(outcomes)}", "", about["cost"], ""]
     lines += ["| row | outcome | asked | expected | |", "|---|---|---|---|---|"]

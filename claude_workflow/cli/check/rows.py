@@ -12,6 +12,7 @@ from lambdas.strict import Json
 
 def _row(name: str, said: Json, here: Json) -> Row:
     facts, judge = said.get("expect", {}), _named(said["judge"]) if "judge" in said else lambda _: ""
+    why: str = said.get("here", "")
     words = said.get("expects") or ", ".join(f"{fact} {either(value)}" for fact, value in facts.items())
     return Row(
         name,
@@ -20,7 +21,7 @@ def _row(name: str, said: Json, here: Json) -> Row:
         ask=partial(_named(said["ask"]), **said.get("with", {})),
         judge=lambda raw: unlike(raw, facts) or judge(raw),
         needs=said.get("needs", ""),
-        here=here[said["here"]] if "here" in said else "",
+        here=here.get(why, why),
         last=said.get("last", False),
     )
 

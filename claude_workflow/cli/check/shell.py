@@ -21,9 +21,7 @@ COMMANDS: dict[str, str] = {
     "left": f"touch /tmp/{LEFT} $TMPDIR/{LEFT} 2>/dev/null; ls -d /tmp/{LEFT} $TMPDIR/{LEFT} 2>/dev/null",
 }
 """By name, what a run asks its shell. None has a line break: the prompt has it in one line."""
-HOME: dict[str, str] = {
-    "home": f"find {shlex.quote(str(Path.home()))} -maxdepth 1 -type f -readable 2>/dev/null | head -3"
-}
+HOME = {"home": f"find {shlex.quote(str(Path.home()))} -maxdepth 1 -type f -readable 2>/dev/null | head -3"}
 """Asked of a service on one machine, where it is the operator's. Its files, since folders that lead to Claude Code, in
 a clone at home, say, are seen where a sandbox puts nothing else there."""
 
