@@ -7,7 +7,7 @@ the log one JSON object an event, `{type, event_timestamp, details: {…}, execu
 
 import json
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
@@ -122,13 +122,18 @@ def _data(text: str | None) -> Any:
 
 def unsigned(data: Any) -> Any:
     """The same data with the queries of presigned URLs cut out: on a screen, or in what is sent on, they are keys."""
+    return each_text(data, lambda text: SIGNED.sub(UNSIGNED, text))
+
+
+def each_text(data: Any, change: Callable[[str], str]) -> Any:
+    """The same data with each of its texts changed; names stay."""
     match data:
         case str():
-            return SIGNED.sub(UNSIGNED, data)
-        case list():
-            return [unsigned(one) for one in data]
+            return change(data)
+        case list() | tuple():
+            return [each_text(one, change) for one in data]
         case dict():
-            return {name: unsigned(one) for name, one in data.items()}
+            return {name: each_text(one, change) for name, one in data.items()}
     return data
 
 

@@ -36,7 +36,7 @@ class Entry(NamedTuple):
 
 def mark(bucket: Bucket, claim: Claim, outcome: str) -> None:
     """Say where the run stands; a run that had an attempt before may stand there as failed."""
-    hour = _hour(claim.recorded_at)
+    hour = hour_of(claim.recorded_at)
     if outcome == "claimed":
         bucket.touch(f"index/sessions/{claim.session_id}/{claim.run_id}")
     bucket.touch(_key(hour, outcome, claim.run_id))
@@ -52,13 +52,13 @@ def stands(bucket: Bucket, entry: Entry, outcome: str) -> bool:
 
 def since(bucket: Bucket, moment: float, now: float, outcomes: tuple[str, ...] = OUTCOMES) -> Iterator[list[Entry]]:
     """Runs of the hours from `moment` to `now` (epoch seconds), oldest first, a page of some 1,000 at a time."""
-    first = _hour(moment)
+    first = hour_of(moment)
     if outcomes == OUTCOMES:
         # One listing through all hours: as few requests as there are thousands of runs.
         yield from _pages(bucket, "index/hours/", after=f"index/hours/{first}")
         return
     hour = datetime.fromtimestamp(moment, UTC).replace(minute=0, second=0, microsecond=0)
-    while (name := f"{hour:%Y-%m-%dT%H}") <= _hour(now):
+    while (name := f"{hour:%Y-%m-%dT%H}") <= hour_of(now):
         yield from _together(bucket, (f"index/hours/{name}/{outcome}/" for outcome in outcomes))
         hour += timedelta(hours=1)
 
@@ -94,7 +94,8 @@ def _entry(key: str) -> Entry:
     raise ValueError(key)
 
 
-def _hour(moment: float) -> str:
+def hour_of(moment: float) -> str:
+    """The hour (UTC) of a moment in epoch seconds, as the index names it."""
     return f"{datetime.fromtimestamp(moment, UTC):%Y-%m-%dT%H}"
 
 

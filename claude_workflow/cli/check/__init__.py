@@ -4,8 +4,8 @@ row.py      what a row is, and how its answer is judged
 kit.py      what rows ask with: posts under a budget; and what is removed afterwards
 account.py  what CloudFormation says of the stack
 asking.py   asks them all; report.py words what came of it
-rows.py     all rows in their order, from the files of their subjects:
-            contract, shell, grants, storage, rights, door, machine, functions, deploy
+rows.toml   all rows in their order, each with who asks; who that is, is in the file of its subject:
+            contract, storage, rights, kept, shell, told
 """
 
 import argparse
@@ -33,27 +33,6 @@ def add_options(command: argparse.ArgumentParser) -> None:
 
 def run(chosen: argparse.Namespace) -> int:
     """The command's exit code. Raises `Unusable` where there is no service, or AWS refuses to be asked."""
-    from botocore.exceptions import BotoCoreError, ClientError  # a third of a second that other commands do not need
+    from claude_workflow.cli.check import asking  # with botocore: a third of a second that other commands do not need
 
-    from claude_workflow.cli import backend
-    from claude_workflow.cli.check import asking
-    from claude_workflow.cli.endpoint import Unusable, find
-    from lambdas.errors import StorageUnavailable
-
-    endpoint = find(chosen.state, None, chosen.stack)
-    try:
-        with backend.found(chosen.state, chosen.stack, starts=True) as found:
-            return asking.run(
-                endpoint,
-                found,
-                chosen.stack,
-                max_dollars=chosen.max_dollars,
-                model=chosen.model,
-                redeploy=chosen.redeploy,
-                recorded=chosen.record,
-                as_json=chosen.json,
-            )
-    except (BotoCoreError, ClientError) as error:
-        raise Unusable(str(error)) from error
-    except StorageUnavailable as failed:
-        raise Unusable(failed.detail) from failed
+    return asking.run(chosen)

@@ -1,6 +1,7 @@
 """What CloudFormation, and those it asks, say of a deployed stack."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -10,21 +11,23 @@ from lambdas.strict import Json
 STATES = ("RestoreSession", "RunClaude", "PersistSession", "RecordFailure")
 
 
+@dataclass
 class Account:
     """The stack as it was deployed: its template, and what each resource is called."""
 
-    def __init__(self, client: Callable[[str], Any], stack: str) -> None:
-        self.client = client
-        self.stack = stack
+    client: Callable[[str], Any]
+    """Makes a boto3 client."""
+    stack: str
 
     @cached_property
     def _resources(self) -> Mapping[str, Json]:
-        body = self.client("cloudformation").get_template(StackName=self.stack)["TemplateBody"]
+        body: Json = self.client("cloudformation").get_template(StackName=self.stack)["TemplateBody"]
         resources: Mapping[str, Json] = body["Resources"]
         return resources
 
     @cached_property
-    def _ids(self) -> Mapping[str, str]:
+    def called(self) -> Mapping[str, str]:
+        """The physical id of each resource, by its logical one."""
         pages = self.client("cloudformation").get_paginator("list_stack_resources").paginate(StackName=self.stack)
         listed = [one for page in pages for one in page["StackResourceSummaries"]]
         return {one["LogicalResourceId"]: one["PhysicalResourceId"] for one in listed}
@@ -42,21 +45,13 @@ class Account:
 
     def id(self, kind: str, part: str = "") -> str:
         """What the only one is called in the account. Raises `NotAsked`."""
-        return self._ids[self._only(kind, part)[0]]
+        return self.called[self._only(kind, part)[0]]
 
     def _only(self, kind: str, part: str) -> tuple[str, Json]:
         found = self.all(kind, part)
         if len(found) != 1:
             raise NotAsked(f"The stack has {len(found)} resources {kind} {part}: it is another version's.")
         return next(iter(found.items()))
-
-    def called(self, name: str) -> str:
-        """The physical id of a resource, by its logical one."""
-        return self._ids[name]
-
-    def group(self, part: str) -> str:
-        """The name of a log group, by a part of its logical id."""
-        return self.id("Logs::LogGroup", f"{part}Log")
 
     def function(self, state: str) -> Json:
         """The configuration of a state's function."""
@@ -68,13 +63,13 @@ class Account:
         variables: Mapping[str, str] = self.function(state)["Environment"]["Variables"]
         return variables
 
-    def integration(self) -> Json:
-        """What stands behind POST, as API Gateway keeps it."""
-        found: Json = self.client("apigateway").get_integration(**self.post)
-        return found
-
     @property
     def post(self) -> dict[str, str]:
         """The POST method as API Gateway's calls name it."""
         resource = self.id("ApiGateway::Resource")
         return {"restApiId": self.id("ApiGateway::RestApi"), "resourceId": resource, "httpMethod": "POST"}
+
+    def integration(self) -> Json:
+        """What stands behind POST, as API Gateway keeps it."""
+        found: Json = self.client("apigateway").get_integration(**self.post)
+        return found

@@ -1,16 +1,14 @@
-"""The report: as JSON, which is also what is recorded and judged again, and as Markdown for people."""
+"""The report: as JSON, whose answers can be judged again, and as Markdown for people."""
 
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
-from claude_workflow.cli.check.row import BROKEN, NOT_ASKED, Outcome, Row, judged
+from claude_workflow.cli.check.row import BROKEN, NOT_ASKED, Outcome
 from claude_workflow.cli.printing import harmless
 from lambdas.strict import Json
 
-FILE = "check.json"
 SHOWN = 1500
 """Characters of a raw answer in Markdown; the JSON has all of it."""
 
@@ -31,19 +29,8 @@ def as_json(outcomes: Iterable[Outcome], about: Mapping[str, Any]) -> Json:
     return {**about, "rows": rows}
 
 
-def replayed(report: Json, rows: Iterable[Row]) -> list[Outcome]:
-    """The outcomes of recorded answers, judged again by the rows as they are now."""
-    found = []
-    for row in rows:
-        kept = report["rows"].get(row.name, {"outcome": NOT_ASKED, "why": "It is not in the record.", "raw": None})
-        answered = kept["raw"] is not None
-        found.append(judged(row, kept["raw"]) if answered else Outcome(row, kept["outcome"], kept["why"]))
-    return found
-
-
-def as_markdown(outcomes: Iterable[Outcome], about: Mapping[str, Any]) -> str:
+def as_markdown(outcomes: list[Outcome], about: Mapping[str, Any]) -> str:
     """A table of all rows, what is broken first; then each raw answer."""
-    outcomes = list(outcomes)
     order = sorted(outcomes, key=lambda one: (one.outcome != BROKEN, one.outcome == NOT_ASKED))
     lines = [f"# {about['of']}: {summary(outcomes)}", "", about["cost"], ""]
     lines += ["| row | outcome | asked | expected | |", "|---|---|---|---|---|"]
@@ -63,11 +50,6 @@ def summary(outcomes: Iterable[Outcome]) -> str:
     """How many of each."""
     counts = Counter(one.outcome for one in outcomes)
     return ", ".join(f"{number} {outcome}" for outcome, number in counts.most_common())
-
-
-def record(folder: Path, report: Json) -> None:
-    """Keeps the report as one file. Raises `OSError`."""
-    (folder / FILE).write_text(json.dumps(report, ensure_ascii=False, indent=1) + "\n")
 
 
 def _cell(text: str) -> str:

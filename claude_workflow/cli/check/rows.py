@@ -1,29 +1,33 @@
-"""Every row in the order of `rows.toml`, which words them; how each asks is in the file of its subject."""
+"""Every row, from `rows.toml`, which says of each who asks, and who judges."""
 
 import tomllib
-from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
+from pkgutil import resolve_name
+from typing import Any
 
-from claude_workflow.cli.check import contract, deploy, door, functions, grants, machine, rights, shell, storage
-from claude_workflow.cli.check.row import Ask, Judge, Row, facts
+from claude_workflow.cli.check.row import Row, either, unlike
 from lambdas.strict import Json
 
-SUBJECTS = (contract, deploy, door, functions, grants, machine, rights, shell, storage)
-ASKED: Mapping[str, Ask] = {name: ask for subject in SUBJECTS for name, ask in subject.ASKED.items()}
-JUDGED: Mapping[str, Judge] = {name: judge for subject in SUBJECTS for name, judge in subject.JUDGED.items()}
-"""Of rows that facts alone do not judge."""
+
+def _row(name: str, said: Json, here: Json) -> Row:
+    facts, judge = said.get("expect", {}), _named(said["judge"]) if "judge" in said else lambda _: ""
+    why: str = said.get("here", "")
+    words = said.get("expects") or ", ".join(f"{fact} {either(value)}" for fact, value in facts.items())
+    return Row(
+        name,
+        said["asks"],
+        words,
+        ask=partial(_named(said["ask"]), **said.get("with", {})),
+        judge=lambda raw: unlike(raw, facts) or judge(raw),
+        needs=said.get("needs", ""),
+        here=here.get(why, why),
+        last=said.get("last", False),
+    )
 
 
-def _row(name: str, said: Json, here: Mapping[str, str]) -> Row:
-    expect = said.get("expect", {})
-    words = said.get("expects") or ", ".join(f"{fact} {_either(value)}" for fact, value in expect.items())
-    aws = here[said["here"]] if "here" in said else None
-    judge = JUDGED[name] if name in JUDGED else facts(**expect)
-    return Row(name, said["asks"], words, ASKED[name], judge, tuple(said.get("needs", ())), aws)
-
-
-def _either(value: object) -> str:
-    return " or ".join(map(str, value)) if isinstance(value, list) else str(value)
+def _named(name: str) -> Any:
+    return resolve_name(f"{__package__}.{name}")
 
 
 _TABLE = tomllib.loads(Path(__file__).with_name("rows.toml").read_text())

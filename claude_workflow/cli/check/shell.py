@@ -2,11 +2,10 @@
 
 import re
 import shlex
-from collections.abc import Mapping
 from pathlib import Path
 
 from claude_workflow.cli.check.kit import Kit
-from claude_workflow.cli.check.row import Ask, Judge, NotAsked
+from claude_workflow.cli.check.row import NotAsked
 from lambdas.strict import Json
 
 LEFT = "left-by-a-check"
@@ -22,9 +21,7 @@ COMMANDS: dict[str, str] = {
     "left": f"touch /tmp/{LEFT} $TMPDIR/{LEFT} 2>/dev/null; ls -d /tmp/{LEFT} $TMPDIR/{LEFT} 2>/dev/null",
 }
 """By name, what a run asks its shell. None has a line break: the prompt has it in one line."""
-HOME: dict[str, str] = {
-    "home": f"find {shlex.quote(str(Path.home()))} -maxdepth 1 -type f -readable 2>/dev/null | head -3"
-}
+HOME = {"home": f"find {shlex.quote(str(Path.home()))} -maxdepth 1 -type f -readable 2>/dev/null | head -3"}
 """Asked of a service on one machine, where it is the operator's. Its files, since folders that lead to Claude Code, in
 a clone at home, say, are seen where a sandbox puts nothing else there."""
 
@@ -39,13 +36,14 @@ PROMPT = (
 )
 
 
-def _script(commands: Mapping[str, str]) -> str:
-    return " ; ".join(f"echo '== {name}' ; {{ {command} ; }} 2>&1" for name, command in commands.items())
+def told(kit: Kit, **commands: str) -> Json:
+    """What each command printed, in a run of its own; of the usual ones, where no other is named.
 
-
-def _told(kit: Kit, commands: Mapping[str, str]) -> Json:
-    """What each command printed, in a run of its own. Raises `NotAsked` where the model did not call it."""
-    answer = kit.run(PROMPT.format(command=_script(commands)))
+    Raises `NotAsked` where the model did not call it.
+    """
+    commands = commands or (COMMANDS if kit.stack else COMMANDS | HOME)
+    script = " ; ".join(f"echo '== {name}' ; {{ {command} ; }} 2>&1" for name, command in commands.items())
+    answer = kit.run(PROMPT.format(command=script))
     if "== " not in answer.get("tools", ""):
         said = answer.get("error") or answer.get("result")
         raise NotAsked(f"The command was not run ({answer['status']}: {said}). Ask again, or with another --model.")
@@ -53,61 +51,23 @@ def _told(kit: Kit, commands: Mapping[str, str]) -> Json:
     return {name: text.strip() for name, text in zip(parts[1::2], parts[2::2], strict=False)}
 
 
-def _shell(kit: Kit) -> Json:
-    return _told(kit, COMMANDS if kit.stack else COMMANDS | HOME)
+def part(kit: Kit, name: str) -> Json:
+    """What the run of `agent-shell` told of a command."""
+    found = kit.answers["agent-shell"]
+    if "Linux" not in found["system"]:
+        raise NotAsked(f"This is {found['system']}, which has none of it.")
+    return {name: found[name]}
 
 
-def _next(kit: Kit) -> Json:
-    before = kit.answers["agent-shell"]["left"].split()
-    paths = shlex.join(before)
-    return _told(kit, {"left": f"ls -d {paths} 2>/dev/null; rm -f {paths}"} | LATER) | {"left before": before}
-
-
-def _files(kit: Kit) -> Json:
+def files(kit: Kit) -> Json:
+    """What it told of the operator's home."""
     if kit.stack:
         raise NotAsked("In AWS the machine is the function's own; what is in it, the other rows of the agent ask.")
     return {"home": kit.answers["agent-shell"]["home"]}
 
 
-def _part(name: str) -> Ask:
-    """What the run of `agent-shell` told of a command."""
-
-    def ask(kit: Kit) -> Json:
-        found = kit.answers["agent-shell"]
-        if "Linux" not in found["system"]:
-            raise NotAsked(f"This is {found['system']}, which has none of it.")
-        return {name: found[name]}
-
-    return ask
-
-
-def _matching(name: str, pattern: str) -> Judge:
-    """Holds where what a command printed matches, from its beginning."""
-    return lambda raw: None if re.match(pattern, raw[name]) else f"It printed {raw[name]!r}"
-
-
-def _nothing(name: str, what: str) -> Judge:
-    """Holds where a command printed nothing."""
-    return lambda raw: f"{what}: {raw[name]}" if raw[name] else None
-
-
-ASKED: dict[str, Ask] = {
-    "agent-shell": _shell,
-    "agent-python3": _part("programs"),
-    "agent-kernel": _part("system"),
-    "agent-seccomp": _part("status"),
-    "agent-landlock": _part("landlock"),
-    "agent-environ": _part("environ"),
-    "agent-files": _files,
-    "agent-tmp": _next,
-}
-JUDGED: dict[str, Judge] = {
-    "agent-shell": lambda raw: None if {*COMMANDS} <= {*raw} else f"It told nothing of {sorted({*COMMANDS} - {*raw})}",
-    "agent-python3": _matching("programs", r"(Python 3\.\S+\s+git version .*\s*){2}$"),
-    "agent-kernel": _matching("system", r"Linux \d+\.\d+"),
-    "agent-seccomp": _matching("status", r"CapEff:\s+0+\nNoNewPrivs:\s+1\nSeccomp:\s+2$"),
-    "agent-landlock": _matching("landlock", r"-?\d+$"),
-    "agent-environ": _nothing("environ", "They can be read"),
-    "agent-files": _nothing("home", "It can be read; is the service run with --unsandboxed?"),
-    "agent-tmp": _nothing("left", "It is there"),
-}
+def after(kit: Kit) -> Json:
+    """What a run later is left of what that one wrote, and runs."""
+    before = kit.answers["agent-shell"]["left"].split()
+    paths = shlex.join(before)
+    return told(kit, left=f"ls -d {paths} 2>/dev/null; rm -f {paths}", **LATER) | {"left before": before}
