@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from lambdas.settings import Clocks
-from stacks.machine import definition
+from stacks.definition import definition
 from tests.support.interpreter import Interpreter, interpreting
 from tests.support.ways import WAYS, Json, Walk, Way, assert_went, recorded
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lambdas import errors
-from stacks.machine import DEFINITION
+from stacks.definition import DEFINITION
 
 Json = dict[str, Any]
 STATES = ("RestoreSession", "RunClaude", "PersistSession", "RecordFailure")
