@@ -21,13 +21,14 @@ Template = dict[str, Any]
 Templates = Callable[..., Template]
 Synthesize = Callable[..., Path]
 
-LONGEST: tuple[str, ...] = ()
-"""Files of tests, and what takes longest first: so no worker is left with much at the end, when the others are done."""
+LONGEST = ["faults", "service", "cli", "commit", "hostile", "checkpoint", "claude", "check", "stack", "engine", "wheel"]
+"""Files of tests that take long, in the order in which they are begun, before the others: at the end, when the other
+workers are done, nobody is left with much. It wants xdist's `--no-loadscope-reorder`."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files in the order in which they are to be begun."""
-    order = {name: place for place, name in enumerate(LONGEST)}
+    """What takes longest first."""
+    order = {f"test_{name}": place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: order.get(item.path.stem, len(order)))
 
 
