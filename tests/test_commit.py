@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -296,11 +297,18 @@ def test_a_turn_sends_what_it_changed(bucket: Bucket) -> None:
     assert told.calls.count("upload_part_copy") == 1
 
 
-def a_large_one(bucket: Bucket) -> tuple[Base, dict[str, bytes]]:
-    """A session of which parts are copied before it is known what a turn changed."""
+@cache
+def large() -> tuple[bytes, dict[str, bytes]]:
+    """An archive and its files."""
     draw = random.Random(7)
     files = {"a": draw.randbytes(20 * MIB), "b": draw.randbytes(30 * MIB)}
-    return commit_of(bucket, None, staged(*ROOTS, *(item(f"workspace/{name}", files[name]) for name in files))), files
+    return session(**files), files
+
+
+def a_large_one(bucket: Bucket) -> tuple[Base, dict[str, bytes]]:
+    """A session of which parts are copied before it is known what a turn changed."""
+    archive, files = large()
+    return commit_of(bucket, None, archive), files
 
 
 def test_what_was_copied_ahead_may_be_gone(bucket: Bucket) -> None:
