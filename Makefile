@@ -16,7 +16,7 @@ serve: .venv/installed  ## The service, until Ctrl-C.
 # Three at a time on two cores: much of what tests do is wait.
 test: check  ## Every test. Clears ANTHROPIC_* and AWS_* first: it spends nothing and touches no account.
 	@for name in $$(env | cut -d= -f1 | grep -E '^(ANTHROPIC|AWS)_'); do unset $$name; done; \
-	  $(BIN)/python -m pytest --numprocesses=3 --dist=loadfile
+	  $(BIN)/python -m pytest --numprocesses=3 --dist=loadfile --no-loadscope-reorder
 
 check: .venv/installed  ## Linters and types.
 	@$(BIN)/ruff check .

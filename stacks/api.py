@@ -10,13 +10,12 @@ from aws_cdk import aws_stepfunctions as sfn
 from constructs import Construct
 
 from lambdas import errors
+from lambdas.request import BODY_BYTES
 from stacks import gateway_answers
 from stacks.deployment import Deployment
 from stacks.findings import meant
 
 TEMPLATES = Path(__file__).resolve().parent / "templates"
-MAX_BODY = 240 * 1024
-"""Characters of a body that may travel on; Step Functions' own limit is 256 KiB for the whole envelope."""
 MAX_ESCAPED = 1_000_000
 """Characters of a body, escaped as the call's JSON has it: of the call's 1 MiB the rest is the envelope's."""
 ALLOWED_HEADERS = "content-type,x-api-key,authorization,idempotency-key,x-amz-date,x-amz-security-token"
@@ -254,7 +253,7 @@ class Api(Construct):
         return _template(
             "request.vtl",
             CALLER=self._caller_template(),
-            MAX_BODY=MAX_BODY,
+            MAX_BODY=BODY_BYTES,  # in characters, of which each is a byte at least
             MAX_ESCAPED=MAX_ESCAPED,
             STATE_MACHINE=machine.state_machine_arn,
         )

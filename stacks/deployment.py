@@ -4,10 +4,13 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, cast
 
 from lambdas.request import FIELDS
 
+CDK_JSON = Path(__file__).parent / "cdk.json"
+"""A link to the project's, so that a wheel has it too."""
 MAX_EPHEMERAL_MB = 10240
 """Lambda's limit for /tmp."""
 MAX_MEMORY_MB = 10240

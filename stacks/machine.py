@@ -1,16 +1,12 @@
 """The express state machine: the text of statemachine/ with this deployment's time limits and functions."""
 
-import json
-from pathlib import Path
-
 from aws_cdk import RemovalPolicy, Stack, aws_iam, aws_lambda, aws_logs
 from aws_cdk import aws_stepfunctions as sfn
 from constructs import Construct
 
 from lambdas.settings import Clocks
+from stacks.definition import definition
 from stacks.findings import meant
-
-DEFINITION = Path(__file__).resolve().parent.parent / "statemachine" / "claude_agent_workflow.asl.json"
 
 
 class Machine(Construct):
@@ -59,19 +55,3 @@ def _allow_every_version(role: aws_iam.Role, function: aws_lambda.IFunction) -> 
     assert isinstance(resource, aws_lambda.CfnFunction)
     name = Stack.of(role).get_logical_id(resource)
     meant(role, {f"IAM5[Resource::<{name}.Arn>:*]": "The four functions and no other, in whatever version."})
-
-
-def definition(clocks: Clocks) -> str:
-    """The definition's text with the time limits that follow from `clocks`."""
-    machine = json.loads(DEFINITION.read_text())
-    limits = {
-        "RestoreSession": clocks.restore_state,
-        "RunClaude": clocks.run_state,
-        "PersistSession": clocks.persist_state,
-        "RecordFailure": clocks.record_state,
-    }
-    machine["TimeoutSeconds"] = clocks.machine
-    for name, limit in limits.items():
-        state = machine["States"][name]
-        state["TimeoutSeconds"] = limit
-    return json.dumps(machine)

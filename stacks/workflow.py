@@ -11,15 +11,12 @@ from constructs import Construct
 
 from lambdas.settings import Clocks
 from stacks.api import Api
-from stacks.deployment import Deployment
+from stacks.deployment import CDK_JSON, Deployment
 from stacks.functions import Functions
 from stacks.machine import Machine
 from stacks.secret import ModelSecret
 from stacks.storage import Storage
 from stacks.warm_up import WarmUp
-
-CDK_JSON = Path(__file__).parent / "cdk.json"
-"""A link to the project's, so that a wheel has it too."""
 
 
 class ClaudeAgentWorkflow(Stack):

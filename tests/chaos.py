@@ -97,8 +97,8 @@ class Turn:
 class Chaos:
     """The service, the model that outlives it, and the clients' record. A context manager."""
 
-    def __init__(self, state: Path, seed: int, *, like: Path | None = None, say: Callable[[str], None] = print) -> None:
-        self.state, self.seed, self.say, self._like = state, seed, say, like
+    def __init__(self, state: Path, seed: int, *, say: Callable[[str], None] = print) -> None:
+        self.state, self.seed, self.say = state, seed, say
         self.turns: list[Turn] = []
         self.kills: Counter[str] = Counter()
         self._quiet = threading.Event()
@@ -111,7 +111,7 @@ class Chaos:
         self.shelf = self.temporary / ("claude-agent" if os.geteuid() == 0 else f"claude-agent-{os.geteuid()}")
         self._model = ScriptedModel()
         self.model = self._model.__enter__()
-        self.serve = self._started(self._like)
+        self.serve = self._started()
         return self
 
     def __exit__(self, *failure: Any) -> None:
@@ -120,12 +120,12 @@ class Chaos:
         self._model.__exit__(*failure)
         shutil.rmtree(self.temporary, ignore_errors=True)
 
-    def _started(self, like: Path | None = None) -> Serve:
+    def _started(self) -> Serve:
         environment = {"ANTHROPIC_API_KEY": "sk-scripted", "ANTHROPIC_BASE_URL": self.model.url}
         environment |= {"TMPDIR": str(self.temporary)}
         for attempt in range(5):
             with suppress(AssertionError):  # the engine of the one that was killed is not gone yet, or its disk is full
-                return Serve.start(self.state, like=like, **environment)
+                return Serve.start(self.state, **environment)
             self.say(f"  start {attempt + 1} failed: {(self.state / 'stderr').read_text().strip()[-200:]}")
             time.sleep(1)
         raise AssertionError((self.state / "stderr").read_text())

@@ -1,63 +1,120 @@
-"""What every test may ask for. Synthesizing takes seconds, so each set of choices is synthesized once per session."""
+"""What every test may ask for. What takes long to make is made once, for all workers of xdist together."""
 
+import fcntl
+import hashlib
 import json
+import shutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from claude_workflow.local import engine
+from claude_workflow.local import deploy, engine
 from claude_workflow.local.model import ScriptedModel
 from lambdas.agent.scratch import Scratch
 from lambdas.bucket.objects import Bucket
-from stacks.workflow import synthesize
 from tests.support.buckets import a_bucket
 from tests.support.commands import Serve
 from tests.support.past_runs import Past, past
 from tests.support.played_workflow import Workflow
 
+Template = dict[str, Any]
+Templates = Callable[..., Template]
 Synthesize = Callable[..., Path]
+
+LONGEST = ["faults", "service", "cli", "commit", "hostile", "checkpoint", "claude", "check", "stack", "engine", "wheel"]
+"""Files of tests that take long, in the order in which they are begun, before the others: at the end, when the other
+workers are done, nobody is left with much. It wants xdist's `--no-loadscope-reorder`."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes longest first."""
+    order = {f"test_{name}": place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(order)))
 
 
 @pytest.fixture(scope="session")
-def synthesized(tmp_path_factory: pytest.TempPathFactory) -> Synthesize:
+def common(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """A directory of all workers."""
+    own = tmp_path_factory.getbasetemp()
+    return own if worker_id == "master" else own.parent
+
+
+@contextmanager
+def _alone(common: Path) -> Iterator[None]:
+    """One worker at a time: what one makes, the others find."""
+    with (common / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+@pytest.fixture(scope="session")
+def synthesized(common: Path) -> Synthesize:
     """Synthesizes with the given context values over cdk.json's, and returns the folder of the cloud assembly."""
-    done: dict[str, Path] = {}
 
     def assembly(**context: Any) -> Path:
-        choices = json.dumps(context, sort_keys=True)
-        if choices not in done:
-            folder = tmp_path_factory.mktemp("cdk.out")
-            synthesize(str(folder), context)
-            done[choices] = folder
-        return done[choices]
+        choices = json.dumps(context, sort_keys=True).encode()
+        folder = common / f"cdk.out-{hashlib.sha256(choices).hexdigest()}"
+        with _alone(common):
+            if not (folder / "manifest.json").exists():
+                from stacks.workflow import synthesize  # in one worker: it starts a process of Node's
+
+                synthesize(str(folder), context)
+        return folder
 
     return assembly
 
 
 @pytest.fixture(scope="session")
-def template(synthesized: Synthesize) -> dict[str, Any]:
-    """The template of cdk.json as it stands: the very one that goes to AWS."""
-    return _read(synthesized())
+def templates(synthesized: Synthesize) -> Templates:
+    """The same, of which only the template is wanted."""
+
+    def template(**context: Any) -> Template:
+        (path,) = synthesized(**context).glob("*.template.json")
+        read: Template = json.loads(path.read_text())
+        return read
+
+    return template
 
 
 @pytest.fixture(scope="session")
-def unhurried(synthesized: Synthesize) -> dict[str, Any]:
-    """The template with 11 seconds more for the agent: what a test waits for has to come in time on a busy machine too.
-    With many more, an S3 that is silent for ever would be given up before the state is, which is another answer."""
-    return _read(synthesized(integration_timeout=40))
+def prepared(common: Path) -> Path:
+    """The file of a service's state that takes seconds to make: the template of cdk.json, the very one of AWS."""
+    with _alone(common):
+        deploy.synthesized(common)
+    (path,) = common.glob("template-*.json")
+    return path
 
 
-def _read(assembly: Path) -> dict[str, Any]:
-    read: dict[str, Any] = json.loads((assembly / "ClaudeAgentWorkflow.template.json").read_text())
+@pytest.fixture(scope="session")
+def template(prepared: Path) -> Template:
+    """The template of cdk.json as it stands: the very one that goes to AWS."""
+    read: Template = json.loads(prepared.read_text())
     return read
 
 
 @pytest.fixture(scope="session")
-def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
+def unhurried(templates: Templates) -> Template:
+    """The template with 11 seconds more for the agent: what a test waits for has to come in time on a busy machine too.
+    With many more, an S3 that is silent for ever would be given up before the state is, which is another answer."""
+    return templates(integration_timeout=40)
+
+
+@pytest.fixture
+def state(tmp_path: Path, prepared: Path) -> Path:
+    """A directory for a service of a test's own, which it finds the template in."""
+    shutil.copy(prepared, tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(scope="session")
+def serve(tmp_path_factory: pytest.TempPathFactory, prepared: Path) -> Iterator[Serve]:
     """One `claude-workflow serve`, for all tests that only ask it something."""
-    started = Serve.start(tmp_path_factory.mktemp("serve"))
+    state = tmp_path_factory.mktemp("serve")
+    shutil.copy(prepared, state)
+    started = Serve.start(state)
     yield started
     assert started.end() == 0, started.said()
 

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 
 from tests.chaos import Chaos
-from tests.support.commands import Serve
 
 KILLS, SEED = 6, 12
 FUNCTIONS = {"run": 2, "CLI": 1, "commit": 2}
@@ -14,9 +13,9 @@ FUNCTIONS = {"run": 2, "CLI": 1, "commit": 2}
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="What is left of a killed worker's run is found by /proc.")
-def test_kills_at_random_lose_nothing_and_leave_nothing(serve: Serve, tmp_path: Path) -> None:
+def test_kills_at_random_lose_nothing_and_leave_nothing(state: Path) -> None:
     """Every 200 is in its session, once and in order, and paid for once; no scratch, no lease, no process stays."""
-    with Chaos(tmp_path, SEED, like=serve.state) as chaos:
+    with Chaos(state, SEED) as chaos:
         chaos.run(KILLS, FUNCTIONS)
         wrong = chaos.verdict()
     assert wrong == [], (chaos.kills, chaos.turns)

@@ -4,7 +4,6 @@ import json
 import os
 import random
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -20,7 +19,7 @@ from claude_workflow.cli.endpoint import Unusable
 from claude_workflow.cli.serve import _checked
 from claude_workflow.local.model import MARK
 from claude_workflow.local.service import Model
-from tests.conftest import Synthesize
+from tests.conftest import Templates
 from tests.support.commands import COMMAND, ENVIRONMENT, ROOT, Serve, assert_nothing_runs, at_terminal, command
 from tests.support.http_servers import Answering, listening
 from tests.support.waiting import eventually
@@ -62,24 +61,14 @@ def test_what_serve_leaves_word_of_is_the_users_alone(serve: Serve) -> None:
     assert (serve.state / "service.json").stat().st_mode & 0o777 == 0o600
 
 
-def test_a_real_model_gets_no_shell_where_nothing_keeps_it_in(serve: Serve, tmp_path: Path) -> None:
+def test_a_real_model_gets_no_shell_where_nothing_keeps_it_in(state: Path) -> None:
     """One sentence names the switch; with it the service starts, and says what it means."""
     key = {"ANTHROPIC_API_KEY": "sk-none", "ANTHROPIC_BASE_URL": "http://127.0.0.1:1"}
-    bare = [
-        sys.executable,
-        "-m",
-        "tests.support.no_sandbox",
-        *COMMAND,
-        "serve",
-        "--port",
-        "0",
-        "--state",
-        str(tmp_path),
-    ]
+    bare = [sys.executable, "-m", "tests.support.no_sandbox", *COMMAND, "serve", "--port", "0", "--state", str(state)]
     done = subprocess.run(bare, env=ENVIRONMENT | key, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert "no sandbox" in one_sentence(done)
     assert "--unsandboxed" in done.stderr
-    started = Serve.start(tmp_path, "--unsandboxed", like=serve.state, **key)
+    started = Serve.start(state, "--unsandboxed", **key)
     assert "The agent runs as you" in started.said()
     assert "The model at http://127.0.0.1:1 cannot be reached" in started.said()
     assert started.end() == 0
@@ -110,22 +99,12 @@ def test_a_wrong_key_is_found_at_the_start(tmp_path: Path) -> None:
         _checked(Model("nowhere", "sk-wrong"))
 
 
-def test_a_scratch_directory_of_somebody_elses_is_one_sentence(serve: Serve, tmp_path: Path) -> None:
+def test_a_scratch_directory_of_somebody_elses_is_one_sentence(state: Path) -> None:
     """In /tmp anybody can make one of that name; it is a link here, as a thief would make it."""
-    shutil.copy(next(serve.state.glob("template-*.json")), tmp_path)
     name = "claude-agent" if os.geteuid() == 0 else f"claude-agent-{os.geteuid()}"
-    (tmp_path / name).symlink_to(tmp_path)
-    done = command("serve", "--port", "0", "--state", tmp_path, env={"TMPDIR": str(tmp_path)})
+    (state / name).symlink_to(state)
+    done = command("serve", "--port", "0", "--state", state, env={"TMPDIR": str(state)})
     assert "somebody else's" in one_sentence(done)
-
-
-def test_demo_answers_twice_whatever_the_machine_offers(serve: Serve, tmp_path: Path) -> None:
-    """Without a sandbox it says so, and asks for no shell."""
-    shutil.copy(next(serve.state.glob("template-*.json")), tmp_path)
-    bare = [sys.executable, "-m", "tests.support.no_sandbox", *COMMAND, "demo", "--state", str(tmp_path)]
-    done = subprocess.run(bare, env=ENVIRONMENT, cwd=ROOT, capture_output=True, text=True, timeout=120)
-    assert (done.returncode, done.stdout.count(MARK)) == (0, 2), done.stderr
-    assert "The agent runs as you" in done.stderr
 
 
 def test_ask_prints_the_answer_and_how_to_go_on(serve: Serve) -> None:
@@ -196,7 +175,6 @@ def test_streams_take_what_their_encoding_lacks(serve: Serve) -> None:
 @pytest.mark.parametrize(
     ("prompt", "code", "again"),
     [
-        ("status 401", "ModelUnauthorized", False),
         ("status 400", "ModelRejected", False),
         ("crash", "AgentCrashed", True),
     ],
@@ -387,12 +365,11 @@ MISTAKES = [
 
 @pytest.mark.parametrize(("name", "mistake", "arguments"), MISTAKES)
 def test_what_is_wrong_in_the_state_is_one_sentence(
-    serve: Serve, tmp_path: Path, name: str, mistake: Callable[[Path], None], arguments: tuple[str, ...]
+    state: Path, name: str, mistake: Callable[[Path], None], arguments: tuple[str, ...]
 ) -> None:
     """A file of another kind, or a damaged one, is no traceback of any command."""
-    shutil.copy(next(serve.state.glob("template-*.json")), tmp_path)
-    mistake(tmp_path / name)
-    done = command(*arguments, "--state", tmp_path)
+    mistake(state / name)
+    done = command(*arguments, "--state", state)
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
     assert "claude-workflow: " in done.stderr
@@ -428,14 +405,10 @@ def test_an_empty_key_file_opens_nothing(tmp_path: Path) -> None:
     assert "is empty" in one_sentence(command("serve", "--port", "0", "--state", tmp_path))
 
 
-def test_ctrl_c_ends_everything(serve: Serve, synthesized: Synthesize, tmp_path: Path) -> None:
+def test_ctrl_c_ends_everything(templates: Templates, prepared: Path, state: Path) -> None:
     """Also in the middle of a run, with what the agent started, and the run is told. Each caller has a key; the first
     one's is the user's own where there is one. Each request is one line."""
-    state = tmp_path / "state"
-    state.mkdir()
-    (kept,) = serve.state.glob("template-*.json")
-    callers = synthesized(callers={"default": [1], "alice": [2]})
-    shutil.copy(callers / "ClaudeAgentWorkflow.template.json", state / kept.name)
+    (state / prepared.name).write_text(json.dumps(templates(callers={"default": [1], "alice": [2]})))
     started = Serve.start(state, CLAUDE_WORKFLOW_API_KEY="my-own-key")
     alice = (state / "api-key-alice-2").read_text()
     assert (state / "api-key-alice-2").stat().st_mode & 0o777 == 0o600
@@ -473,17 +446,17 @@ def agents(command_line: str) -> list[str]:
     return [line for line in listing.stdout.splitlines() if line.strip() == command_line]
 
 
-def test_a_killed_service_leaves_its_sessions_and_nothing_else(serve: Serve, tmp_path: Path) -> None:
+def test_a_killed_service_leaves_its_sessions_and_nothing_else(state: Path) -> None:
     """kill -9 leaves no process; the next start on the same state has the same key and goes on with the session."""
-    started = Serve.start(tmp_path, like=serve.state)
+    started = Serve.start(state)
     key, session = started.key, session_of(started.ask("write notes.txt: still here"))
     started.end(signal.SIGKILL)
     assert "No service is running" in one_sentence(started.ask("Hello"))
-    again = Serve.start(tmp_path)
+    again = Serve.start(state)
     assert again.key == key
     assert "still here" in again.ask("read notes.txt", "--session", session).stdout
     assert again.end(signal.SIGTERM) == 0
-    assert_nothing_runs(tmp_path)
+    assert_nothing_runs(state)
 
 
 def test_the_word_of_a_killed_service_is_not_believed(tmp_path: Path) -> None:
@@ -494,14 +467,13 @@ def test_the_word_of_a_killed_service_is_not_believed(tmp_path: Path) -> None:
     assert "No service is running" in one_sentence(command("ask", "Hello", "--state", tmp_path))
 
 
-def test_demo_asks_twice_and_leaves_nothing_running(serve: Serve, tmp_path: Path) -> None:
-    """Two answers of one session, the second knowing the first; the relative state is where the user stands."""
-    state = tmp_path / "own"
-    state.mkdir()
-    for template in serve.state.glob("template-*.json"):
-        (state / template.name).write_bytes(template.read_bytes())
-    done = command("demo", "--state", "own", cwd=tmp_path)
+def test_demo_asks_twice_whatever_the_machine_offers_and_leaves_nothing_running(state: Path) -> None:
+    """Two answers of one session, the second knowing the first; the relative state is where the user stands. Without a
+    sandbox it says so, and asks for no shell."""
+    bare = [sys.executable, "-m", "tests.support.no_sandbox", *COMMAND, "demo", "--state", state.name]
+    done = subprocess.run(bare, env=ENVIRONMENT, cwd=state.parent, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
+    assert "The agent runs as you" in done.stderr
     first, second = done.stdout.split("\n> ")[1:]
     assert first.startswith("write notes.txt: Remember the milk.\n")
     assert second.startswith("read notes.txt\n")
@@ -509,14 +481,5 @@ def test_demo_asks_twice_and_leaves_nothing_running(serve: Serve, tmp_path: Path
     assert "Answering: a scripted stand-in, no real model" in done.stderr
     assert len({piece.split()[0] for piece in done.stderr.split("--session ")[1:]}) == 1
     assert (state / "s3").is_dir()
-    assert not (ROOT / "own").exists()
+    assert not (ROOT / state.name).exists()
     assert_nothing_runs(state)
-
-
-def test_demo_uses_the_service_that_runs(serve: Serve) -> None:
-    """It says which one and who answers, and leaves it running."""
-    done = command("demo", "--state", serve.state)
-    assert done.returncode == 0, done.stderr
-    assert f"A service is running: {serve.url}" in done.stderr
-    assert "Answering: a scripted stand-in, no real model" in done.stderr
-    assert serve.ask("Hello").returncode == 0

@@ -195,10 +195,9 @@ def test_an_answer_given_again_frees_what_its_writer_held(workflow: Workflow) ->
 
 
 def test_two_executions_of_one_key_killed_at_each_write_are_one_conversation(workflow: Workflow) -> None:
-    """Started at once, one of them dies at its n-th write; whoever comes later finishes, and nothing is lost."""
-    for number in range(1, 22):
-        for after in (False, True):
-            _race(workflow, f"{number}-{after}", Fuse(number, after))
+    """Started at once, one of them dies before its n-th write; whoever comes later finishes, and nothing is lost."""
+    for number in range(1, 23):
+        _race(workflow, str(number), Fuse(number))
 
 
 def _race(workflow: Workflow, key: str, fuse: Fuse) -> None:

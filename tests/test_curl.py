@@ -62,7 +62,6 @@ def once(serve: Serve, *arguments: str, path: str = "") -> Answer:
 ROWS: list[tuple[str, list[str], int, str, str]] = [
     ("no prompt", [*USUAL, "-d", "{}"], 400, "InvalidRequest", "prompt"),
     ("an empty prompt", [*USUAL, "-d", '{"prompt": " "}'], 400, "InvalidRequest", "prompt"),
-    ("a wrong type", [*USUAL, "-d", '{"prompt": ["x"]}'], 400, "InvalidRequest", "prompt"),
     ("an unknown field", [*USUAL, "-d", '{"prompt": "x", "colour": 1}'], 400, "InvalidRequest", "colour"),
     ("half a surrogate pair", [*USUAL, "-d", r'{"prompt": "half \ud83d"}'], 400, "InvalidRequest", "UTF-8"),
     (
@@ -72,9 +71,6 @@ ROWS: list[tuple[str, list[str], int, str, str]] = [
         "InvalidRequest",
         "JSON",
     ),
-    ("a list", [*USUAL, "-d", "[]"], 400, "InvalidRequest", "prompt"),
-    ("no JSON", [*USUAL, "-d", "prompt=x"], 400, "InvalidRequest", "prompt"),
-    ("no body", [*USUAL, "-X", "POST"], 400, "InvalidRequest", "prompt"),
     (
         "a key with a space",
         [*USUAL, "-H", "idempotency-key: a b", "-d", '{"prompt": "x"}'],
@@ -83,9 +79,7 @@ ROWS: list[tuple[str, list[str], int, str, str]] = [
         "Idempotency-Key",
     ),
     ("no credential", [*JSON, "-d", '{"prompt": "x"}'], 403, "Forbidden", "credential"),
-    ("an empty key", [*JSON, "-H", "x-api-key;", "-d", '{"prompt": "x"}'], 403, "Forbidden", "credential"),
     ("a wrong key", [*JSON, "-H", "x-api-key: wrong", "-d", "{}"], 403, "Forbidden", "credential"),
-    ("no key, no JSON", ["-d", "x"], 403, "Forbidden", "credential"),
     (
         "an unknown session",
         [*USUAL, "-d", '{"prompt": "x", "session_id": "session-unknown"}'],
@@ -95,20 +89,9 @@ ROWS: list[tuple[str, list[str], int, str, str]] = [
     ),
     ("GET", ["-X", "GET"], 405, "MethodNotAllowed", "not allowed"),
     ("PUT of JSON", [*USUAL, "-X", "PUT", "-d", "{}"], 405, "MethodNotAllowed", "not allowed"),
-    ("PATCH of a form", ["-X", "PATCH", "-d", "a=b"], 405, "MethodNotAllowed", "not allowed"),
-    (
-        "DELETE of XML",
-        ["-X", "DELETE", "-H", "content-type: text/xml", "-d", "<a/>"],
-        405,
-        "MethodNotAllowed",
-        "allowed",
-    ),
-    ("PUT of nonsense", ["-X", "PUT", "-H", "content-type: ;;;", "-d", "x"], 405, "MethodNotAllowed", "not allowed"),
-    ("an invented method", ["-X", "BREW"], 405, "MethodNotAllowed", "not allowed"),
     ("a large body", [*USUAL, "-d", "@LARGE@"], 413, "RequestTooLarge", "240 KiB"),
     ("a huge body", [*USUAL, "-d", "@HUGE@"], 413, "RequestTooLarge", "240 KiB"),
     ("a form", [*KEY, "-d", "prompt=x"], 415, "UnsupportedMediaType", "application/json"),
-    ("text", [*KEY, "-H", "content-type: text/plain", "-d", "{}"], 415, "UnsupportedMediaType", "application/json"),
     ("a refusal of the model", [*USUAL, "-d", '{"prompt": "status 400"}'], 422, "ModelRejected", "provider"),
     ("a crash", [*USUAL, "-d", '{"prompt": "crash"}'], 502, "AgentCrashed", "Claude Code"),
     ("a refused model key", [*USUAL, "-d", '{"prompt": "status 401"}'], 502, "ModelUnauthorized", "credential"),
@@ -137,35 +120,6 @@ def test_a_row_of_the_status_table(
     assert answer.headers["access-control-allow-origin"] == "*"
     assert answer.headers["access-control-expose-headers"] == "Retry-After"
     assert answer.headers.get("allow") == ("POST, OPTIONS" if status == 405 else None)
-
-
-def test_an_unknown_path_is_forbidden(serve: Serve) -> None:
-    """With and without a key, in the same shape."""
-    root = serve.url.removesuffix("/claude-code")
-    for path in ("/", "/claude-code/x", "/favicon.ico"):
-        answer = curl(serve, *KEY, path=root + path)
-        assert (answer.status, answer.json["code"]) == (403, "Forbidden")
-        assert set(answer.json) - {"resumes"} == FAILURE
-        assert answer.headers["access-control-allow-origin"] == "*"
-
-
-def test_head_is_not_allowed_either(serve: Serve) -> None:
-    """It has the status and the headers, and no body."""
-    answer = curl(serve, "--head")
-    assert (answer.status, answer.text) == (405, "")
-    assert answer.headers["allow"] == "POST, OPTIONS"
-
-
-def test_a_preflight_needs_no_key(serve: Serve) -> None:
-    """204, with all that a browser asks for."""
-    answer = curl(serve, "-X", "OPTIONS", "-H", "origin: https://example.com")
-    assert (answer.status, answer.text) == (204, "")
-    assert answer.headers["access-control-allow-origin"] == "*"
-    assert "POST" in answer.headers["access-control-allow-methods"]
-    allowed = answer.headers["access-control-allow-headers"]
-    for name in ("content-type", "x-api-key", "authorization", "idempotency-key", "x-amz-date", "x-amz-security-token"):
-        assert name in allowed
-    assert answer.headers["access-control-expose-headers"] == "Retry-After"
 
 
 def test_an_answer_is_200(serve: Serve) -> None:
@@ -200,7 +154,7 @@ def test_too_many_requests_are_told_when_to_come_back(serve: Serve) -> None:
 def test_a_busy_session_says_when_to_come_back(serve: Serve) -> None:
     """409 with Retry-After for a second run on the session, and for the same key while its run goes on."""
     session = curl(serve, *USUAL, "-d", '{"prompt": "Hello"}').json["session_id"]
-    slow = json.dumps({"prompt": "wait 15", "session_id": session})
+    slow = json.dumps({"prompt": "wait 8", "session_id": session})
     lease = {"Bucket": BUCKET, "Prefix": f"locks/{session}"}
     held = ("-H", "idempotency-key: held")
     line = [program("curl", "curl"), "-sS", *USUAL, *held, "-d", slow, serve.url]

@@ -14,7 +14,7 @@ import pytest
 from lambdas import errors
 from lambdas.errors import RunTimedOut
 from lambdas.settings import Clocks
-from stacks.machine import DEFINITION, definition
+from stacks.definition import DEFINITION, definition
 
 ROOT = DEFINITION.parent.parent
 MACHINE: dict[str, Any] = json.loads(DEFINITION.read_text())
@@ -48,19 +48,17 @@ def _cfn_lint(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
-def test_cfn_lint_has_nothing_to_say(synthesized: Any) -> None:
+def test_cfn_lint_has_nothing_to_say(prepared: Path) -> None:
     """The template, with the definition inline, passes cfn-lint."""
-    template = synthesized() / "ClaudeAgentWorkflow.template.json"
     # W3005 is about the DependsOn that the CDK writes beside references: redundant, and not ours.
-    said = _cfn_lint("--ignore-checks", "W3005", "--", str(template))
+    said = _cfn_lint("--ignore-checks", "W3005", "--", str(prepared))
     assert said.returncode == 0, said.stdout + said.stderr
 
 
-def test_cfn_lint_reads_the_definition(synthesized: Any, tmp_path: Path) -> None:
+def test_cfn_lint_reads_the_definition(prepared: Path, tmp_path: Path) -> None:
     """A definition with a misspelt field does not pass cfn-lint, so its silence means something."""
-    text = (synthesized() / "ClaudeAgentWorkflow.template.json").read_text()
     broken = tmp_path / "broken.template.json"
-    broken.write_text(text.replace(r"\"StartAt\"", r"\"StartsAt\""))
+    broken.write_text(prepared.read_text().replace(r"\"StartAt\"", r"\"StartsAt\""))
     assert "E3601" in _cfn_lint("--", str(broken)).stdout
 
 

@@ -5,8 +5,7 @@ from typing import Any
 
 import pytest
 
-from stacks.deployment import BadContext, Deployment
-from stacks.workflow import CDK_JSON
+from stacks.deployment import CDK_JSON, BadContext, Deployment
 
 CONTEXT: dict[str, Any] = json.loads(CDK_JSON.read_text())["context"]
 

@@ -20,7 +20,7 @@ from botocore.exceptions import ClientError
 
 from claude_workflow.local import deploy, engine
 from claude_workflow.local.deploy import Deployed
-from claude_workflow.local.engine import Engine, EngineFailed
+from claude_workflow.local.engine import Engine
 from claude_workflow.local.guard import BUCKET
 from claude_workflow.local.mend import mend
 from lambdas.strict import Json
@@ -138,20 +138,6 @@ def test_the_policies_of_the_template_are_enforced(workflow: Workflow, state: st
     assert json.load(invoked["Payload"])["calls"] == {call: outcome}
 
 
-def test_functions_see_nothing_of_the_users_environment(
-    template: Json, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Neither credentials nor settings of the terminal that started the service."""
-    for name in ("ANTHROPIC_API_KEY", "AWS_PROFILE", "AWS_SECRET_ACCESS_KEY", "CLAUDE_CODE_X", "SUPABASE_KEY"):
-        monkeypatch.setenv(name, "the user's own")
-    with engine.running(tmp_path / "state") as running:
-        workflow = Workflow(running, deploy.deploy(running, with_stand_ins(template)), tmp_path)
-        environment = json.loads(workflow.run(next="persist")["output"])["environment"]
-    assert "the user's own" not in environment.values()
-    assert environment["S3_BUCKET_NAME"] == BUCKET
-    assert environment["AWS_ENDPOINT_URL"].startswith("http://127.0.0.1:")
-
-
 def test_settings_replace_only_what_the_template_has(template: Json) -> None:
     """A model's URL reaches the function that reads it, and no other."""
     fitted = deploy.fit(template, {"ANTHROPIC_BASE_URL": "http://model"})["Resources"].values()
@@ -181,26 +167,6 @@ def test_links_serve_pages_of_the_allowed_origin(workflow: Workflow) -> None:
 def test_the_bucket_is_versioned_as_in_the_template(workflow: Workflow) -> None:
     """Although the bucket was there before the stack."""
     assert workflow.engine.client("s3").get_bucket_versioning(Bucket=BUCKET)["Status"] == "Enabled"
-
-
-def test_data_survive_the_engines_sudden_end(template: Json, tmp_path: Path) -> None:
-    """Both versions of an object and their metadata are there after a kill -9 and a new start."""
-    with engine.running(tmp_path) as running:
-        deploy.deploy(running, template)
-        s3 = running.client("s3")
-        for body in (b"one", b"two"):
-            s3.put_object(Bucket=BUCKET, Key="session-1.zip", Body=body, Metadata={"run": body.decode()})
-        os.kill(running.pid, signal.SIGKILL)
-    with engine.running(tmp_path) as running:
-        deploy.deploy(running, template)
-        s3 = running.client("s3")
-        assert s3.get_object(Bucket=BUCKET, Key="session-1.zip")["Body"].read() == b"two"
-        versions = s3.list_object_versions(Bucket=BUCKET, Prefix="session-1")["Versions"]
-        metadata = [
-            s3.head_object(Bucket=BUCKET, Key="session-1.zip", VersionId=version["VersionId"])["Metadata"]
-            for version in versions
-        ]
-        assert metadata == [{"run": "two"}, {"run": "one"}]
 
 
 @pytest.fixture
@@ -306,8 +272,8 @@ def disk_of(kind: str, state: Path) -> Iterator[None]:
 def test_what_the_disk_refuses_is_not_acknowledged(kind: str, state: Path) -> None:
     """An error it is, each kind of change; nothing of it is seen then, nor after a kill -9 and a new start. When there
     is room again, the same upload can be completed."""
-    if kind != "limited" and os.geteuid() != 0:
-        pytest.skip("Only root can make such a disk.")
+    if (kind == "limited") == (os.geteuid() == 0):
+        pytest.skip("Only root can make the others, which say more.")
     with disk_of(kind, state):
         with ordinary_user.running(state) as running:
             s3 = with_one(running)
@@ -367,65 +333,29 @@ def test_an_engine_that_keeps_its_files_otherwise_does_not_start(change: str) ->
     assert "RuntimeError: ministack's S3 writes to its disk in another way" in done.stderr
 
 
-SERVICE = """
-import json, signal, sys, time
-from pathlib import Path
-from claude_workflow.local import deploy, engine
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job begins deaf to it
-with engine.running(Path(sys.argv[1])) as running:
-    template = json.loads(Path(sys.argv[2]).read_text())
-    deployed = deploy.deploy(running, template)
-    machine = running.client("stepfunctions")
-    machine.start_sync_execution(
-        stateMachineArn=deployed.state_machine_arn, input=json.dumps({"body": {"folder": sys.argv[1]}})
-    )
-    print(running.pid, flush=True)
-    time.sleep(600)
-"""
-
-
-@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT])
-def test_nothing_lives_on_after_the_service(template: Json, tmp_path: Path, sent: signal.Signals) -> None:
-    """Killed or interrupted: engine and workers end, and the next start on the same data is free to begin."""
-    (tmp_path / "template.json").write_text(json.dumps(with_stand_ins(template)))
-    command = [sys.executable, "-c", SERVICE, str(tmp_path / "state"), str(tmp_path / "template.json")]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as service:
-        assert service.stdout is not None
-        started = int(service.stdout.readline())
-        family = [started, *below(started)]
-        assert len(family) >= 7  # the engine and three functions of two processes each
-        service.send_signal(sent)
-    assert wait_until_gone(family)
-    with engine.running(tmp_path / "state") as running:
-        assert running.pid not in family
-
-
-def test_the_way_out_leaves_no_process_and_no_file(template: Json, tmp_path: Path) -> None:
-    """What the engine started is gone shortly after, its temporary directory at once."""
+def test_functions_see_nothing_of_the_users_environment_and_leave_no_process_and_no_file(
+    template: Json, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither credentials nor settings of the terminal that started the service. What the engine started is gone
+    shortly after, its temporary directory at once."""
+    for name in ("ANTHROPIC_API_KEY", "AWS_PROFILE", "AWS_SECRET_ACCESS_KEY", "CLAUDE_CODE_X", "SUPABASE_KEY"):
+        monkeypatch.setenv(name, "the user's own")
     with engine.running(tmp_path / "state") as running:
         workflow = Workflow(running, deploy.deploy(running, with_stand_ins(template)), tmp_path)
         environment = json.loads(workflow.run()["output"])["environment"]
         family = [running.pid, *below(running.pid)]
+    assert "the user's own" not in environment.values()
+    assert environment["S3_BUCKET_NAME"] == BUCKET
+    assert environment["AWS_ENDPOINT_URL"].startswith("http://127.0.0.1:")
     assert wait_until_gone(family)
     assert not Path(environment["TMPDIR"]).exists()
 
 
-def test_two_services_never_share_their_data(tmp_path: Path) -> None:
-    """The second one is told so in a sentence."""
-    with (
-        engine.running(tmp_path),
-        pytest.raises(EngineFailed, match=r"Another service uses .*--state\."),
-        engine.running(tmp_path),
-    ):
-        pass
-
-
-def test_the_template_is_made_once(tmp_path: Path) -> None:
+def test_the_template_is_made_once(prepared: Path, template: Json) -> None:
     """The second start takes the kept one, and says nothing."""
     said: list[str] = []
-    first = deploy.synthesized(tmp_path, said.append)
-    assert deploy.synthesized(tmp_path, said.append) == first
-    assert len(said) == 1
+    assert deploy.synthesized(prepared.parent, said.append) == template
+    assert said == []
 
 
 def stored(s3: Path, **files: str) -> Path:

@@ -22,6 +22,7 @@ from claude_workflow.local.http1 import Malformed, Stream
 from claude_workflow.local.mapping import Input, Text, Util, render
 from lambdas import errors
 from lambdas.strict import Json
+from tests.conftest import Templates
 from tests.support.http_servers import Answering, listening
 from tests.support.texts import NASTY
 from tests.support.waiting import eventually
@@ -679,19 +680,17 @@ def test_a_busy_port_is_an_os_error(api: Api, machine: Machine) -> None:
             pass
 
 
-def test_without_authentication_nobody_is_asked(synthesized: Any, machine: Machine) -> None:
+def test_without_authentication_nobody_is_asked(templates: Templates, machine: Machine) -> None:
     """A deployment with `auth: none` needs no key here either, and its caller is the public."""
-    text = (synthesized(auth="none") / "ClaudeAgentWorkflow.template.json").read_text()
-    with client_of(read_api(json.loads(text), {}), machine) as client:
+    with client_of(read_api(templates(auth="none"), {}), machine) as client:
         assert client.send("POST", '{"prompt": "x"}').status == 200
         assert machine.envelope["caller"] == "public"
 
 
-def test_what_cannot_be_done_locally_is_said_at_the_start(synthesized: Any) -> None:
+def test_what_cannot_be_done_locally_is_said_at_the_start(templates: Templates) -> None:
     """`auth: iam` needs AWS: no difference shows up later, at a request."""
-    text = (synthesized(auth="iam") / "ClaudeAgentWorkflow.template.json").read_text()
     with pytest.raises(NotUnderstood, match="AWS_IAM"):
-        read_api(json.loads(text), {})
+        read_api(templates(auth="iam"), {})
 
 
 def test_two_integration_responses_of_one_status_are_refused(template: Json) -> None:

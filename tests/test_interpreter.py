@@ -11,7 +11,7 @@ import pytest
 
 from lambdas.settings import Clocks
 from lambdas.strict import Json
-from stacks.machine import definition
+from stacks.definition import definition
 from tests.support.interpreter import Interpreter, interpreting
 from tests.support.ways import WAYS, Walk, Way, assert_went, recorded
 

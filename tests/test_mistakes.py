@@ -85,17 +85,15 @@ def test_a_state_that_is_no_directory(tmp_path: Path, arguments: tuple[str, ...]
     ("name", "arguments"),
     [("", "serve"), ("", "runs"), ("lock", "serve"), ("lock", "runs"), ("engine.log", "serve"), ("template", "serve")],
 )
-def test_what_is_shut_against_its_user(serve: Serve, tmp_path: Path, name: str, arguments: str) -> None:
+def test_what_is_shut_against_its_user(state: Path, prepared: Path, name: str, arguments: str) -> None:
     """The state directory, or one of its files."""
-    (kept,) = serve.state.glob("template-*.json")
-    shutil.copy(kept, tmp_path)
-    (tmp_path / "s3").mkdir()
-    shut = tmp_path / (kept.name if name == "template" else name)
+    (state / "s3").mkdir()
+    shut = state / (prepared.name if name == "template" else name)
     if name:
         shut.touch()
     shut.chmod(0)
     try:
-        told(command(arguments, *(["--port", "0"] if arguments == "serve" else []), "--state", tmp_path), "Permission")
+        told(command(arguments, *(["--port", "0"] if arguments == "serve" else []), "--state", state), "Permission")
     finally:
         shut.chmod(0o700)
 
@@ -224,15 +222,14 @@ PAGE = 4096
 
 @pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="Only root can mount a disk.")
 @pytest.mark.parametrize("pages", [1, 3])
-def test_a_start_on_a_full_disk(serve: Serve, tmp_path: Path, pages: int) -> None:
+def test_a_start_on_a_full_disk(prepared: Path, tmp_path: Path, pages: int) -> None:
     """Full before the engine starts, and full for the engine."""
-    (kept,) = serve.state.glob("template-*.json")
-    size = (kept.stat().st_size // PAGE + 1 + pages) * PAGE
+    size = (prepared.stat().st_size // PAGE + 1 + pages) * PAGE
     mount: list[str | Path] = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", tmp_path]
     if subprocess.run(mount, capture_output=True).returncode:
         pytest.skip("This container may not mount a disk.")
     try:
-        shutil.copy(kept, tmp_path)
+        shutil.copy(prepared, tmp_path)
         told(command("serve", "--port", "0", "--state", tmp_path), "No space left on device")
     finally:
         subprocess.run(["umount", tmp_path], check=True)

@@ -1,14 +1,13 @@
-"""cdk-nag's AwsSolutions over the stack: every finding is mended, or acknowledged with its reason where it arises."""
+"""cdk-nag's AwsSolutions over the stack: every finding is mended, or acknowledged with its reason where it arises.
+
+The CDK is imported where it is needed: that starts a process of Node's in whoever does so, and all workers read this.
+"""
 
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-from aws_cdk import App, Stack, Validations, cloudformation_include
-from cdk_nag import AwsSolutionsChecks
-
-from stacks.workflow import application
 
 KEY = "arn:aws:kms:eu-west-1:123456789012:key/0f9c4e0e-0000-4000-8000-000000000000"
 
@@ -20,8 +19,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-def _findings(app: App) -> set[tuple[str, str]]:
+def _findings(app: Any) -> set[tuple[str, str]]:
     """What is not acknowledged, by rule and construct: errors and warnings, of cdk-nag and of the CDK's own checks."""
+    from aws_cdk import Validations
+    from cdk_nag import AwsSolutionsChecks
+
     Validations.of(app).add_plugins(AwsSolutionsChecks(app, verbose=True))
     try:
         app.synth()
@@ -37,8 +39,10 @@ def _findings(app: App) -> set[tuple[str, str]]:
     }
 
 
-def _acknowledged(app: App) -> dict[str, str]:
+def _acknowledged(app: Any) -> dict[str, str]:
     """The rules that are acknowledged somewhere in the app, with a reason of each."""
+    from aws_cdk import Validations
+
     entries = (entry for construct in app.node.find_all() for entry in construct.node.metadata)
     kept = [entry.data for entry in entries if entry.type == Validations.ACKNOWLEDGED_RULES_METADATA_KEY]
     return {rule.removeprefix("Annotation::"): reason for rules in kept for rule, reason in rules.items()}
@@ -47,11 +51,16 @@ def _acknowledged(app: App) -> dict[str, str]:
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_no_finding_is_left_without_its_reason(variant: str, tmp_path: Path) -> None:
     """For each way to open the door, each provider, and with a key and a network of the deployment's own."""
+    from stacks.workflow import application
+
     assert _findings(application(str(tmp_path), VARIANTS[variant])) == set()
 
 
 def test_every_acknowledgement_is_of_something_found(template: dict[str, Any], tmp_path: Path) -> None:
     """The same resources without the acknowledgements fail by exactly what is acknowledged: none is stale."""
+    from stacks.workflow import application  # which says where Node is, before the CDK is imported
+    from aws_cdk import App, Stack, cloudformation_include  # isort: skip
+
     resources = tmp_path / "resources.json"
     resources.write_text(json.dumps({"Resources": template["Resources"]}))
     bare = App(outdir=str(tmp_path / "bare"))

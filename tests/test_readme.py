@@ -184,6 +184,7 @@ def test_the_screens_are_those_of_the_commands() -> None:
 def test_the_demo_prints_what_readme_shows(serve: Serve) -> None:
     """Line by line; README shows a run that starts a service of its own."""
     done = command("demo", "--state", serve.state)
+    assert f"A service is running: {serve.url}" in done.stderr
     said = [line for line in lasting(done.stdout + done.stderr) if not line.startswith("A service is running: ")]
     shown = lasting(blocks(README, "text")[0])
     assert [line for line in said if line not in shown] == []

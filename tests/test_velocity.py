@@ -16,8 +16,8 @@ import pytest
 from claude_workflow.local.api import read_api
 from claude_workflow.local.mapping import Input, render
 from lambdas import errors
+from lambdas.request import BODY_BYTES
 from lambdas.strict import Json
-from stacks.api import MAX_BODY
 from tests.support import foreign_programs
 from tests.support.texts import NASTY
 
@@ -70,8 +70,8 @@ def posts() -> list[Case]:
         "half a pair": r'{"prompt": "half \ud83d"}',
         "the other half": r'{"prompt": "\ude00 half"}',
         "pairs in the wrong order": r'{"prompt": "\ude00\ud83d"}',
-        "as long as may be": json.dumps({"prompt": "x" * (MAX_BODY - len('{"prompt": ""}'))}),
-        "one too long": json.dumps({"prompt": "x" * (MAX_BODY + 1 - len('{"prompt": ""}'))}),
+        "as long as may be": json.dumps({"prompt": "x" * (BODY_BYTES - len('{"prompt": ""}'))}),
+        "one too long": json.dumps({"prompt": "x" * (BODY_BYTES + 1 - len('{"prompt": ""}'))}),
         "emoji that fit": json.dumps({"prompt": EMOJI * 60_000}, ensure_ascii=False),
         "emoji whose escapes do not": json.dumps({"prompt": EMOJI * 115_000}, ensure_ascii=False),
     }

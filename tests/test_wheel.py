@@ -25,7 +25,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_service_runs_from_a_wheel(installed: Path, tmp_path: Path) -> None:
     """Outside a clone: the template is synthesized, and a prompt answered, from the installed files alone."""
     path = {"PYTHONPATH": str(installed), "PYTHONSAFEPATH": "1"}  # nothing from the working directory
-    service = Serve.start(tmp_path, like=None, **path)
+    service = Serve.start(tmp_path, **path)
     try:
         done = command("ask", "hello", "--state", tmp_path, env=path)
     finally:

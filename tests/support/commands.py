@@ -4,7 +4,6 @@ import fcntl
 import os
 import pty
 import re
-import shutil
 import signal
 import struct
 import subprocess
@@ -75,11 +74,8 @@ class Serve:
     port: int = 0
 
     @classmethod
-    def start(cls, state: Path, *arguments: str, like: Path | None = None, **environment: str) -> Self:
-        """Starts it on a free port and waits until it is ready. `like`: a state whose synthesized template is used."""
-        state.mkdir(exist_ok=True)
-        for template in like.glob("template-*.json") if like else ():
-            shutil.copy(template, state)
+    def start(cls, state: Path, *arguments: str, **environment: str) -> Self:
+        """Starts it on a free port and waits until it is ready."""
         with (state / "stdout").open("wb") as out, (state / "stderr").open("wb") as err:
             process = subprocess.Popen(
                 [*COMMAND, "serve", "--port", "0", "--state", state, *arguments],

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from lambdas import errors
 from lambdas.strict import Json
-from stacks.machine import DEFINITION
+from stacks.definition import DEFINITION
 
 STATES = ("RestoreSession", "RunClaude", "PersistSession", "RecordFailure")
 CALLER = "default"
