@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from benchmarks import archives, cost, posts, report, requests, sizes, starts, turns
+from benchmarks import archives, cost, metering, posts, report, requests, sizes, starts, turns
 from benchmarks.bench import LATENCY, MBIT, Bench, elapsed, machine, prepared
 from benchmarks.report import Check, Section
 
@@ -29,6 +29,7 @@ def _archives(bench: Bench) -> list[Section]:
 BENCHMARKS: Mapping[str, Callable[[Bench], list[Section]]] = {
     "posts": posts.measure,
     "archives": _archives,
+    "meter": metering.measure,
     "turns": turns.measure,
     "starts": starts.measure,
 }

@@ -13,22 +13,29 @@ from lambdas.strict import Json
 LINK_SECONDS = 900
 """How long a link reads a session or a run's messages; it ends with its signer's credentials at the latest."""
 
-LINK_ROOM = 8 * 1024
-"""Bytes kept free for two links: a presigned URL carries its signer's session token."""
+LINK_ROOM = 12 * 1024
+"""Bytes kept free for three links: a presigned URL carries its signer's session token."""
 
 TEXT_BYTES = 40 * 1024
 """What a text is cut to where the whole answer does not fit: the result stands in it twice."""
 
-OPERATORS = ("format", "execution", "messages_at")
+OPERATORS = ("format", "execution", "messages_at", "receipt_at")
 """What the stored answer says for its operator."""
 
 CUT = "… [cut: the whole is in messages_url]"
 
 
 def build(
-    claim: Claim, result: Result, messages: list[Json] | None, cost_usd: float, session_cost_usd: float
+    claim: Claim,
+    result: Result,
+    messages: list[Json] | None,
+    cost_usd: float,
+    session_cost_usd: float,
+    *,
+    receipt: bool,
 ) -> Response:
-    """The committed answer, links left out. `messages` is None where there is too much of them to be read."""
+    """The committed answer, links left out. `messages` is None where there is too much of them to be read; `receipt`
+    says whether there is one."""
     answer: Response = {
         "success": True,
         "session_id": claim.session_id,
@@ -48,6 +55,8 @@ def build(
         "format": FORMAT,
         "execution": claim.execution,
     }
+    if receipt:
+        answer["receipt_at"] = f"{claim.staging}receipt.json"
     answer = strict.encodable(answer)
     if messages is not None and _room(answer) >= 0:
         return answer
@@ -61,8 +70,9 @@ def with_links(answer: Json, bucket: Bucket) -> Json:
     given = {name: value for name, value in answer.items() if name not in OPERATORS}
     key = session_key(answer["session_id"])
     given |= {"s3_url": f"s3://{bucket.name}/{key}", "session_url": link(bucket, key, LINK_SECONDS)}
-    if at := answer.get("messages_at"):
-        given["messages_url"] = link(bucket, at, LINK_SECONDS)
+    for name in ("messages", "receipt"):
+        if at := answer.get(f"{name}_at"):
+            given[f"{name}_url"] = link(bucket, at, LINK_SECONDS)
     return given
 
 

@@ -105,7 +105,7 @@ class Grants:
     resumed: Grant | None
     """What a checkpoint of an earlier attempt changed of it, to be gone on with."""
     started: Grant
-    spent: Grant
+    receipt: Grant
     checkpoint: Grant
     changes: Grant
     messages: Grant
@@ -255,6 +255,8 @@ class Response(TypedDict):
     """This and what follows is for the operator, and not given out."""
     execution: str
     messages_truncated: NotRequired[bool]
+    receipt_at: NotRequired[str]
+    """Where the attempt's receipt is."""
     messages_at: NotRequired[str]
     """Where all messages are, if they are too many for the answer."""
 

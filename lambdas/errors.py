@@ -4,6 +4,9 @@
     ├── Refused                 before the run claimed anything: nothing was spent, nothing is recorded
     │   ├── InvalidRequest          400  a field is missing, of the wrong type, unknown, or over a cap
     │   ├── SessionNotFound         404  no such session, or it is another caller's
+    │   ├── BudgetExhausted         402  a limit of the session, the caller or the deployment has nothing left
+    │   │   └── BudgetReserved          402  others at work have reserved what is left of it
+    │   ├── UnpricedModel           422  the request names a model that has no price here
     │   ├── SessionBusy             409  another run holds the session
     │   ├── RunInProgress           409  this very run is still going on in another execution
     │   ├── RequestTooLarge         413  the body is over 240 KiB
@@ -12,6 +15,7 @@
     ├── SchemaRefused           400  Claude Code does not take the caller's output_schema, which only it could tell
     ├── SessionTooLarge         413  the workspace outgrew the deployment's limits
     ├── ModelRejected           422  the provider refuses the request
+    ├── ModelUnpriced           422  the model has no price here, so it is not called
     ├── ModelRateLimited        429  the provider throttles, and nothing was spent yet
     ├── ModelUnauthorized       502  the deployment's model credential is bad or unset
     ├── ModelOverloaded         503  the provider fails, is unreachable, or gave no first turn in time
@@ -131,6 +135,33 @@ class SessionNotFound(Refused):
     sentence = "The session was not found."
 
 
+class BudgetExhausted(Refused):
+    """A limit has nothing left: `max_session_usd`, `max_caller_usd_per_day` or `max_usd_per_day`."""
+
+    status = 402
+    known_as = "BudgetExhausted"
+    sentence = "Nothing is left of {limit}{again}."
+
+    def __init__(self, sentence: str | None = None, *, limit: str = "", **facts: Any) -> None:
+        wait = facts.get("retry_after")
+        again = "; it is free again at 00:00 UTC" if wait else ""
+        super().__init__(sentence or self.sentence.format(limit=limit, again=again, wait=_wait(wait)), **facts)
+
+
+class BudgetReserved(BudgetExhausted):
+    """Others at work have reserved what is left; they give back what they do not spend."""
+
+    retryable = True
+    sentence = "All that is left of {limit} is reserved by runs that are going on. Try again {wait}."
+
+
+class UnpricedModel(Refused):
+    """The request names a model that has no price here."""
+
+    status = 422
+    known_as = "ModelUnpriced"
+
+
 class SessionBusy(Refused):
     """Another run holds the session."""
 
@@ -195,6 +226,16 @@ class ModelRejected(WorkflowError):
 
     status = 422
     sentence = "The model's provider refuses this request (too long, or an unknown model?)."
+
+
+class ModelUnpriced(WorkflowError):
+    """The deployment's table has no price for the model, so what it costs could not be limited: it is not called."""
+
+    status = 422
+    sentence = (
+        "The model has no price in this deployment's table, so it was not called. Name another one; whoever operates "
+        "the service can add its price."
+    )
 
 
 class ModelRateLimited(WorkflowError):

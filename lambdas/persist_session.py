@@ -14,7 +14,7 @@ from functools import cache
 
 from lambdas import answer
 from lambdas.archive.format import RATIO, Limits
-from lambdas.bucket import lease, listing, record
+from lambdas.bucket import lease, ledger, listing, record
 from lambdas.bucket.client import s3_client
 from lambdas.bucket.commit import Commit, Rules, of_archive
 from lambdas.bucket.objects import Bucket
@@ -55,14 +55,20 @@ class PersistSession:
                 commit.begin(likely.staged_bytes, _metadata(claim, likely, before, now))
             result = record.result(self.bucket, claim)
             messages = pool.submit(record.messages, self.bucket, claim, ANSWER_BYTES)
+            receipt = pool.submit(record.receipt_of, self.bucket, claim, result)
             metadata = _metadata(claim, RunResult.of(claim.run_id, result), before, now)
+            kept = receipt.result()
             commit.make(result, metadata)
             own = result.cost_usd + before if claim.staging.startswith(f"runs/{claim.run_id}/") else 0.0
-            built = answer.build(claim, result, messages.result(), own, float(metadata["cost-usd"]))
+            total = float(metadata["cost-usd"])
+            built = answer.build(claim, result, messages.result(), own, total, receipt=kept is not None)
             standing = record.answer(self.bucket, claim.run_id, built)
+            spent = kept.most if kept else result.cost_usd
             marked = pool.submit(listing.mark, self.bucket, claim, "done")
+            settled = pool.submit(ledger.settle, self.bucket, claim, spent, committed=True)
             lease.free(self.bucket, claim.session_id, lambda held: held.execution == claim.execution)
             marked.result()
+            settled.result()
         return answer.with_links(standing, self.bucket)
 
 

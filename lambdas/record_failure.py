@@ -6,19 +6,18 @@ of it, only the class, bounded numbers and the operator's detail are taken; the 
 
 import json
 import os
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 from lambdas import errors
-from lambdas.bucket import lease, listing, record
+from lambdas.bucket import lease, ledger, listing, record
 from lambdas.bucket.client import s3_client
 from lambdas.bucket.objects import Bucket
 from lambdas.bucket.situation import left_by
-from lambdas.contract import FORMAT, Claim, dollars, epoch
+from lambdas.contract import FORMAT, Claim, epoch
 from lambdas.errors import AgentCrashed, WorkflowError
-from lambdas.next_step import Staging, goes_on_from
+from lambdas.next_step import goes_on_from
 from lambdas.request import asked_run, recorded_verb
 from lambdas.settings import RecordSettings
 from lambdas.strict import Json
@@ -52,7 +51,9 @@ class RecordFailure:
             run = asked_run(event["caller"], event["key"], event["replay"])
             return failure.facts() | {"run_id": run, "session_id": failure.session_id, "cost_usd": 0.0}
         ids = {"run_id": claim.run_id, "session_id": claim.session_id}
-        if response := record.response(self.bucket, claim.run_id):
+        response = record.response(self.bucket, claim.run_id)
+        ledger.settle(self.bucket, claim, record.most_by(self.bucket, claim.staging), committed=response is not None)
+        if response:
             # It died after its commit: repeating it answers with the committed turn.
             public = failure.facts() | ids | {"cost_usd": response["cost_usd"], "resumes": True}
         else:
@@ -74,9 +75,8 @@ class RecordFailure:
 
     def _write(self, claim: Claim, event: Json, failure: WorkflowError, ids: Json) -> Json:
         """The failure as it is answered; its record also has what only the operator may see."""
-        staging = record.left(self.bucket, claim.run_id).staged
-        earlier = (record.failure(self.bucket, claim.run_id) if claim.repeated else None) or {"costs": {}}
-        costs = earlier["costs"] | {claim.staging: self._spent(claim, staging, failure)}
+        earlier = (record.failure(self.bucket, claim.run_id) if claim.repeated else None) or {}
+        costs = record.costs_before(self.bucket, claim) | {claim.staging: self._spent(claim)}
         known = [cost for cost in costs.values() if cost is not None]
         # What could not be committed as it is cannot be committed the next time either.
         useless = event["state"] == "PersistSession" and isinstance(failure, AgentCrashed)
@@ -104,14 +104,10 @@ class RecordFailure:
         left = left_by(self.bucket, claim.run_id, recorded_verb(asked), asked.get("replay_of"), unfit)
         return bool(goes_on_from(left))
 
-    def _spent(self, claim: Claim, staging: Staging, failure: WorkflowError) -> float | None:
-        """US dollars of this attempt, by the best word there is of it; None where there is none."""
-        if not claim.staging.startswith(f"runs/{claim.run_id}/"):
-            return 0.0  # another run, which this one forks, has paid for it
-        if staging.result == claim.staging:
-            with suppress(AgentCrashed):  # what was staged is no result, and perhaps that is what failed
-                return record.result(self.bucket, claim).cost_usd
-        return record.spent_by(self.bucket, claim.staging) if failure.cost_usd is None else failure.cost_usd
+    def _spent(self, claim: Claim) -> float | None:
+        """US dollars of this attempt; what is another run's, which this one forks, that one has paid for."""
+        own = claim.staging.startswith(f"runs/{claim.run_id}/")
+        return record.spent_by(self.bucket, claim.staging) if own else 0.0
 
 
 def classify(state: str, raised: Json) -> WorkflowError:
@@ -120,7 +116,7 @@ def classify(state: str, raised: Json) -> WorkflowError:
     facts = _parsed(_parsed(raised.get("Cause")).get("errorMessage"))
     if state == "RunClaude":
         return kind(
-            cost_usd=facts["cost_usd"] if dollars(facts.get("cost_usd")) else None,
+            cost_usd=None,  # its receipt says it
             retry_after=_seconds(facts.get("retry_after")),
             start_seconds=_seconds(facts.get("start_seconds")),
             detail=_detail(facts, raised),

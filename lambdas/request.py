@@ -101,6 +101,10 @@ FIELDS: Mapping[str, Callable[[object], str | None]] = {
     "append_system_prompt": _argument,
     "max_turns": _count,
     "max_budget_usd": _positive,
+    "max_session_usd": _positive,
+    "max_caller_usd_per_day": _positive,
+    "max_usd_per_day": _positive,
+    "strict": _bool,
     "output_schema": _schema,
     "allowed_tools": _tools,
     "disallowed_tools": _tools,
@@ -235,9 +239,16 @@ def _check_fields(body: Json) -> None:
 
 
 def _check_caps(body: Json, caps: Caps, clocks: Clocks) -> None:
-    most = {"max_turns": caps.max_turns, "max_budget_usd": caps.max_budget_usd, "timeout_seconds": clocks.agent}
+    most = {
+        "max_turns": caps.max_turns,
+        "max_budget_usd": caps.max_budget_usd,
+        "max_session_usd": caps.max_session_usd,
+        "max_caller_usd_per_day": caps.max_caller_usd_per_day,
+        "max_usd_per_day": caps.max_usd_per_day,
+        "timeout_seconds": clocks.agent,
+    }
     for name, cap in most.items():
-        if name in body and body[name] > cap:
+        if name in body and cap is not None and body[name] > cap:
             raise InvalidRequest(f"The field {name} may be at most {cap:g} in this deployment.")
     if caps.allowed_tools is not None:
         for tool in body.get("allowed_tools", []):
@@ -254,14 +265,16 @@ class Allowance:
     """For this run alone, in US dollars."""
     allowed_tools: list[str] | None
     disallowed_tools: list[str]
+    strict: bool
 
     @classmethod
-    def of(cls, body: Json, caps: Caps, spent_usd: float = 0.0) -> "Allowance":
-        """`spent_usd` is what earlier attempts of the run cost; a cent is left, since the CLI takes no budget of 0."""
+    def of(cls, body: Json, caps: Caps, max_budget_usd: float) -> "Allowance":
+        """`max_budget_usd` is what is left for this attempt, by whichever limit."""
         allowed = body.get("allowed_tools", caps.allowed_tools)
         return cls(
             max_turns=body.get("max_turns", caps.max_turns),
-            max_budget_usd=max(0.01, body.get("max_budget_usd", caps.max_budget_usd) - spent_usd),
+            max_budget_usd=max_budget_usd,
             allowed_tools=None if allowed is None else list(allowed),
             disallowed_tools=list(body.get("disallowed_tools", [])),
+            strict=bool(body.get("strict", False)) or caps.strict,
         )

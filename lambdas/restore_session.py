@@ -9,15 +9,24 @@ from dataclasses import dataclass, replace
 from functools import cache
 
 from lambdas.answer import with_links
-from lambdas.bucket import lease, listing, record
+from lambdas.bucket import lease, ledger, listing, record
 from lambdas.bucket.client import s3_client
 from lambdas.bucket.grants import grants
 from lambdas.bucket.lease import FIRST_WAIT, Lease
 from lambdas.bucket.objects import Bucket
 from lambdas.bucket.situation import situation
 from lambdas.contract import FORMAT, Base, Claim, Restored, Task, epoch
-from lambdas.errors import IdempotencyMismatch, InvalidRequest, RunInProgress, SessionNotFound, WorkflowError
+from lambdas.errors import (
+    BudgetExhausted,
+    IdempotencyMismatch,
+    InvalidRequest,
+    RunInProgress,
+    SessionNotFound,
+    UnpricedModel,
+    WorkflowError,
+)
 from lambdas.next_step import Done, Persist, Refuse, Run, next_step
+from lambdas.pricing import MODEL
 from lambdas.request import Allowance, Request, run_id
 from lambdas.settings import RestoreSettings
 from lambdas.strict import Json
@@ -53,17 +62,24 @@ class RestoreSession:
     def request(self, envelope: Json) -> Request:
         """The request of an envelope, or that of an earlier run which the envelope names. Raises `Refused`."""
         if "replay" not in envelope:
-            return Request.parse(envelope, self.settings.caps, self.settings.clocks)
+            request = Request.parse(envelope, self.settings.caps, self.settings.clocks)
+            self._refuse_unpriced(request.body.get("model"))
+            return request
         asked = record.request(self.bucket, run_id(envelope["caller"], envelope["key"]))
         if asked is None:
             raise InvalidRequest("There is no such run to replay.")
         return Request.recall(envelope, asked)
 
+    def _refuse_unpriced(self, model: str | None) -> None:
+        """What is a model's id has its price here; what Claude Code calls it by (`opus`) is for the proxy to judge."""
+        if model and MODEL.fullmatch(model) and not self.settings.prices.knows(model):
+            raise UnpricedModel(f"The model {model} has no price in this deployment, so it is not called.")
+
     def restore(self, request: Request, execution: str, started_at: float) -> Restored:
         """Raises one of `Refused`, `SessionMoved` or `Internal`; what it then held of the session is free again."""
         # "New execution" in the console sends an old input: what is asked is asked now.
         request = replace(request, requested_at=max(request.requested_at, started_at))
-        with ThreadPoolExecutor(1) as beside:  # S3 takes some 20 ms a request
+        with ThreadPoolExecutor(2) as beside:  # S3 takes some 20 ms a request
             asked, fresh = self._open(request, execution, beside)
             if asked["body_sha256"] != request.body_hash:
                 raise IdempotencyMismatch(run_id=request.run_id)
@@ -73,8 +89,10 @@ class RestoreSession:
             wanted = Lease(claim.run_id, execution, started_at + self.settings.clocks.machine + LEASE_MARGIN)
             lease.take(self.bucket, claim.session_id, wanted, self.now())
             try:
-                return self._decide(request, claim, beside)
-            except WorkflowError:
+                return self._decide(request, claim, wanted.expires_at, beside)
+            except WorkflowError as error:
+                if isinstance(error, BudgetExhausted) and fresh:
+                    listing.unmark(self.bucket, claim)
                 lease.free(self.bucket, claim.session_id, lambda held: held.execution == execution)
                 raise
 
@@ -119,8 +137,8 @@ class RestoreSession:
         assert not isinstance(step, Done)
         return step.pin.base
 
-    def _decide(self, request: Request, claim: Claim, beside: Executor) -> Restored:
-        """Acts by the next step, under the lease."""
+    def _decide(self, request: Request, claim: Claim, ends: float, beside: Executor) -> Restored:
+        """Acts by the next step, under the lease, which ends at `ends` (epoch seconds)."""
         marked = None if claim.repeated else beside.submit(listing.mark, self.bucket, claim, "claimed")
         for _ in range(LOOKS):
             found = situation(self.bucket, request, begun=claim.repeated)
@@ -130,18 +148,43 @@ class RestoreSession:
             if isinstance(step, Done):
                 return self._done(claim, step.answer)
             pin = replace(step.pin, execution=claim.execution)
-            if pin == old or record.pin(self.bucket, claim.run_id, pin, old):
+            attempt = claim.pinned(pin.base, pin.number)
+            reserving = beside.submit(self._reserve, request, attempt, ends) if isinstance(step, Run) else None
+            stands = pin == old or record.pin(self.bucket, claim.run_id, pin, old)
+            reserved = reserving.result() if reserving else 0.0
+            if stands:
                 marked.result() if marked else listing.mark(self.bucket, claim, "claimed")
-                return self._restored(request, claim.pinned(pin.base, pin.number), step)
+                return self._restored(request, attempt, step, reserved)
+            ledger.settle(self.bucket, attempt, 0.0, committed=True)
             claim = replace(claim, repeated=True)
         raise RunInProgress(retry_after=FIRST_WAIT, session_id=claim.session_id, run_id=claim.run_id)
 
-    def _restored(self, request: Request, claim: Claim, step: Persist | Run) -> Restored:
+    def _reserve(self, request: Request, claim: Claim, ends: float) -> float:
+        """US dollars that the attempt may spend, by every limit. Raises `BudgetExhausted`."""
+        body, caps = request.body, self.settings.caps
+        ids = {"session_id": claim.session_id, "run_id": claim.run_id}
+        spent = record.spent_before(self.bucket, claim)
+        wanted = max(ledger.LEAST, body.get("max_budget_usd", caps.max_budget_usd) - spent)
+        if (most := body.get("max_session_usd", caps.max_session_usd)) is not None:
+            own = claim.base.cost_usd if claim.base else 0.0
+            wanted = min(wanted, most - own - ledger.failed_usd(self.bucket, claim.session_id))
+            if wanted < ledger.LEAST:
+                raise BudgetExhausted(limit="max_session_usd", **ids)
+        limits = ledger.Limits(
+            body.get("max_caller_usd_per_day", caps.max_caller_usd_per_day),
+            body.get("max_usd_per_day", caps.max_usd_per_day),
+        )
+        try:
+            return ledger.reserve(self.bucket, claim, wanted, limits, ends, self.now())
+        except BudgetExhausted as error:
+            raise error.but(**ids) from None
+
+    def _restored(self, request: Request, claim: Claim, step: Persist | Run, reserved: float) -> Restored:
         if isinstance(step, Persist):
             return Restored("persist", replace(claim, staging=step.staging))
-        return Restored("run", claim, self._task(request, claim, step.checkpoint))
+        return Restored("run", claim, self._task(request, claim, step.checkpoint, reserved))
 
-    def _task(self, request: Request, claim: Claim, checkpoint: str | None) -> Task:
+    def _task(self, request: Request, claim: Claim, checkpoint: str | None, reserved: float) -> Task:
         clocks = self.settings.clocks
         return Task(
             run_id=claim.run_id,
@@ -153,7 +196,7 @@ class RestoreSession:
             handed_at=self.now(),
             size=claim.base.size if claim.base else 0,
             directory=claim.base.directory if claim.base else 0,
-            allowance=Allowance.of(request.body, self.settings.caps, record.spent_before(self.bucket, claim)),
+            allowance=Allowance.of(request.body, self.settings.caps, reserved),
             grants=grants(self.bucket, claim, checkpoint, clocks.machine),
         )
 

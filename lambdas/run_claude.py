@@ -51,6 +51,7 @@ from lambdas.errors import (
     WorkflowError,
 )
 from lambdas.output_schema import usable
+from lambdas.receipt import Receipt
 from lambdas.settings import PROVISIONED, STARTED, AgentSettings
 from lambdas.strict import Json
 
@@ -148,7 +149,7 @@ class RunClaude:
             if time.time() > task.deadline:
                 raise NotAsked(detail="the deadline passed while the session was restored")
             saver = _Saver(self, task, scratch, before)
-            with Proxy(self.upstreams) as proxy:
+            with Proxy(self.upstreams, self.settings.prices) as proxy:
                 outcome = asyncio.run(converse(_turn(task, body), scratch, proxy, saver, task.deadline))
             scratch.clear()
             try:
@@ -191,10 +192,14 @@ class RunClaude:
         before: Mapping[str, Fingerprint],
         go_on: Callable[[], None],
     ) -> RunResult:
-        """What came of it, under the attempt: three objects, which only together are a result."""
+        """What came of it, under the attempt: four objects, which only together are a result."""
         with ThreadPoolExecutor(2) as beside, tempfile.TemporaryFile() as archive:
-            staging = [beside.submit(self.put_json, task.grants.messages, outcome.messages)]
+            staging = [
+                beside.submit(self.put_json, task.grants.messages, outcome.messages),
+                beside.submit(self.put_json, task.grants.receipt, outcome.receipt.dump()),
+            ]
             packed = self.pack(task, scratch, before, archive, go_on)
+            staging[1].result()  # where there is a result, its receipt is the last one
             result = _result(outcome, packed)
             staging.append(beside.submit(self.put_json, task.grants.result, result.dump()))
             archive.flush()
@@ -257,8 +262,8 @@ class _Saver:
     def saving_seconds(self) -> float:
         return packing_seconds(_roots(self.scratch), _keep(self.task), self.before, time.monotonic)
 
-    def spent(self, usd: float) -> None:
-        self.state.put_json(self.task.grants.spent, usd)
+    def receipt(self, receipt: Receipt) -> None:
+        self.state.put_json(self.task.grants.receipt, receipt.dump())
 
 
 def _turn(task: Task, body: Json) -> Turn:
@@ -274,6 +279,7 @@ def _turn(task: Task, body: Json) -> Turn:
         output_schema=usable(body["output_schema"]) if "output_schema" in body else None,
         allowed_tools=None if allowance.allowed_tools is None else tuple(allowance.allowed_tools),
         disallowed_tools=tuple(allowance.disallowed_tools),
+        strict=allowance.strict,
     )
 
 

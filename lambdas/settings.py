@@ -5,6 +5,8 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from lambdas.pricing import Prices
+
 SANDBOXES = ("none", "landlock", "readonly", "bubblewrap", "seatbelt")
 """What can keep the agent from the rest of the machine. Behind each but `none`, a service that runs as root gives the
 agent a user id of its own."""
@@ -96,8 +98,16 @@ class Caps:
 
     max_turns: int
     max_budget_usd: float
+    """For one run, in US dollars."""
     allowed_tools: tuple[str, ...] | None
     """None: every tool of Claude Code."""
+    max_session_usd: float | None = None
+    """For all runs of one session; None: no limit, as with the two below."""
+    max_caller_usd_per_day: float | None = None
+    max_usd_per_day: float | None = None
+    """For the whole deployment; days are UTC's."""
+    strict: bool = False
+    """Whether a call's worst has to fit into what is left before it is made."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +117,7 @@ class RestoreSettings:
     bucket: str
     clocks: Clocks
     caps: Caps
+    prices: Prices
 
     @classmethod
     def read(cls, environ: Mapping[str, str] = os.environ) -> "RestoreSettings":
@@ -121,7 +132,12 @@ class RestoreSettings:
                 max_turns=int(_number(environ, "MAX_TURNS")),
                 max_budget_usd=_number(environ, "MAX_BUDGET_USD"),
                 allowed_tools=None if tools is None else tuple(tools),
+                max_session_usd=_dollars(environ, "MAX_SESSION_USD"),
+                max_caller_usd_per_day=_dollars(environ, "MAX_CALLER_USD_PER_DAY"),
+                max_usd_per_day=_dollars(environ, "MAX_USD_PER_DAY"),
+                strict=_flag(environ, "STRICT"),
             ),
+            prices=_prices(environ),
         )
 
 
@@ -182,6 +198,7 @@ class AgentSettings:
     secret_arn: str
     """The secret holding `{"ANTHROPIC_API_KEY": …, "SUPABASE_SERVICE_KEY": …}`."""
     supabase_url: str | None
+    prices: Prices
     max_session_bytes: int
     max_session_files: int
     scratch: str
@@ -206,6 +223,7 @@ class AgentSettings:
             bedrock_model=_text(environ, "BEDROCK_MODEL") if provider == "bedrock" else None,
             secret_arn=_text(environ, "SECRET_ARN"),
             supabase_url=environ.get("SUPABASE_URL") or None,
+            prices=_prices(environ),
             max_session_bytes=int(_number(environ, "MAX_SESSION_BYTES")),
             max_session_files=int(_number(environ, "MAX_SESSION_FILES")),
             scratch=_text(environ, "SCRATCH"),
@@ -227,6 +245,30 @@ def _number(environ: Mapping[str, str], name: str) -> float:
         return float(text)
     except ValueError:
         raise MissingSetting(name, "must be a number") from None
+
+
+def _flag(environ: Mapping[str, str], name: str) -> bool:
+    value = _json(environ, name)
+    if not isinstance(value, bool):
+        raise MissingSetting(name, "must be true or false")
+    return value
+
+
+def _dollars(environ: Mapping[str, str], name: str) -> float | None:
+    value = _json(environ, name)
+    if value is not None and (not isinstance(value, int | float) or isinstance(value, bool) or value <= 0):
+        raise MissingSetting(name, "must be null or a number above 0")
+    return value
+
+
+def _prices(environ: Mapping[str, str]) -> Prices:
+    own = _json(environ, "PRICES")
+    try:
+        if not isinstance(own, dict):
+            raise ValueError("they are an object, by model")
+        return Prices.of(own)
+    except ValueError as wrong:
+        raise MissingSetting("PRICES", f"must hold prices: {wrong}") from None
 
 
 def _json(environ: Mapping[str, str], name: str) -> object:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
+from lambdas.pricing import Prices
 from lambdas.request import FIELDS
 
 CDK_JSON = Path(__file__).parent / "cdk.json"
@@ -52,6 +53,14 @@ class Deployment:
     max_turns: int
     max_budget_usd: float
     """For one run, in US dollars."""
+    max_session_usd: float | None
+    """For all runs of a session; None: no limit, as with the two below."""
+    max_caller_usd_per_day: float | None
+    max_usd_per_day: float | None
+    strict: bool
+    """Whether a call's worst has to fit into what is left before it is made."""
+    prices: dict[str, Any]
+    """By model, what is over the table in lambdas/prices.toml; `*` for one that is in neither."""
     allowed_tools: tuple[str, ...] | None
     """None: every tool of Claude Code."""
     max_concurrent_runs: int | None
@@ -103,6 +112,11 @@ class Deployment:
             supabase_url=take.text("supabase_url", r"|https?://\S+", "a URL, or empty"),
             max_turns=take.whole("max_turns", 1),
             max_budget_usd=take.number("max_budget_usd"),
+            max_session_usd=take.number_or_none("max_session_usd"),
+            max_caller_usd_per_day=take.number_or_none("max_caller_usd_per_day"),
+            max_usd_per_day=take.number_or_none("max_usd_per_day"),
+            strict=take.flag("strict"),
+            prices=take.prices("prices"),
             allowed_tools=_tools(take.names("allowed_tools")),
             max_concurrent_runs=take.whole_or_none("max_concurrent_runs", 1),
             warm_runs=take.whole("warm_runs", 0),
@@ -130,6 +144,8 @@ class Deployment:
         for model in self.bedrock_models:
             if not MODEL_ID.fullmatch(model):
                 raise BadContext(f"bedrock_models takes ids of models and inference profiles; {model!r} is not one.")
+            if not Prices.of(self.prices).knows(model):
+                raise BadContext(f"bedrock_models names {model}, which has no price: add it to prices.")
 
     def _check_network(self) -> None:
         if self.vpc and not self.subnets:
@@ -191,6 +207,22 @@ class _Context:
         if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
             raise BadContext(f"{name} must be a number above 0, not {json.dumps(value)}.")
         return float(value)
+
+    def number_or_none(self, name: str) -> float | None:
+        if self.left.get(name, "") in (None, "null"):
+            self._take(name)
+            return None
+        return self.number(name)
+
+    def prices(self, name: str) -> dict[str, Any]:
+        value = self._parsed(name)
+        if not isinstance(value, dict):
+            raise BadContext(f"{name} must be an object of prices by model, not {json.dumps(value)}.")
+        try:
+            Prices.of(value)
+        except ValueError as wrong:
+            raise BadContext(f"{name}: {wrong}.") from None
+        return value
 
     def share(self, name: str) -> float:
         value = self.number(name)

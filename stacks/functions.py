@@ -111,6 +111,11 @@ class Functions(Construct):
             "INTEGRATION_TIMEOUT": str(self._deployment.integration_timeout),
             "MAX_TURNS": str(self._deployment.max_turns),
             "MAX_BUDGET_USD": str(self._deployment.max_budget_usd),
+            "MAX_SESSION_USD": json.dumps(self._deployment.max_session_usd),
+            "MAX_CALLER_USD_PER_DAY": json.dumps(self._deployment.max_caller_usd_per_day),
+            "MAX_USD_PER_DAY": json.dumps(self._deployment.max_usd_per_day),
+            "STRICT": json.dumps(self._deployment.strict),
+            "PRICES": json.dumps(self._deployment.prices),
             "ALLOWED_TOOLS": json.dumps(self._deployment.allowed_tools),
         }
 
@@ -185,6 +190,7 @@ class Functions(Construct):
             "ANTHROPIC_BASE_URL": deployment.anthropic_base_url,
             "SECRET_ARN": secret.secret.secret_arn,
             "SUPABASE_URL": deployment.supabase_url,
+            "PRICES": json.dumps(deployment.prices),
             **self._session_limits,
             "SCRATCH": "/tmp/claude-agent",
             "SANDBOX": "none",  # the machine is the function's alone
@@ -250,6 +256,7 @@ def _keep_the_record(storage: Storage, *roles: aws_iam.Role) -> None:
         storage.allow(role, "runs/*", "s3:GetObject", "s3:PutObject")
         storage.allow(role, "locks/*", "s3:GetObject", "s3:PutObject", "s3:DeleteObject")
         storage.allow(role, "index/*", "s3:PutObject", "s3:DeleteObject")
+        storage.allow(role, "ledger/*", "s3:PutObject", "s3:DeleteObject")
         # Without it a missing object is 403, not 404; and a condition on the prefix would take it away again, since a
         # GetObject carries no prefix to compare.
         _allow(role, [storage.bucket.bucket_arn], "s3:ListBucket")

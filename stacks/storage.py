@@ -39,7 +39,7 @@ class Storage(Construct):
                 )
             ],
             lifecycle_rules=[
-                *(_expiring(prefix) for prefix in ("runs/", "index/", "locks/")),
+                *(_expiring(prefix) for prefix in ("runs/", "index/", "locks/", "ledger/")),
                 aws_s3.LifecycleRule(id="replaced-sessions", prefix="session-", noncurrent_version_expiration=KEPT),
                 aws_s3.LifecycleRule(
                     id="leftovers",

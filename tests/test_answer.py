@@ -19,7 +19,7 @@ def size(built: Json) -> int:
 
 
 def built(messages: list[Json] | None, **changed: Any) -> Json:
-    return {**answer.build(CLAIM, replace(RESULT, **changed), messages, 0.25, 0.75)}
+    return {**answer.build(CLAIM, replace(RESULT, **changed), messages, 0.25, 0.75, receipt=True)}
 
 
 def test_a_small_answer_has_all_messages() -> None:

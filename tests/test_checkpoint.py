@@ -35,6 +35,8 @@ from lambdas.agent.transfer import Transfer
 from lambdas.archive.unpack import unpack
 from lambdas.contract import Task
 from lambdas.errors import AgentCrashed, ModelRejected, RunTimedOut, StorageUnavailable, WorkflowError
+from lambdas.pricing import Prices
+from lambdas.receipt import Receipt
 from lambdas.run_claude import RunClaude
 from lambdas.settings import AgentSettings
 from tests.support.granted import BucketHandler, GrantedBucket, a_task
@@ -143,8 +145,9 @@ def test_a_run_cut_off_after_three_calls_goes_on_at_the_fourth(which: int, think
             run(turn, saver, thinking.url)
     assert len(thinking.requests) == 4
     assert caught.value.cost_usd
-    assert saver.costs == sorted(saver.costs)
-    assert 0 < saver.costs[-1] <= caught.value.cost_usd
+    costs = [receipt.usd for receipt in saver.receipts]
+    assert costs == sorted(costs)
+    assert 0 < costs[-1] <= caught.value.cost_usd
     outcome, log = go_on(turn, saver, thinking.url, which)
     assert (outcome.stop_reason, log) == ("end_turn", ["one", "two", "three", "four"])
     assert len(thinking.requests) == 4 + 2
@@ -317,8 +320,8 @@ class Counted:
     def saving_seconds(self) -> float:
         return 0.0
 
-    def spent(self, usd: float) -> None:
-        raise AssertionError(f"a checkpoint costs nothing, and not {usd}")
+    def receipt(self, receipt: Receipt) -> None:
+        raise AssertionError(f"a checkpoint costs nothing, and not {receipt.usd}")
 
 
 def message(kind: str, block: dict[str, str], **fields: Any) -> dict[str, Any]:
@@ -435,7 +438,7 @@ def bucket() -> Iterator[GrantedBucket]:
 def settings_of(model_url: str, place: Path) -> AgentSettings:
     return AgentSettings(
         provider="anthropic", model_url=model_url, bedrock_model=None, secret_arn="", supabase_url=None,
-        max_session_bytes=1 << 30, max_session_files=1000, scratch=str(place / "agents"),
+        prices=Prices.of(), max_session_bytes=1 << 30, max_session_files=1000, scratch=str(place / "agents"),
     )  # fmt: skip
 
 
@@ -453,7 +456,7 @@ def test_the_handler_stages_checkpoints_and_goes_on_from_one(
     bucket.objects["/request"] = json.dumps({"body": {"prompt": THREE.format(cli=cli)}}).encode()
     with pytest.raises(AgentCrashed):
         worker.run(a_task(bucket, "1", session))
-    assert set(bucket.puts) == {"/1/started", "/1/spent", "/1/checkpoint", "/1/detail"}
+    assert set(bucket.puts) == {"/1/started", "/1/receipt", "/1/checkpoint", "/1/detail"}
 
     result = worker.run(a_task(bucket, "2", session, checkpoint="1"))
     assert result.stop_reason == "end_turn"

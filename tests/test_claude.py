@@ -451,7 +451,7 @@ def test_an_output_that_claude_code_never_checked_is_held_against_the_schema(
 ) -> None:
     """The agent's code asks the model for one of its own, and prints an end: what is committed fits all the same."""
     schema = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
-    asking = {"model": "claude-x", "max_tokens": 9, "messages": [{"role": "user", "content": f"json {output}"}]}
+    asking = {"model": "claude-opus-5-5", "max_tokens": 9, "messages": [{"role": "user", "content": f"json {output}"}]}
     (scratch.workspace / "asking").write_text(json.dumps(asking))
     (scratch.workspace / "frame").write_text(json.dumps(FORGED) + "\n")
     post = 'curl -so /dev/null $ANTHROPIC_BASE_URL/v1/messages -H "x-api-key: $ANTHROPIC_API_KEY" -d @asking'

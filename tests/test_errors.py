@@ -43,6 +43,8 @@ def test_statuses_are_those_of_the_contract() -> None:
     assert errors.statuses() == {
         "InvalidRequest": 400,
         "SessionNotFound": 404,
+        "BudgetExhausted": 402,
+        "ModelUnpriced": 422,
         "SessionBusy": 409,
         "RunInProgress": 409,
         "RequestTooLarge": 413,

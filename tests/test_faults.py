@@ -19,11 +19,14 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
+from claude_workflow.cli.books import opened
+from claude_workflow.cli.verify import faults
 from claude_workflow.local.model import RecordedRequest, ScriptedModel
 from claude_workflow.local.service import Model, Service
 from lambdas.archive.format import ROOTS
 from lambdas.archive.pack import pack
 from lambdas.archive.unpack import unpack
+from lambdas.bucket.objects import Bucket
 from lambdas.bucket.record import WHOLE
 from lambdas.request import run_id
 from lambdas.restore_session import LEASE_MARGIN
@@ -139,8 +142,8 @@ class Theatre:
             when the rest of that is."""
             if row.at in WHOLE:
                 return all(self.injector.is_over(f"{run_of(prompt)}[^/]+/{name}") for name in WHOLE if name != row.at)
-            saved = row.at != "spent.json" or self.injector.is_over(run_of(prompt) + CHECKPOINT)
-            return row.at not in ("checkpoint.zip", "spent.json") or (saved and self.calls(prompt) == 2)
+            saved = row.at != "receipt.json" or self.injector.is_over(run_of(prompt) + CHECKPOINT)
+            return row.at not in ("checkpoint.zip", "receipt.json") or (saved and self.calls(prompt) == 2)
 
         return Fault(method, there, row.fault, row.times if row.fault else 0, due)
 
@@ -248,7 +251,7 @@ def play(theatre: Theatre, row: Row) -> Played:
     )
 
 
-UNTOLD = ("started", "spent.json", "detail.txt")
+UNTOLD = ("started", "receipt.json", "detail.txt")
 """Who dies here has not said what it cost."""
 
 
@@ -306,6 +309,14 @@ def test_a_row_of_the_matrix(row: Row, played: dict[str, Future[Played]], table:
     assert came.content == "new" or came.replay["stop_reason"] == "deadline"
     assert came.left == ""
     assert "done" in came.outcomes
+
+
+def test_the_books_balance(played: dict[str, Future[Played]], theatre: Theatre) -> None:
+    """Whatever was killed, lost or silent: each run, session and day is the sum of its receipts, and nothing was paid
+    twice."""
+    for future in played.values():
+        future.result()
+    assert faults(opened(Bucket(theatre.client.s3, theatre.bucket), 0.0, time.time())) == []
 
 
 def test_the_document_is_the_matrix() -> None:

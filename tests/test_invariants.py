@@ -17,6 +17,8 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from claude_workflow.cli.books import opened
+from claude_workflow.cli.verify import faults
 from lambdas.bucket import record
 from lambdas.errors import ModelOverloaded, Refused, RunTimedOut, WorkflowError
 from lambdas.strict import Json
@@ -144,7 +146,7 @@ class Interleavings(RuleBasedStateMachine):
         self.workflow.now += LEASE_SECONDS + 1
 
     def teardown(self) -> None:
-        """Whatever happened: asked again, a run whose turn is in its session answers, and no lease stays."""
+        """Asked again, a run whose turn is in its session answers; no lease stays; and the books balance."""
         for key in KEYS if hasattr(self, "workflow") else ():
             self.workflow.now += LEASE_SECONDS + 1
             execution = Execution(str(uuid.uuid4()), key, self._body(key))
@@ -153,6 +155,8 @@ class Interleavings(RuleBasedStateMachine):
             assert answer["success"] or not committed
             lease = self.workflow.lease(self._session(key))
             assert lease is None or lease.expires_at <= self.workflow.now
+        if hasattr(self, "workflow"):
+            assert faults(opened(self.workflow.store, 0.0, self.workflow.now)) == []
 
     def _session(self, key: str) -> str:
         return self.sessions[KEYS.index(key) % SESSIONS]

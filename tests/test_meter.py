@@ -8,69 +8,108 @@ from typing import Any
 
 import pytest
 
-from lambdas.agent.messages import TOO_DEEP, Answer, Call, reader
-from lambdas.agent.meter import CALLS_PER_TURN, LimitMet, Meter, price, usd
+from lambdas.agent.messages import TOO_DEEP, Answer, reader
+from lambdas.agent.meter import CALLS_PER_TURN, LimitMet, Meter
 from lambdas.agent.witness import Witness
+from lambdas.pricing import Unpriced
+from lambdas.receipt import Receipt
+from tests.support.metered import OPUS, ask, call
 from tests.support.waiting import eventually
 
-OPUS = "claude-opus-5-5"
 
+class Kept:
+    """Counts what it is told."""
 
-def call(model: str = OPUS, most: int = 1000, main: bool = True, **more: Any) -> Call:
-    """What the agent asks."""
-    body = json.dumps({"model": model, "max_tokens": most, **more}).encode()
-    return Call.of(body, {} if main else {"x-claude-code-agent-id": "a"})
+    def __init__(self) -> None:
+        self.told = 0
+        self.is_kept = True
 
+    def changed(self) -> None:
+        self.told += 1
 
-@pytest.mark.parametrize(
-    ("model", "usage", "dollars"),
-    [
-        (OPUS, {"input_tokens": 1_000_000}, 4),
-        (OPUS, {"output_tokens": 1_000_000}, 20),
-        (OPUS, {"cache_creation_input_tokens": 1_000_000}, 5),
-        (OPUS, {"cache_creation_input_tokens": 10**6, "cache_creation": {"ephemeral_1h_input_tokens": 10**6}}, 8),
-        (OPUS, {"cache_read_input_tokens": 1_000_000}, 0.2),
-        (OPUS, {"server_tool_use": {"web_search_requests": 3}}, 0.03),
-        (OPUS, {"output_tokens": 1_000_000, "speed": "fast"}, 40),
-        (OPUS, {"output_tokens": 1_000_000, "inference_geo": "us"}, 22),
-        (OPUS, {"output_tokens": 10, "iterations": [{"output_tokens": 500_000}, {"output_tokens": 500_000}]}, 20),
-        ("claude-haiku-5-5", {"input_tokens": 100_000}, 0.01),
-        ("claude-haiku-5-5", {"input_tokens": 100_001}, 0.0500005),
-        ("eu.anthropic.claude-sonnet-4-5-20250929-v1:0", {"output_tokens": 1_000_000}, 15),
-        ("claude-unheard-of", {"output_tokens": 1_000_000}, 75),
-        (OPUS, {"input_tokens": "many", "output_tokens": -5}, 0),
-    ],
-)
-def test_what_an_answer_costs(model: str, usage: dict[str, Any], dollars: float) -> None:
-    """By the provider's table, to the microdollar; a model that it does not have costs as much as the dearest."""
-    assert usd(call(model), usage) == pytest.approx(dollars, abs=1e-9)
-
-
-def ask(meter: Meter, asked: Call, output: int, whole: bool = True) -> None:
-    """A call from its beginning to its end."""
-    with meter.call(asked, lambda: None) as charge:
-        charge.sent()
-        charge.answer.take({"type": "message_start", "message": {"id": "m", "usage": {"output_tokens": 1}}})
-        if whole:
-            charge.answer.take({"type": "message_delta", "usage": {"output_tokens": output}})
-            charge.answer.take({"type": "message_stop"})
+    def kept(self) -> bool:
+        return self.is_kept
 
 
 def test_no_call_is_passed_on_once_the_budget_is_spent() -> None:
-    """It is passed by one call at most, and every figure was told."""
-    meter, told = Meter(), list[float]()
-    meter.allow(0.05, 50, told.append)
+    """It is passed by one call at most; the receipt has all of them, and when the limit was met."""
+    meter = Meter()
+    meter.allow(0.05, 50, Kept())
     ask(meter, call(), 1000)
     ask(meter, call(), 2000)
     with pytest.raises(LimitMet):
         ask(meter, call(), 1000)
-    assert (meter.spent, meter.calls, meter.limit, told) == (0.06, 2, "max_budget", [0.02, 0.06])
+    receipt = meter.receipt()
+    assert (meter.spent, meter.calls, meter.limit) == (0.06, 2, "max_budget")
+    assert ([each.usd for each in receipt.calls], receipt.usd, receipt.limit) == ([0.02, 0.04], 0.06, "max_budget")
+    assert receipt.limit_at is not None
+    assert receipt.limit_at >= receipt.calls[-1].at
+
+
+def test_a_strict_budget_is_passed_by_none() -> None:
+    """A call's worst has to fit in beforehand: 1,000 tokens of output are two cents, beside the bytes of its body."""
+    meter = Meter()
+    meter.allow(0.05, 50, Kept(), strict=True)
+    ask(meter, call(), 1000)
+    ask(meter, call(), 900)
+    with pytest.raises(LimitMet):
+        ask(meter, call(), 1)
+    assert (meter.spent, meter.limit) == (0.038, "max_budget")
+    with pytest.raises(LimitMet):  # once it is met, nothing goes any more
+        ask(meter, call(most=1), 1)
+    meter = Meter()
+    meter.allow(100, 50, Kept(), strict=True)
+    with pytest.raises(LimitMet):  # what may fetch more than its body holds has no worst
+        ask(meter, call(most=1, mcp_servers=[]), 1)
+
+
+def test_a_model_without_a_price_is_not_called() -> None:
+    """Nor is it reckoned as another."""
+    meter = Meter()
+    with pytest.raises(Unpriced):
+        ask(meter, call("claude-unheard-of"), 1)
+    assert (meter.unpriced, meter.calls, meter.receipt().calls) == ("claude-unheard-of", 0, ())
+
+
+def test_every_try_of_a_call_is_a_line() -> None:
+    """Refused, without an answer, cut, and whole; one that is under way stands there with its worst."""
+    meter, kept = Meter(), Kept()
+    meter.allow(None, None, kept)
+    with meter.call(call(), lambda: None) as charge:
+        charge.sent()
+        charge.answered(529, "req_0")
+        charge.sent()
+        charge.sent()
+        charge.answered(200, "req_1")
+        (*_, open_one) = meter.receipt().calls
+        said = {"id": "m", "model": "x", "usage": {"input_tokens": 5}}
+        charge.answer.take({"type": "message_start", "message": said})
+    refused, lost, cut = meter.receipt().calls
+    assert (refused.end, refused.status, refused.request_id) == ("refused", 529, "req_0")
+    assert (refused.usd, refused.most) == (0, 0)
+    assert (lost.end, lost.status, lost.usd) == ("cut", None, 0)
+    assert (open_one.end, open_one.usd) == ("open", 0)
+    assert open_one.most is not None
+    assert open_one.most > 0.02
+    assert (cut.end, cut.status, cut.answered, cut.usage, cut.usd) == ("cut", 200, "x", {"input_tokens": 5}, 0.00002)
+    assert kept.told == 6
+    assert Receipt.load(json.loads(json.dumps(meter.receipt().dump()))) == meter.receipt()
+
+
+def test_a_call_waits_until_the_one_before_is_on_the_receipt_that_is_kept() -> None:
+    """Where nothing can be kept, nothing more is spent."""
+    meter, kept = Meter(), Kept()
+    meter.allow(1, 50, kept)
+    kept.is_kept = False
+    with pytest.raises(InterruptedError), meter.call(call(), _gone):
+        pass
+    assert meter.calls == 0
 
 
 def test_calls_side_by_side_wait_where_together_they_could_pass_the_budget() -> None:
     """As many go at once as it holds at their worst; one goes in any case."""
     meter = Meter()
-    meter.allow(0.05, 50, lambda _: None)
+    meter.allow(0.05, 50, Kept())
     with ExitStack() as under_way:
         for _ in range(2):
             under_way.enter_context(meter.call(call(), lambda: None))
@@ -87,7 +126,7 @@ def test_calls_side_by_side_wait_where_together_they_could_pass_the_budget() -> 
 def _in(meter: Meter, then: Any) -> None:
     with meter.call(call(), lambda: None):
         then()
-        eventually(lambda: len(meter._at_worst) < 3)
+        eventually(lambda: len(meter._under_way) < 3)
 
 
 def _gone() -> None:
@@ -97,7 +136,7 @@ def _gone() -> None:
 def test_hanging_up_before_the_last_event_is_not_free() -> None:
     """What could have been generated meanwhile counts against the budget, though not as cost."""
     meter = Meter()
-    meter.allow(1e-9, 50, lambda _: None)
+    meter.allow(1e-9, 50, Kept())
     with meter.call(call(most=100_000), lambda: None) as charge:
         charge.sent()
     assert meter.spent == 0
@@ -108,7 +147,7 @@ def test_hanging_up_before_the_last_event_is_not_free() -> None:
 def test_the_number_of_calls_has_an_end() -> None:
     """Whoever makes them."""
     meter = Meter()
-    meter.allow(100, 2, lambda _: None)
+    meter.allow(100, 2, Kept())
     for _ in range(2 * CALLS_PER_TURN):
         ask(meter, call(main=False), 1)
     with pytest.raises(LimitMet):
@@ -200,7 +239,7 @@ def test_what_the_model_said_is_believed() -> None:
 def test_what_nobody_said_is_passed_over(frame: dict[str, Any]) -> None:
     """While a tool is at work, the agent's own code can print whatever it likes."""
     witness = heard(TEXT, BASH, stop="tool_use")
-    witness._meter.allow(1.0, 50, lambda _: None)
+    witness._meter.allow(1.0, 50, Kept())
     assert witness.believed(frame) is None
 
 
@@ -240,8 +279,3 @@ def test_the_models_last_errors_are_counted() -> None:
     assert witness.failure == {"status": 529, "times": 2}
     witness.began(Answer(call()))
     assert witness.failure is None
-
-
-def test_every_model_has_all_prices() -> None:
-    """And one that is not in the table the highest."""
-    assert price("claude-x").output == max(price(name).output for name in ("claude-fable-5-2", "claude-opus-4-1"))

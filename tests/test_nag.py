@@ -13,7 +13,10 @@ KEY = "arn:aws:kms:eu-west-1:123456789012:key/0f9c4e0e-0000-4000-8000-0000000000
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "as it stands": {},
-    "bedrock": {"provider": "bedrock", "bedrock_models": ["anthropic.claude-x-v1:0", "eu.anthropic.claude-y-v1:0"]},
+    "bedrock": {
+        "provider": "bedrock",
+        "bedrock_models": ["anthropic.claude-opus-5-v1:0", "eu.anthropic.claude-sonnet-5-v1:0"],
+    },
     "iam": {"auth": "iam", "cloud_watch_role": True},
     "none": {"auth": "none", "kms_key_arn": KEY, "vpc": "vpc-0a1b2c3d", "subnets": ["subnet-0a1b2c3d"]},
 }

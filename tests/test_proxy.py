@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from lambdas.agent.proxy import BODY_BYTES, Proxy, Secret, anthropic, supabase
+from lambdas.agent.receipts import Receipts
 from lambdas.errors import ModelUnauthorized
 from tests.support.http_servers import Answering, listening
 from tests.support.waiting import eventually
@@ -115,7 +116,7 @@ def asked(
 
 def test_the_key_replaces_the_token(service: Service, proxy: Proxy) -> None:
     """The service sees the key and the agent's other headers, path and body; of the token it sees nothing."""
-    body = json.dumps({"model": "claude-x", "messages": ["🦊" * 9000]}, ensure_ascii=False).encode()
+    body = json.dumps({"model": "claude-opus-5-5", "messages": ["🦊" * 9000]}, ensure_ascii=False).encode()
     token = proxy.environment["ANTHROPIC_API_KEY"]
     more = {"authorization": f"Bearer {token}", "apikey": token, "cookie": token, "anthropic_beta": "b1"}
     with asked(proxy, path=MESSAGES + "?beta=true", body=body, **more) as response:
@@ -271,7 +272,7 @@ def test_requests_in_parallel(service: Service, proxy: Proxy) -> None:
     """Sixteen at once, many times, each with its own answer."""
 
     def one(number: int) -> bytes:
-        body = json.dumps({"model": "claude-x", "messages": [number]}).encode()
+        body = json.dumps({"model": "claude-opus-5-5", "messages": [number]}).encode()
         with asked(proxy, body=body) as response:
             return response.read()
 
@@ -477,15 +478,15 @@ def test_a_body_is_not_read_before_the_token(proxy: Proxy) -> None:
         b"[]",
         b"{}",
         b'{"model": "claude-haiku-5-5", "model": "claude-fable-5-2"}',
-        b'{"model": "claude-x", "max_tokens": 1, "max_tokens": 100000}',
-        b'{"model": "claude-x", "messages": [{"a": 1, "a": 2}]}',
-        b'{"model": "claude-x", "max_tokens": NaN}',
-        b'{"model": "claude-x", "text": "\xff"}',
-        '{"model": "claude-x"}'.encode("utf-16"),
-        b'{"model": "claude-x", "messages": ' + b"[" * 100_000,
-        b'{"model": "claude-x", "speed": "faster"}',
-        b'{"model": "claude-x", "inference_geo": "mars"}',
-        b'{"model": "claude-x", "service_tier": "priority"}',
+        b'{"model": "claude-opus-5-5", "max_tokens": 1, "max_tokens": 100000}',
+        b'{"model": "claude-opus-5-5", "messages": [{"a": 1, "a": 2}]}',
+        b'{"model": "claude-opus-5-5", "max_tokens": NaN}',
+        b'{"model": "claude-opus-5-5", "text": "\xff"}',
+        '{"model": "claude-opus-5-5"}'.encode("utf-16"),
+        b'{"model": "claude-opus-5-5", "messages": ' + b"[" * 100_000,
+        b'{"model": "claude-opus-5-5", "speed": "faster"}',
+        b'{"model": "claude-opus-5-5", "inference_geo": "mars"}',
+        b'{"model": "claude-opus-5-5", "service_tier": "priority"}',
     ],
 )
 def test_what_cannot_be_metered_is_not_passed_on(body: bytes, service: Service, proxy: Proxy) -> None:
@@ -499,7 +500,7 @@ def test_what_cannot_be_metered_is_not_passed_on(body: bytes, service: Service, 
 
 def test_beyond_its_budget_a_run_gets_a_403(service: Service, proxy: Proxy) -> None:
     """Nothing is passed on, and the answer is none that Claude Code would ask for again; counting is free."""
-    proxy.meter.allow(0.0, 50, lambda _: None)
+    proxy.meter.allow(0.0, 50, Receipts(proxy.meter, print))
     with asked(proxy) as response:
         assert (response.status, b"max_budget" in response.read()) == (403, True)
     assert service.seen == []

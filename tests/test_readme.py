@@ -91,9 +91,9 @@ def test_every_variable_exists() -> None:
 def test_what_a_leaked_key_costs_is_reckoned_right() -> None:
     """The figure follows from cdk.json."""
     context = json.loads((ROOT / "cdk.json").read_text())["context"]
-    requests, dollars = context["requests_per_day"], context["max_budget_usd"]
-    assert f"that is {requests} × ${dollars:.2f} = **${requests * dollars:.0f}**" in SETTINGS
-    assert f"(**${requests * dollars:.0f}** a day as it comes)" in README
+    dollars = context["max_caller_usd_per_day"]
+    assert f"`max_caller_usd_per_day`, that is **${dollars:.0f}** with" in SETTINGS
+    assert f"(**${dollars:.0f}** a day as it comes)" in README
 
 
 def test_what_is_kept_warm_costs_is_reckoned_right() -> None:

@@ -145,7 +145,7 @@ def test_the_order_of_fields_does_not_make_another_body() -> None:
 def test_the_deployments_tools_can_only_be_narrowed() -> None:
     """A request takes tools away and cannot add one."""
     caps = Caps(50, 2.0, ("Read", "Write"))
-    assert Allowance.of({}, caps).allowed_tools == ["Read", "Write"]
-    assert Allowance.of({"allowed_tools": ["Read"]}, caps).allowed_tools == ["Read"]
+    assert Allowance.of({}, caps, 1.0).allowed_tools == ["Read", "Write"]
+    assert Allowance.of({"allowed_tools": ["Read"]}, caps, 1.0).allowed_tools == ["Read"]
     with pytest.raises(InvalidRequest, match="Bash"):
         parsed({"prompt": "x", "allowed_tools": ["Bash"]}, caps)

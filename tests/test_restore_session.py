@@ -2,14 +2,23 @@
 
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
 
-from lambdas.bucket import record
+from lambdas.bucket import lease, listing, record
 from lambdas.bucket.situation import from_outside
-from lambdas.errors import ModelOverloaded, SessionBusy, SessionDamaged, SessionMoved
+from lambdas.errors import (
+    AgentCrashed,
+    BudgetExhausted,
+    InvalidRequest,
+    ModelOverloaded,
+    SessionBusy,
+    SessionDamaged,
+    SessionMoved,
+    UnpricedModel,
+)
 from lambdas.next_step import Done, Persist, Run, next_step
 from lambdas.request import Request, asked_run
 from lambdas.strict import Json
@@ -200,3 +209,74 @@ def test_a_damaged_session_is_not_told_to_be_gone(workflow: Workflow) -> None:
     with pytest.raises(SessionDamaged) as found:
         workflow.restore(asking("a", session))
     assert (found.value.status, found.value.retryable) == (500, False)
+
+
+def limited(workflow: Workflow, **limits: Any) -> None:
+    """What the deployment allows at most."""
+    workflow.settings = replace(workflow.settings, caps=replace(workflow.settings.caps, **limits))
+
+
+def test_a_run_gets_what_is_left_of_the_day_or_is_refused(workflow: Workflow) -> None:
+    """Less than its budget, and then nothing until the next day; what was refused is not in the index, and holds no
+    session. Of another caller nothing is taken."""
+    limited(workflow, max_caller_usd_per_day=0.4)
+    session = workflow.new_session("first")
+    restored = workflow.restore(asking("a", session))
+    assert restored.task
+    assert restored.task.allowance.max_budget_usd == pytest.approx(0.15)
+    workflow.persist(restored.claim, workflow.run(restored.task, cost_usd=0.15))
+    with pytest.raises(BudgetExhausted) as refused:
+        workflow.restore(asking("b", session))
+    facts = refused.value.facts()
+    assert (facts["session_id"], facts["run_id"]) == (session, asked_run(CALLER, "b", None))
+    assert lease.holder(workflow.store, session) is None
+    (listed,) = listing.of_session(workflow.store, session)
+    assert asked_run(CALLER, "b", None) not in {entry.run_id for entry in listed}
+    other = Execution(str(uuid.uuid4()), "c", {"prompt": "x"}, caller="bob")
+    assert workflow.execute(other)["success"]
+    workflow.now += 86_400
+    assert workflow.execute(asking("b", session))["success"]
+
+
+def test_a_request_can_lower_a_limit_and_raise_none(workflow: Workflow) -> None:
+    """Each of them, by its own field."""
+    limited(workflow, max_usd_per_day=10.0, max_session_usd=5.0)
+    names = ("max_session_usd", "max_usd_per_day", "max_caller_usd_per_day")
+    for name in names:
+        low = asking(name)
+        low.body[name] = 0.1
+        restored = workflow.restore(low)
+        assert restored.task
+        assert restored.task.allowance.max_budget_usd == pytest.approx(0.1)
+        workflow.persist(restored.claim, workflow.run(restored.task, cost_usd=0.0))
+    for name in names[:2]:
+        high = asking(f"{name} high")
+        high.body[name] = 11
+        with pytest.raises(InvalidRequest, match=name):
+            workflow.restore(high)
+
+
+def test_a_sessions_failed_runs_count_against_its_limit(workflow: Workflow) -> None:
+    """What they cost is in no committed turn, and is spent all the same."""
+    limited(workflow, max_session_usd=0.8)
+    session = workflow.new_session("first")
+    answer = workflow.execute(asking("a", session), fails=AgentCrashed(cost_usd=0.5))
+    assert answer["cost_usd"] == 0.5
+    task = workflow.restore(lost := asking("b", session)).task
+    assert task
+    assert task.allowance.max_budget_usd == pytest.approx(0.05)
+    workflow.record(lost, AgentCrashed(cost_usd=0.0), state="RunClaude")
+    workflow.execute(asking("c", session), fails=AgentCrashed(cost_usd=0.05))
+    with pytest.raises(BudgetExhausted, match=r"max_session_usd\."):
+        workflow.restore(asking("d", session))
+
+
+def test_a_model_without_a_price_is_refused_by_its_name(workflow: Workflow) -> None:
+    """Before anything is claimed; what Claude Code resolves itself is judged where it is called."""
+    unpriced = asking("a")
+    unpriced.body["model"] = "claude-unheard-of"
+    with pytest.raises(UnpricedModel, match="claude-unheard-of"):
+        workflow.restore(unpriced)
+    alias = asking("b")
+    alias.body["model"] = "opus"
+    assert workflow.restore(alias).task

@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 NETWORK = ("botocore", "boto3", "urllib3", "http", "socket", "ssl", "urllib", "requests")
 
-ORDER = ("errors", "settings", "strict", "output_schema", "request", "contract", "next_step")
+ORDER = ("errors", "strict", "pricing", "settings", "output_schema", "receipt", "request", "contract", "next_step")
 """Of the files beside the rooms, those that others build on: each knows those before it only."""
 
 HANDLERS = ("restore_session", "run_claude", "persist_session", "record_failure")

@@ -75,7 +75,7 @@ def test_a_run_that_the_index_has_twice_is_listed_once(history: Past) -> None:
         assert asked
         listing.mark(history.store, Claim.of(asked, "execution", 0, repeated=False), "claimed")
     assert history.play("claimed", key="replaying", ago=1) == replaying
-    answered = history.play("done", fuse=Fuse(11, after=True))  # its eleventh write is its answer
+    answered = history.play("done", fuse=Fuse(13, after=True))  # its thirteenth write is its answer
     rows = listed(history)
     outcomes = [rows[name]["outcome"] for name in (ended, failed, replaying, answered)]
     assert outcomes == ["done", "failed", "running", "done"]
@@ -195,7 +195,7 @@ def test_show_tells_what_is_staged_and_what_a_replay_would_do(history: Past) -> 
     fresh, cut, whole = (history.play("failed", after=after) for after in ("started", "checkpoint", "result"))
     assert [shown(history, name)["replay"] for name in (fresh, cut, whole)] == ["restart", "resume", "commit"]
     (staged,) = shown(history, whole)["staged"].values()
-    assert staged.keys() == {"started", *WHOLE}
+    assert staged.keys() == {"started", "receipt.json", *WHOLE}
     assert (staged["started"], staged["messages.json"]) == (0, 2)
     text = command("show", whole, "--state", history.state)
     assert "messages.json (2 bytes)" in text.stdout
@@ -250,6 +250,7 @@ refused, and then again when it was tried once more.
 A replay would go on with the conversation where its checkpoint stands.
   claude-workflow replay RUN --state DIR
 Staged in ATTEMPT: checkpoint.zip (N bytes), started (0 bytes)
+Receipt of ATTEMPT: 1 call of claude-opus-5-5, $0.5000
 
 Execution hopeless  TIME UTC
   Which            at T s  took T s  =
@@ -265,9 +266,8 @@ SHOW_WIDE = SHOW_NARROW.replace("was\nrefused", "was refused").replace("The\nses
 def alike(seen: str, history: Past, name: str) -> str:
     """A screen of `show` without what differs from run to run."""
     text = plain(seen).replace(str(history.state), "DIR").replace(name, "RUN").replace(history.session(name), "SESSION")
-    text = re.sub(
-        r"in \d{13}-\w{8}: checkpoint.zip \(\d+", "in ATTEMPT: checkpoint.zip (N", re.split(r"\n\d+ S3", text)[0]
-    )
+    text = re.sub(r"(in|of) \d{13}-\w{8}: ", r"\1 ATTEMPT: ", re.split(r"\n\d+ S3", text)[0])
+    text = re.sub(r"checkpoint\.zip \(\d+", "checkpoint.zip (N", text)
     text = re.sub(r"(asked|hopeless ) [\d .:-]+ UTC", r"\1 TIME UTC", re.sub(r" +\d+\.\d{3} s", " T s", text))
     return re.sub(r" +=+$", "  =", text, flags=re.MULTILINE).rstrip("\n") + "\n"
 

@@ -4,6 +4,7 @@ import base64
 import hashlib
 import io
 import json
+import math
 import os
 import shutil
 import signal
@@ -22,7 +23,9 @@ from claude_workflow.local import service
 from claude_workflow.local.model import MARK, ScriptedModel
 from claude_workflow.local.service import Model, Service
 from lambdas.archive.unpack import unpack
+from lambdas.bucket.record import WHOLE
 from lambdas.contract import ANSWER_BYTES
+from lambdas.receipt import Receipt
 from tests.support.client import ANY, HTTP, Client
 from tests.support.commands import assert_nothing_runs
 from tests.support.opened import Opened
@@ -95,13 +98,32 @@ def test_a_session_says_what_it_is(client: Client) -> None:
 
 
 def test_nothing_of_a_run_is_left_but_its_record(client: Client) -> None:
-    """The lease is free, and the record holds what the design lists; and what was spent, if there was time to tell."""
+    """The lease is free, the ledger holds no reservation, and the record what the design lists."""
     answer = client.ask("Hello")
     assert client.keys(f"locks/{answer['session_id']}") == []
     kept = [key.rsplit("/", 1)[1] for key in client.keys(f"runs/{answer['run_id']}/")]
-    assert sorted({*kept} - {"spent.json"}) == sorted(
-        ["started", "changes.zip", "messages.json", "result.json", "base.json", "request.json", "response.json"]
+    assert sorted(kept) == sorted(
+        ["started", "receipt.json", *WHOLE, "base.json", "request.json", "response.json"],
     )
+    (spent,) = [key for key in client.keys("ledger/") if answer["run_id"] in key]
+    assert spent.endswith(f"~spent~{math.ceil(answer['cost_usd'] * 1e6)}")
+
+
+def test_an_answer_leads_to_its_receipt(client: Client) -> None:
+    """Which adds up to what it says that the run cost."""
+    answer = client.ask("run echo 1")
+    receipt = Receipt.load(json.loads(HTTP.request("GET", answer["receipt_url"]).data))
+    assert len(receipt.calls) == 2
+    assert receipt.usd == pytest.approx(answer["cost_usd"])
+
+
+def test_a_caller_whose_day_is_spent_is_told_when_it_is_free_again(client: Client) -> None:
+    """What the day's runs have cost before is more than this request would allow."""
+    client.ask("Hello")
+    status, answer, headers = client.post({"prompt": "More", "max_caller_usd_per_day": 0.01})
+    assert (status, answer["code"], answer["retryable"], answer["cost_usd"]) == (402, "BudgetExhausted", False, 0.0)
+    assert "max_caller_usd_per_day" in answer["error"]
+    assert 0 < int(headers["retry-after"]) <= 86_400
 
 
 NASTY = (

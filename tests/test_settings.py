@@ -19,6 +19,11 @@ RESTORE = {
     "MAX_TURNS": "50",
     "MAX_BUDGET_USD": "1.5",
     "ALLOWED_TOOLS": "null",
+    "MAX_SESSION_USD": "null",
+    "MAX_CALLER_USD_PER_DAY": "null",
+    "MAX_USD_PER_DAY": "null",
+    "STRICT": "false",
+    "PRICES": "{}",
 }
 COMMIT = {
     "S3_BUCKET_NAME": "sessions",
@@ -34,6 +39,7 @@ AGENT = {
     "MAX_SESSION_FILES": "10",
     "SCRATCH": "/tmp/claude-agent",
     "SANDBOX": "none",
+    "PRICES": "{}",
 }
 
 
@@ -86,7 +92,17 @@ def test_a_setting_that_the_agent_misses_stops_with_its_name(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("MAX_TURNS", "many"), ("ALLOWED_TOOLS", "Read"), ("ALLOWED_TOOLS", "[1]"), ("MAX_TURNS", " ")]
+    ("name", "value"),
+    [
+        ("MAX_TURNS", "many"),
+        ("ALLOWED_TOOLS", "Read"),
+        ("ALLOWED_TOOLS", "[1]"),
+        ("MAX_TURNS", " "),
+        ("MAX_USD_PER_DAY", "0"),
+        ("PRICES", '{"claude-x": {}}'),
+        ("PRICES", "[]"),
+        ("STRICT", "maybe"),
+    ],
 )
 def test_a_malformed_setting_stops_with_its_name(name: str, value: str) -> None:
     """A typing error is found at the start, not in the middle of a run."""

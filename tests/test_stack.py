@@ -26,6 +26,7 @@ from tests.conftest import Template, Templates
 ROOT = Path(__file__).resolve().parent.parent
 STATES = ("RestoreSession", "RunClaude", "PersistSession", "RecordFailure")
 BUCKET, SESSIONS, RUNS, LOCKS, INDEX = "the bucket", "/session-*.zip", "/runs/*", "/locks/*", "/index/*"
+LEDGER = "/ledger/*"
 OWN_LOG = ["logs:CreateLogStream", "logs:PutLogEvents"]
 TRACES = ["xray:PutTelemetryRecords", "xray:PutTraceSegments"]
 KEY = "arn:aws:kms:eu-west-1:123456789012:key/0f9c4e0e-0000-4000-8000-000000000000"
@@ -106,7 +107,7 @@ def test_run_claude_has_no_right_on_any_bucket(template: Template) -> None:
     }
 
 
-MODELS = ["anthropic.claude-x-v1:0", "eu.anthropic.claude-y-v1:0"]
+MODELS = ["anthropic.claude-opus-5-v1:0", "eu.anthropic.claude-sonnet-5-v1:0"]
 
 
 @pytest.fixture
@@ -120,7 +121,7 @@ def test_bedrock_adds_the_named_models_only(bedrock: Template) -> None:
     allowed = _allowed(bedrock, "FunctionsRunClaude")
     streaming = ["bedrock:InvokeModelWithResponseStream"]
     invoke = {resource for resource, actions in allowed.items() if actions == streaming}
-    assert {resource.rpartition("/")[2] for resource in invoke} == {*MODELS, "anthropic.claude-y-v1:0"}
+    assert {resource.rpartition("/")[2] for resource in invoke} == {*MODELS, "anthropic.claude-sonnet-5-v1:0"}
     assert not any(action.startswith("s3:") for actions in allowed.values() for action in actions)
 
 
@@ -133,6 +134,7 @@ def test_restore_session_reads_sessions_and_keeps_the_record(template: Template)
         RUNS: ["s3:GetObject", "s3:PutObject"],
         LOCKS: ["s3:DeleteObject", "s3:GetObject", "s3:PutObject"],
         INDEX: ["s3:DeleteObject", "s3:PutObject"],
+        LEDGER: ["s3:DeleteObject", "s3:PutObject"],
         BUCKET: ["s3:ListBucket", "s3:ListBucketVersions"],
     }
 
@@ -146,6 +148,7 @@ def test_persist_session_alone_writes_sessions(template: Template) -> None:
         RUNS: ["s3:GetObject", "s3:GetObjectVersion", "s3:PutObject"],
         LOCKS: ["s3:DeleteObject", "s3:GetObject", "s3:PutObject"],
         INDEX: ["s3:DeleteObject", "s3:PutObject"],
+        LEDGER: ["s3:DeleteObject", "s3:PutObject"],
         BUCKET: ["s3:ListBucket", "s3:ListBucketVersions"],
     }
 
@@ -158,6 +161,7 @@ def test_record_failure_touches_no_session(template: Template) -> None:
         RUNS: ["s3:GetObject", "s3:PutObject"],
         LOCKS: ["s3:DeleteObject", "s3:GetObject", "s3:PutObject"],
         INDEX: ["s3:DeleteObject", "s3:PutObject"],
+        LEDGER: ["s3:DeleteObject", "s3:PutObject"],
         BUCKET: ["s3:ListBucket"],
     }
 
@@ -329,7 +333,9 @@ def test_functions_find_their_settings(template: Template) -> None:
     """The environment is what settings.py reads: nothing is missing, malformed or left over."""
     from stacks.functions import GIVING_BACK
 
-    restore = {"S3_BUCKET_NAME", "INTEGRATION_TIMEOUT", "MAX_TURNS", "MAX_BUDGET_USD", "ALLOWED_TOOLS"}
+    restore = {"S3_BUCKET_NAME", "INTEGRATION_TIMEOUT", "MAX_TURNS", "ALLOWED_TOOLS", "STRICT"} | {
+        *("MAX_BUDGET_USD", "MAX_SESSION_USD", "MAX_CALLER_USD_PER_DAY", "MAX_USD_PER_DAY"),
+    }
     for state in STATES:
         environment = _named(template, "Lambda::Function", f"Functions{state}")["Environment"]["Variables"]
         texts = {name: value if isinstance(value, str) else "a reference" for name, value in environment.items()}
@@ -349,14 +355,14 @@ def test_functions_find_their_settings(template: Template) -> None:
             assert texts.keys() == {"S3_BUCKET_NAME"}
         else:
             assert RestoreSettings.read(texts).clocks == Clocks(29)
-            assert texts.keys() == restore
+            assert texts.keys() == restore | {"PRICES"}
     assert (agent.max_session_bytes, agent.max_session_files) == (commit.max_session_bytes, commit.max_session_files)
 
 
 def test_with_bedrock_run_claude_knows_its_model(bedrock: Template) -> None:
     """The first of the models is the one for runs that name none."""
     environment = _named(bedrock, "Lambda::Function", "FunctionsRunClaude")["Environment"]["Variables"]
-    assert (environment["MODEL_PROVIDER"], environment["BEDROCK_MODEL"]) == ("bedrock", "anthropic.claude-x-v1:0")
+    assert (environment["MODEL_PROVIDER"], environment["BEDROCK_MODEL"]) == ("bedrock", "anthropic.claude-opus-5-v1:0")
 
 
 def test_functions_end_before_their_states(otherwise: Template) -> None:
@@ -440,7 +446,11 @@ def test_the_zip_holds_the_record_keepers_only(synthesized: Any) -> None:
         key=lambda files: "lambdas/Dockerfile" in files,
     )
     assert {"lambdas/__init__.py", "lambdas/restore_session.py", "lambdas/bucket/objects.py"} <= zipped
-    assert not [name for name in zipped if not name.endswith(".py") or "agent" in name or "run_claude" in name]
+    assert not [
+        name
+        for name in zipped - {"lambdas/prices.toml"}
+        if not name.endswith(".py") or "agent" in name or "run_claude" in name
+    ]
     assert {"lambdas/Dockerfile", "lambdas/requirements.txt", "lambdas/agent/__init__.py"} <= image
     assert all(name.startswith("lambdas/") and "__pycache__" not in name for name in zipped | image)
 
@@ -508,7 +518,7 @@ def test_current_sessions_never_expire(template: Template) -> None:
     """Runs and leases go after 30 days, replaced session versions no sooner, sessions themselves never."""
     rules = {rule["Id"]: rule for rule in _one(template, "S3::Bucket")["LifecycleConfiguration"]["Rules"]}
     expiring = {rule.get("Prefix"): rule["ExpirationInDays"] for rule in rules.values() if "ExpirationInDays" in rule}
-    assert expiring == {"runs/": 30, "index/": 30, "locks/": 30}
+    assert expiring == {"runs/": 30, "index/": 30, "locks/": 30, "ledger/": 30}
     assert rules["replaced-sessions"]["Prefix"] == "session-"
     assert rules["replaced-sessions"]["NoncurrentVersionExpiration"] == {"NoncurrentDays": 30}
     assert rules["leftovers"]["AbortIncompleteMultipartUpload"] == {"DaysAfterInitiation": 1}

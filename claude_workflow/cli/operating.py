@@ -1,4 +1,5 @@
-"""The commands of whoever operates a workflow: `runs`, `show`, `replay`, `sessions`, with their options."""
+"""The commands of whoever operates a workflow: `runs`, `show`, `costs`, `verify`, `replay`, `sessions`, with their
+options."""
 
 import argparse
 import re
@@ -18,6 +19,14 @@ neither answer nor failure was written and nobody is at work on it any more."""
 SHOW = """Shows a run: how it ended and why, what a replay would do, what is staged, and the states it went through with
 their times. Presigned URLs are shown without their signatures."""
 
+COSTS = """Adds up what runs cost, failed attempts included, by the receipts of every call of the model. Tokens are what
+was sent (input), said (output), written into the provider's cache and read from it. What has no receipt, from before
+there were any, counts with what its record says."""
+
+VERIFY = """Reckons every receipt again from usage and prices, and holds all that was written of money against it:
+answers, failures, sessions, and the ledger of each day. No request of the provider's may be counted twice, and none
+have begun after a limit was met. Exits with 0 if all holds, else with 1."""
+
 REPLAY = """Runs failed runs again, under their own ids and on the session's version they were pinned to. What is stored
 is not paid for again. Exits with 0 if all of them succeeded (with --dry-run: can be replayed), else with 1."""
 
@@ -32,7 +41,7 @@ _LONGEST = 365 * _UNITS["d"]
 
 
 def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Adds the four to the parser's."""
+    """Adds them to the parser's."""
     runs = commands.add_parser("runs", help="list runs, with what they cost", description=RUNS)
     ended = runs.add_mutually_exclusive_group()
     ended.add_argument("--failed", action="store_true", help="only those that failed or were lost")
@@ -51,6 +60,25 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     much.add_argument("--verbose", action="store_true", help="with what each state got and gave")
     much.add_argument("--json", action="store_true", help="print all of it as JSON")
 
+    costs = commands.add_parser("costs", help="add up what runs cost", description=COSTS)
+    costs.add_argument(
+        "--by", choices=["caller", "session", "model", "day"], default="day", help="default: %(default)s"
+    )
+    _add_since(costs, "24h")
+    form = costs.add_mutually_exclusive_group()
+    for name, what in (("csv", "as CSV"), ("json", "a line of JSON a row")):
+        form.add_argument(f"--{name}", dest="form", action="store_const", const=name, default="table", help=what)
+
+    verify = commands.add_parser("verify", help="prove what runs cost", description=VERIFY)
+    _add_since(verify, "all that is kept")
+    verify.add_argument(
+        "--against",
+        type=directory,
+        metavar="FILE",
+        help="a CSV from the cost or the usage page of the provider's Console, to be lined up by day and model",
+    )
+    verify.add_argument("--json", action="store_true", help="print it as JSON")
+
     replay = commands.add_parser("replay", help="run failed runs again", description=REPLAY)
     which = replay.add_mutually_exclusive_group(required=True)
     which.add_argument("run_ids", type=run_id, nargs="*", metavar="RUN_ID", default=[], help="the runs to replay")
@@ -65,7 +93,8 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     sessions.add_argument("what", choices=["purge"], help="what to do")
     sessions.add_argument("session_id", type=session_id, metavar="ID", help="the session")
 
-    for command, act in ((runs, _runs), (show, _show), (replay, _replay), (sessions, _purge)):
+    acts = ((runs, _runs), (show, _show), (costs, _costs), (verify, _verify), (replay, _replay), (sessions, _purge))
+    for command, act in acts:
         command.set_defaults(run=run, act=act)
         command.add_argument("--stack", metavar="NAME", help="of this deployed stack, with your AWS credentials")
         add_state(command)
@@ -158,6 +187,21 @@ def _show(found: "Backend", chosen: argparse.Namespace) -> int:
     from claude_workflow.cli import show
 
     return show.run(found, chosen.run_id, chosen.json, chosen.verbose)
+
+
+def _costs(found: "Backend", chosen: argparse.Namespace) -> int:
+    from claude_workflow.cli import costs, runs
+
+    now = time.time()
+    return costs.run(found, now - (runs.DAY if chosen.since is None else chosen.since), now, chosen.by, chosen.form)
+
+
+def _verify(found: "Backend", chosen: argparse.Namespace) -> int:
+    from claude_workflow.cli import bill, verify
+
+    now = time.time()
+    since = None if chosen.since is None else now - chosen.since
+    return verify.run(found, since, now, bill.read(chosen.against) if chosen.against else None, chosen.json)
 
 
 def _replay(found: "Backend", chosen: argparse.Namespace) -> int:

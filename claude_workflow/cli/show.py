@@ -3,6 +3,7 @@
 import json
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
@@ -19,8 +20,10 @@ from claude_workflow.cli.printing import document, line, to_stderr, whole
 from claude_workflow.cli.prospect import REFUSED, SENTENCES, Prospect, prospect
 from claude_workflow.cli.record import Requests, Run, look
 from claude_workflow.cli.runs import PROMPT_CHARS, STYLES, Row
+from lambdas.bucket import record
 from lambdas.bucket.listing import Entry
 from lambdas.bucket.objects import Bucket
+from lambdas.receipt import Receipt
 
 SHOWN_CHARS = 3000
 """Of one input or output; `--json` has all of it."""
@@ -44,11 +47,11 @@ def run(backend: Backend, run_id: str, as_json: bool, verbose: bool) -> int:
         raise Unusable(f"There is no run {run_id}.")
     begin = found.request["requested_at"]
     stories = [story_of(backend, execution, begin) for execution in executions(found)]
-    planned = prospect(bucket, found)
+    planned, receipts = prospect(bucket, found), record.receipts(bucket, run_id)
     if as_json:
-        print(document(_whole(found, stories, planned), sys.stdout))
+        print(document(_whole(found, stories, planned, receipts), sys.stdout))
     else:
-        _Screen(tables.console(), verbose).show(found, stories, planned, backend.options)
+        _Screen(tables.console(), verbose).show(found, stories, planned, receipts, backend.options)
     sys.stdout.flush()
     to_stderr().print(requests.sentence(), style="dim", soft_wrap=True)
     return 0
@@ -60,13 +63,18 @@ def executions(found: Run) -> list[str]:
     return list(dict.fromkeys(name for name in named if name))
 
 
-def _whole(found: Run, stories: list[Story], planned: Prospect) -> dict[str, Any]:
+Receipts = Mapping[str, Receipt | None]
+"""By attempt; None for one that does not add up."""
+
+
+def _whole(found: Run, stories: list[Story], planned: Prospect, receipts: Receipts) -> dict[str, Any]:
     return asdict(Row.of(found)) | {
         "request": found.request,
         "answer": found.answer,
         "failure": unsigned(found.failure),
         "executions": [asdict(story) for story in stories],
         "staged": planned.staged,
+        "receipts": {attempt: receipt and receipt.dump() for attempt, receipt in receipts.items()},
         "replay": planned.does,
     }
 
@@ -78,7 +86,9 @@ class _Screen:
         self._out = out
         self._verbose = verbose
 
-    def show(self, found: Run, stories: list[Story], planned: Prospect, options: tuple[str, ...]) -> None:
+    def show(
+        self, found: Run, stories: list[Story], planned: Prospect, receipts: Receipts, options: tuple[str, ...]
+    ) -> None:
         row = Row.of(found)
         self._say(
             Text.assemble((row.run_id, "bold"), "  ", (row.ending, STYLES[row.outcome]), f"  {dollars(row.cost_usd)}")
@@ -94,7 +104,10 @@ class _Screen:
             if planned.does not in REFUSED:
                 self._out.print(f"  {typed('replay', row.run_id, *options)}", soft_wrap=True)
         for attempt, objects in planned.staged.items():
-            self._say(f"Staged in {attempt}: {', '.join(f'{name} ({size:,} bytes)' for name, size in objects.items())}")
+            named = (f"{name} ({size:,} bytes)" for name, size in objects.items() if name != "receipt.json")
+            self._say(f"Staged in {attempt}: {', '.join(named)}")
+        for attempt, receipt in receipts.items():
+            self._receipt(attempt.split("/")[2], receipt)
         for story in stories:
             self._story(story)
         if found.answer and found.answer.get("result"):
@@ -123,6 +136,19 @@ class _Screen:
             self._say(f"{before}{line(failure['code'], 40)} in {state}: {said}", "bold red")
             if detail := str(failure.get("detail") or "").strip():
                 self._say(whole(unsigned(detail), sys.stdout))
+
+    def _receipt(self, attempt: str, receipt: Receipt | None) -> None:
+        if receipt is None:
+            return self._say(f"The receipt of {attempt} does not add up.", "bold red")
+        models = ", ".join(sorted({line(call.model, 60) for call in receipt.calls})) or "no model"
+        said = f"; Claude Code itself says {dollars(receipt.claude_code_usd)}" if receipt.differs else ""
+        calls = f"{len(receipt.calls)} call{'' if len(receipt.calls) == 1 else 's'}"
+        self._say(f"Receipt of {attempt}: {calls} of {models}, {dollars(receipt.usd)}{said}")
+        for call in receipt.calls if self._verbose else ():
+            answer = f"{call.status or 'no answer'}, {call.end}"
+            name = line(str(call.request_id), 100)
+            self._say(f"  {clock(call.at)}  {call.seconds:8.3f} s  {dollars(call.usd)}  {answer}  {name}", "dim")
+        return None
 
     def _story(self, story: Story) -> None:
         self._say("")

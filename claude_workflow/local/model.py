@@ -8,8 +8,8 @@ the first to the last character of the line, is carried out, in order; other lin
   comes the final text, which quotes what they returned. A tool that the request does not offer is called all
   the same, as a hostile model would.
 - *What befalls one answer*, namely that of the next tool call below (or the final one):
-  `wait SECONDS [silent]`, `cost TOKENS`, `status CODE [retry-after SECONDS] [times N]`, `cut [times N]`,
-  `garbage [times N]`.
+  `wait SECONDS [silent]`, `cost TOKENS`, `usage {JSON}`, `status CODE [retry-after SECONDS] [times N]`,
+  `cut [times N]`, `garbage [times N]`.
 - *What the final text says*, wherever they stand: `say TEXT`, `big N`.
 
 `docs/stand-in.md` has the table with an example of each, which the tests run.
@@ -58,6 +58,7 @@ SYNTAX: dict[str, re.Pattern[str]] = {
     "crash": re.compile(r"crash"),
     "wait": re.compile(r"wait (?P<seconds>\d+(?:\.\d+)?)(?P<silent> silent)?"),
     "cost": re.compile(r"cost (?P<tokens>\d+)"),
+    "usage": re.compile(r"usage (?P<usage>\{.*\})"),
     "status": re.compile(rf"status (?P<code>[45]\d\d)(?: retry-after (?P<retry_after>\d+))?{_TIMES}"),
     "cut": re.compile(rf"cut{_TIMES}"),
     "garbage": re.compile(rf"garbage{_TIMES}"),
@@ -187,8 +188,7 @@ class Answer:
 
     block: dict[str, Any]
     """The content block: `text` or `tool_use`."""
-    input_tokens: int
-    output_tokens: int
+    usage: dict[str, Any]
     wait: float = 0.0
     """Seconds before the content comes."""
     silent: bool = False
@@ -205,12 +205,7 @@ class Answer:
             "content": [self.block],
             "stop_reason": "tool_use" if self.block["type"] == "tool_use" else "end_turn",
             "stop_sequence": None,
-            "usage": {
-                "input_tokens": self.input_tokens,
-                "cache_creation_input_tokens": 0,
-                "cache_read_input_tokens": 0,
-                "output_tokens": self.output_tokens,
-            },
+            "usage": {"cache_creation_input_tokens": 0, "cache_read_input_tokens": 0, **self.usage},
         }
 
 
@@ -226,12 +221,17 @@ class Rule:
         script = directives(seen.prompts[-1])
         effects, call = next_step(script, len(seen.results))
         block = tool_use(call) if call else {"type": "text", "text": final_text(seen, script)}
-        tokens = {"input_tokens": len(request.raw) // 4, "output_tokens": len(json.dumps(block)) // 4}
+        usage: dict[str, Any] = {
+            "input_tokens": len(request.raw) // 4,
+            "output_tokens": len(json.dumps(block)) // 4,
+        }
         wait = 0.0
         silent = False
         for effect in effects:
             if effect.verb == "cost":
-                tokens["output_tokens"] = int(effect.fields["tokens"] or 0)
+                usage["output_tokens"] = int(effect.fields["tokens"] or 0)
+            elif effect.verb == "usage":
+                usage |= _parsed(effect)
             elif effect.verb == "wait":
                 wait += float(effect.fields["seconds"] or 0)
                 silent = effect.fields["silent"] is not None
@@ -239,7 +239,7 @@ class Rule:
         fault = self._fault(
             effects, (session, hash(tuple(prompt.rstrip() for prompt in seen.prompts)), len(seen.results))
         )
-        return Answer(block, **tokens, wait=wait, silent=silent, fault=fault)
+        return Answer(block, usage, wait=wait, silent=silent, fault=fault)
 
     def _fault(self, effects: list[Directive], request: tuple[object, ...]) -> Directive | None:
         """The first fault that has not yet been served as often as it asks for."""
@@ -252,6 +252,15 @@ class Rule:
                 if self._served[(*request, position)] <= int(times):
                     return effect
         return None
+
+
+def _parsed(effect: Directive) -> dict[str, Any]:
+    """The JSON of a directive. Raises ModelError if it is broken."""
+    try:
+        parsed: dict[str, Any] = json.loads(str(effect.fields["usage"]))
+    except ValueError as problem:
+        raise ModelError(400, f"{MARK} not JSON: {effect.line}: {problem}") from problem
+    return parsed
 
 
 def tool_use(call: Directive) -> dict[str, Any]:
@@ -302,7 +311,7 @@ def events(message: dict[str, Any]) -> Iterator[dict[str, Any]]:
         yield {"type": "content_block_delta", "index": 0, "delta": {"type": delta, key: piece}}
     yield {"type": "content_block_stop", "index": 0}
     stop = {"stop_reason": message["stop_reason"], "stop_sequence": None}
-    yield {"type": "message_delta", "delta": stop, "usage": {"output_tokens": usage["output_tokens"]}}
+    yield {"type": "message_delta", "delta": stop, "usage": usage}
     yield {"type": "message_stop"}
 
 
@@ -389,7 +398,8 @@ async def respond(request: RecordedRequest, answer: Answer) -> Response:
     fault = answer.fault
     if fault is None or fault.verb == "cut":
         body = event_stream if streamed else whole_body
-        return StreamingResponse(body(answer, request.model), media_type=media_type)
+        headers = {"request-id": f"req_{uuid.uuid4().hex}"}
+        return StreamingResponse(body(answer, request.model), headers=headers, media_type=media_type)
     await asyncio.sleep(answer.wait)
     if fault.verb == "garbage":
         return Response(GARBAGE, media_type=media_type)

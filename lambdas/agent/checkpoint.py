@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, BinaryIO, Protocol, Self
 
 from lambdas.agent.frames import blocks, kind
 from lambdas.errors import Internal, WorkflowError
+from lambdas.receipt import Receipt
 from lambdas.strict import Json
 
 if TYPE_CHECKING:
@@ -69,8 +70,8 @@ class Saver(Protocol):
     def saving_seconds(self) -> float:
         """About how long saving what the run has changed by now would take, at its end."""
 
-    def spent(self, usd: float) -> None:
-        """What the attempt has cost by now. Raises StorageUnavailable."""
+    def receipt(self, receipt: Receipt) -> None:
+        """Keep what the attempt has cost by now. Raises StorageUnavailable."""
 
 
 class Answers(Protocol):

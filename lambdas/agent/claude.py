@@ -24,6 +24,7 @@ makes the other tools disappear, for subagents too. `Bash(git *)` is therefore n
 
 import asyncio
 import json
+import math
 import sys
 import time
 import uuid
@@ -46,10 +47,11 @@ from lambdas.agent.environment import environment, refuse_credentials
 from lambdas.agent.messages import TOO_DEEP
 from lambdas.agent.processes import Processes
 from lambdas.agent.proxy import Proxy
+from lambdas.agent.receipts import Receipts
 from lambdas.agent.scratch import Scratch, crowded
-from lambdas.agent.spending import Spending
 from lambdas.agent.transcript import Transcript, only_uuid
 from lambdas.agent.witness import Witness
+from lambdas.contract import dollars
 from lambdas.errors import (
     MODEL_STATUSES,
     AgentCrashed,
@@ -57,12 +59,14 @@ from lambdas.errors import (
     Internal,
     ModelOverloaded,
     ModelRateLimited,
+    ModelUnpriced,
     NotAsked,
     OutputUnusable,
     SchemaRefused,
     SessionDamaged,
     WorkflowError,
 )
+from lambdas.receipt import Receipt
 from lambdas.strict import Json
 
 CLI = Path(claude_agent_sdk.__file__).parent / "_bundled" / "claude"
@@ -136,6 +140,8 @@ class Turn:
     allowed_tools: tuple[str, ...] | None = None
     """All there are, if given."""
     disallowed_tools: tuple[str, ...] = ()
+    strict: bool = False
+    """Whether a call's worst has to fit into the budget before it is made."""
 
 
 @dataclass(frozen=True)
@@ -150,14 +156,19 @@ class Outcome:
     """`end_turn`, `refusal`, `max_tokens` … of the model; `max_turns`, `max_budget`, `deadline`,
     `max_structured_output_retries` of the run."""
     num_turns: int
-    cost_usd: float
-    """This run's own, by the meter."""
+    receipt: Receipt
+    """By the meter, with the CLI's own total beside it."""
     usage: Json
     """Of all its calls of the model, subagents' included."""
     duration_ms: int
     model_failure: Json | None
     """`{"status", "times"}` where the model answered nothing but errors when the run ended: the status, None for no
     connection, and how often in a row."""
+
+    @property
+    def cost_usd(self) -> float:
+        """This run's own, by the meter."""
+        return self.receipt.usd
 
 
 async def converse(turn: Turn, scratch: Scratch, proxy: Proxy, saver: Saver, deadline: float) -> Outcome:
@@ -177,8 +188,9 @@ async def converse(turn: Turn, scratch: Scratch, proxy: Proxy, saver: Saver, dea
     if turn.resume and not before:
         raise SessionDamaged(detail="the session has no transcript")
     agent = _Agent(turn, scratch, proxy, saver, deadline)
-    in_time = await agent.run(deadline)
-    proxy.meter.quiet(QUIET_SECONDS)
+    with agent.receipts:
+        in_time = await agent.run(deadline)
+        proxy.meter.quiet(QUIET_SECONDS)
     run = _Run(turn, scratch, proxy, agent, round((time.monotonic() - began) * 1000))
     try:
         if not in_time:
@@ -203,8 +215,9 @@ class _Agent:
         transcript = Transcript(scratch, turn.claude_session)
         self.checkpoints = Checkpoints(saver, proxy, self._processes.frozen, transcript.open, deadline)
         self._saver = saver
-        self._spending = Spending(saver.spent)
-        proxy.meter.allow(turn.max_budget_usd, turn.max_turns, self._spending.note)
+        self._earlier_usd = transcript.total_usd() if turn.resume else 0.0
+        self.receipts = Receipts(proxy.meter, saver.receipt)
+        proxy.meter.allow(turn.max_budget_usd, turn.max_turns, self.receipts, turn.strict)
         self._transport = _Tee(options, self.checkpoints, proxy.witness)
         self._client = ClaudeSDKClient(options, transport=self._transport)
         self.messages = self._transport.messages
@@ -215,6 +228,13 @@ class _Agent:
     def result(self) -> Json:
         """What the CLI said when it was done with the prompt; empty if it did not."""
         return next((message for message in reversed(self.messages) if frames.ends(message, self._asked)), {})
+
+    def total_usd(self, result: Json) -> float | None:
+        """What Claude Code says that this run cost: a word of the agent's world, to be compared with the meter's. None
+        where it says nothing, or nothing that could be."""
+        said: Any = result.get("total_cost_usd")
+        total = said - self._earlier_usd if dollars(said) else math.nan
+        return round(total, 10) if dollars(total) else None
 
     @property
     def stderr(self) -> str:
@@ -232,7 +252,7 @@ class _Agent:
             talk = asyncio.create_task(self._talk())
             crowd = asyncio.create_task(self._crowd(deadline))
             try:
-                with self._spending, self.checkpoints:
+                with self.checkpoints:
                     left = max(0.0, deadline - time.time())
                     await asyncio.wait({talk, crowd}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
                     self._proxy.shut()  # what is still at work in the CLI asks the model nothing more
@@ -425,7 +445,7 @@ class _Run:
             structured_output=self._output(result),
             stop_reason=stop_reason,
             num_turns=max(0, min(result.get("num_turns", 0), meter.calls + 1)),
-            cost_usd=meter.spent,
+            receipt=meter.receipt(self.agent.total_usd(result)),
             usage=meter.usage,
             duration_ms=took if type(took) is int and 0 <= took <= self.duration_ms else self.duration_ms,
             model_failure=self.proxy.witness.failure,
@@ -446,6 +466,8 @@ class _Run:
         witness = self.proxy.witness
         if not witness.failed:
             return self._error(AgentCrashed, result)
+        if self.proxy.meter.unpriced:
+            return self._error(ModelUnpriced, result)
         error = MODEL_STATUSES.get(witness.status or 0, ModelOverloaded)
         waits = error is ModelRateLimited or witness.status == 529
         return self._error(error, result, retry_after=self.proxy.retry_after if waits else None)

@@ -108,6 +108,8 @@ class Answer:
 
     call: Call
     id: str = ""
+    model: str | None = None
+    """The one that says it answers."""
     usage: Json = field(default_factory=dict)
     """As announced by now: at the beginning for the input, at the end for all."""
     blocks: list[Json] = field(default_factory=list)
@@ -151,6 +153,7 @@ class Answer:
     def _start(self, message: object) -> None:
         if isinstance(message, dict):
             self.id = str(message.get("id") or "")
+            self.model = str(message["model"])[:100] if message.get("model") else None
             self._count(message.get("usage"))
 
     def _count(self, usage: object) -> None:

@@ -41,6 +41,7 @@ from lambdas.agent.messages import Call, Reader, Unreadable, reader
 from lambdas.agent.meter import Charge, LimitMet, Meter
 from lambdas.agent.witness import Witness
 from lambdas.errors import ModelUnauthorized
+from lambdas.pricing import Prices, Unpriced
 
 BODY_BYTES = 64 * 1024 * 1024
 """Largest request; the Messages API takes 32 MB."""
@@ -189,14 +190,14 @@ class Proxy:
     Entering reads every secret once, and raises ModelUnauthorized if one is unset, or what reading it raises.
     """
 
-    def __init__(self, upstreams: Sequence[Upstream]) -> None:
+    def __init__(self, upstreams: Sequence[Upstream], prices: Prices | None = None) -> None:
         self._upstreams = {upstream.name: upstream for upstream in upstreams}
         self._token = f"run-{secrets.token_urlsafe(32)}"
         self._open: set[socket.socket] = set()
         self._idle: list[http.client.HTTPConnection] = []
         self._guard = threading.Lock()
         self._bodies = _Room(BODIES_BYTES)
-        self.meter = Meter()
+        self.meter = Meter(prices)
         self.witness = Witness(self.meter)
         self.answers = 0
         """How many answers of the model have begun, that is, how many are paid for."""
@@ -339,6 +340,8 @@ class Proxy:
                     charge.sent()
                 connection.endheaders(request.body)
                 response = connection.getresponse()
+                if charge:
+                    charge.answered(response.status, _request_id(response))
                 if line.fileno() >= 0:  # an answer without a body may have closed it
                     line.settimeout(None)
                 yield added, response
@@ -387,7 +390,6 @@ class Proxy:
             self.answers += 1
             self.witness.began(charge.answer)
         else:
-            charge.refused()
             self.witness.stumbled(response.status)
         if response.status in (429, 529):
             self.retry_after = _retry_after(response)
@@ -503,6 +505,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         try:
             with proxy.meter.call(call, lambda: _wait(self.connection, 0)) as charge:
                 self._relay(upstream, request, charge)
+        except Unpriced as model:
+            proxy.witness.refused(call.main, HTTPStatus.FORBIDDEN)
+            self._refuse(HTTPStatus.FORBIDDEN, f"the model {model} has no price here, so it is not called")
         except LimitMet as limit:
             # 403: to Claude Code (2.1.332) nothing that it would try again, or mend.
             proxy.witness.refused(call.main, HTTPStatus.FORBIDDEN)
@@ -613,6 +618,12 @@ def _watch(client: socket.socket, upstream: socket.socket) -> Iterator[None]:
         stop.close()
         watcher.join()
         done.close()
+
+
+def _request_id(response: http.client.HTTPResponse) -> str | None:
+    """The provider's own name for the call: Anthropic's, or Bedrock's."""
+    names = (response.headers.get(name) for name in ("request-id", "x-amzn-requestid"))
+    return next((name[:100] for name in names if name), None)
 
 
 def _retry_after(response: http.client.HTTPResponse) -> int | None:

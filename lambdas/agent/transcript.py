@@ -71,6 +71,19 @@ class Transcript:
         with file:
             return os.fstat(file.fileno()).st_size
 
+    def total_usd(self) -> float:
+        """The total from which Claude Code (2.1.330) will count on: that of the last record which it wrote of it."""
+        total, file = 0.0, self.open()
+        if file is None:
+            return total
+        with file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - NEWS_BYTES))
+            for line in file.read(NEWS_BYTES).split(b"\n"):
+                if line.startswith(b'{"type":"cost-state"'):
+                    with suppress(ValueError, KeyError, TypeError, RecursionError):  # Claude Code passes over it, too
+                        total = float(json.loads(line)["totalCostUSD"])
+        return total
+
     def reword(self, since: int) -> None:
         """Say of what ended the turn, after the byte `since`, that it was the service. Raises OSError."""
         file = self.open(os.O_RDWR)

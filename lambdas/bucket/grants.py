@@ -15,7 +15,7 @@ def grants(bucket: Bucket, claim: Claim, checkpoint: str | None, seconds: int) -
         request=_get(bucket, f"runs/{claim.run_id}/request.json", seconds),
         session=_get(bucket, session_key(base.session_id), seconds, VersionId=base.version_id) if base else None,
         started=_put(bucket, f"{at}started", seconds, IfNoneMatch="*"),
-        spent=_put(bucket, f"{at}spent.json", seconds),
+        receipt=_put(bucket, f"{at}receipt.json", seconds),
         resumed=_get(bucket, f"{checkpoint}checkpoint.zip", seconds) if checkpoint else None,
         checkpoint=_put(bucket, f"{at}checkpoint.zip", seconds),
         changes=_put(bucket, f"{at}changes.zip", seconds),

@@ -45,6 +45,12 @@ def mark(bucket: Bucket, claim: Claim, outcome: str) -> None:
         bucket.delete(_key(hour, name, claim.run_id))
 
 
+def unmark(bucket: Bucket, claim: Claim) -> None:
+    """Say nothing of a run that was refused after it was claimed."""
+    bucket.delete(_key(hour_of(claim.recorded_at), "claimed", claim.run_id))
+    bucket.delete(f"index/sessions/{claim.session_id}/{claim.run_id}")
+
+
 def stands(bucket: Bucket, entry: Entry, outcome: str) -> bool:
     """Whether a run that was found in its hour stands there with this outcome as well."""
     return entry.hour is not None and bucket.head(_key(entry.hour, outcome, entry.run_id)) is not None

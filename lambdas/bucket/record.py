@@ -4,7 +4,7 @@
     runs/{run_id}/base.json                   the session's version that the run works on; another while none is staged
     runs/{run_id}/{attempt}/started, checkpoint.zip, changes.zip, messages.json, result.json
                                               staged by RunClaude through grants, the last three at once
-    runs/{run_id}/{attempt}/spent.json        US dollars so far, for an attempt that dies without a word
+    runs/{run_id}/{attempt}/receipt.json      every call of the model and what it cost, written as the run goes
     runs/{run_id}/{attempt}/detail.txt        or, where it fails, what its operator should know of it
     runs/{run_id}/response.json               the committed answer
     runs/{run_id}/failure.json                what the run died of
@@ -17,16 +17,17 @@ from dataclasses import asdict
 from typing import cast
 
 from lambdas.bucket.objects import Bucket, ConditionFailed, Missing
-from lambdas.contract import FORMAT, Base, Claim, Result, dollars
+from lambdas.contract import FORMAT, Base, Claim, Result
 from lambdas.errors import AgentCrashed
 from lambdas.next_step import Left, Pin, Staging
+from lambdas.receipt import Receipt
 from lambdas.strict import Json
 
 RESULT_BYTES = 8 * 1024 * 1024
 """No honest result.json is larger; a larger one is not read into memory."""
 
-SPENT_BYTES = 32
-"""A number is not longer."""
+RECEIPT_BYTES = 16 * 1024 * 1024
+"""No honest receipt.json is larger: a call takes some 500 bytes, and a run has some hundreds."""
 
 WHOLE = ("changes.zip", "messages.json", "result.json")
 """What an attempt has to have left for its result to be one."""
@@ -91,23 +92,62 @@ def failure(bucket: Bucket, run_id: str) -> Json | None:
 
 def spent_before(bucket: Bucket, claim: Claim) -> float:
     """US dollars that earlier attempts of the run cost, as far as they could tell."""
+    return sum((cost or 0.0 for cost in costs_before(bucket, claim).values()), 0.0)
+
+
+def costs_before(bucket: Bucket, claim: Claim) -> dict[str, float | None]:
+    """US dollars by attempt, of those before the claim's; None for one that nobody can tell. What version 0.2 wrote
+    down of its attempts, which kept no receipts, stands in the run's failure."""
     if not claim.repeated:
-        return 0.0
-    costs = (failure(bucket, claim.run_id) or {"costs": {}})["costs"]
-    attempts = {key.rpartition("/")[0] + "/" for key in _staged(bucket, claim.run_id, "spent.json")}
-    said = {attempt: spent_by(bucket, attempt) for attempt in attempts - costs.keys() - {claim.staging}}
-    return float(sum(cost or 0 for attempt, cost in (costs | said).items() if attempt != claim.staging))
+        return {}
+    said: dict[str, float | None] = (failure(bucket, claim.run_id) or {"costs": {}})["costs"]
+    costs = said | {at: found.usd if found else None for at, found in receipts(bucket, claim.run_id).items()}
+    return {attempt: cost for attempt, cost in costs.items() if attempt != claim.staging}
 
 
 def spent_by(bucket: Bucket, attempt: str) -> float | None:
-    """US dollars that an attempt said it had spent when it last said so; None where it never could."""
+    """US dollars that an attempt cost; None where its receipt does not add up. Without one the model was not called."""
+    found = _accounted(bucket, attempt)
+    return found.usd if found else None
+
+
+def most_by(bucket: Bucket, attempt: str) -> float | None:
+    """What an attempt can have cost, as the limits reckon it; None where nobody can tell."""
+    found = _accounted(bucket, attempt)
+    return found.most if found else None
+
+
+def _accounted(bucket: Bucket, attempt: str) -> Receipt | None:
+    """An attempt's receipt, an empty one where there is none; None for one that does not add up."""
     try:
-        said: object = bucket.read(f"{attempt}spent.json", most=SPENT_BYTES)
+        return receipt(bucket, attempt) or Receipt((), {}, None, None)
     except ValueError:
-        said = None  # a stranger may have written it
-    if said is None:
-        return 0.0 if bucket.head(f"{attempt}started") is None else None
-    return float(cast(float, said)) if dollars(said) else None
+        return None
+
+
+def receipts(bucket: Bucket, run_id: str) -> dict[str, Receipt | None]:
+    """Those that the run's attempts left, by attempt (`runs/{run_id}/{attempt}/`), in their order; None for one that
+    does not add up."""
+    attempts = [key.removesuffix("receipt.json") for key in _staged(bucket, run_id, "receipt.json")]
+    return {attempt: _accounted(bucket, attempt) for attempt in attempts}
+
+
+def receipt_of(bucket: Bucket, claim: Claim, result: Result) -> Receipt | None:
+    """The receipt of a staged result; None for one of version 0.2, which kept none. Raises `AgentCrashed` where the two
+    do not say the same."""
+    try:
+        found = receipt(bucket, claim.staging)
+        if found and abs(found.usd - result.cost_usd) > 1e-9:
+            raise ValueError("result.json has another cost than receipt.json")
+        return found
+    except ValueError as error:
+        raise AgentCrashed(run_id=claim.run_id, session_id=claim.session_id, detail=str(error)) from error
+
+
+def receipt(bucket: Bucket, attempt: str) -> Receipt | None:
+    """What an attempt left of its receipt; `ValueError` where that does not add up."""
+    found = bucket.read(f"{attempt}receipt.json", most=RECEIPT_BYTES)
+    return None if found is None else Receipt.load(found)
 
 
 def detail(bucket: Bucket, claim: Claim, most: int) -> str:
@@ -136,7 +176,7 @@ def unfit(bucket: Bucket, run_id: str) -> list[str]:
 
 
 def result(bucket: Bucket, claim: Claim) -> Result:
-    """What RunClaude staged, if it is whole and of the right shape. Raises `AgentCrashed` if it is not."""
+    """What RunClaude staged, if it is whole, and of the right shape. Raises `AgentCrashed` if it is not."""
     try:
         return Result.load(bucket.read(f"{claim.staging}result.json", most=RESULT_BYTES))
     except ValueError as error:

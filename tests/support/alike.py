@@ -22,6 +22,7 @@ SAME: list[tuple[str, str]] = [
     (r" +\d+\.\d{3} s", " 1.000 s"),
     (r" +=+$", "  ="),
     (r"Execution [\w-]+", "Execution NAME"),
+    (r"^Receipt of [\w-]+", "Receipt of ATTEMPT"),
     (r"\$\d\.\d{4}", "$0.0500"),
     (r"\d+ S3 requests: .*", "9 S3 requests: …"),
 ]
@@ -36,7 +37,7 @@ def same(seen: str) -> str:
     text = PASSING.sub("", plain(seen))
     for pattern, stands in SAME:
         text = re.sub(pattern, stands, text, flags=re.MULTILINE)
-    text = re.sub(r"^Staged in [\w-]+: .+?\n\n", _staged, text, flags=re.MULTILINE | re.DOTALL)
+    text = re.sub(r"^Staged in [\w-]+: .+?\n(?=\n|Receipt)", _staged, text, flags=re.MULTILINE | re.DOTALL)
     text = re.sub(r"\d+\.\d s +", lambda found: "1.0 s".ljust(len(found[0])), text)
     for kind, pattern in (("run-", r"run-[0-9a-f]{32}"), ("session-", r"session-[0-9a-f-]{36}")):
         for number, name in enumerate(dict.fromkeys(re.findall(pattern, text)), 1):
@@ -47,7 +48,7 @@ def same(seen: str) -> str:
 def _staged(found: "re.Match[str]") -> str:
     """Objects with their sizes, which decide where the lines end."""
     line = re.sub(r"[\d,]+ bytes", "9 bytes", " ".join(found[0].split()))
-    return re.sub(r"^Staged in \S+", "Staged in ATTEMPT:", line) + "\n\n"
+    return re.sub(r"^Staged in \S+", "Staged in ATTEMPT:", line) + "\n"
 
 
 def kept(name: str) -> Path:

@@ -21,7 +21,11 @@ WRITES = {
     "base.json": ("PUT", r"runs/{run}/base\.json"),
     "index: session": ("PUT", r"index/sessions/{session}/{run}"),
     "index: claimed": ("PUT", r"index/hours/[^/]+/claimed/{run}"),
-    "spent.json": ("PUT", r"runs/{run}/[^/]+/spent\.json"),
+    "ledger: reserved": ("PUT", r"ledger/[^/]+/[^/]+~{run}~[^/]+~reserved~"),
+    "ledger: spent": ("PUT", r"ledger/[^/]+/[^/]+~{run}~[^/]+~spent~"),
+    "ledger: given back": ("DELETE", r"ledger/[^/]+/[^/]+~{run}~[^/]+~reserved~"),
+    "ledger: failed": ("PUT", r"ledger/sessions/{session}/{run}~"),
+    "receipt.json": ("PUT", r"runs/{run}/[^/]+/receipt\.json"),
     "started": ("PUT", r"runs/{run}/[^/]+/started"),
     "checkpoint.zip": ("PUT", r"runs/{run}/[^/]+/checkpoint\.zip"),
     "changes.zip": ("PUT", r"runs/{run}/[^/]+/changes\.zip"),
@@ -113,7 +117,7 @@ def rows() -> list[Row]:
 
 def _restore() -> Iterator[Row]:
     state = "RestoreSession"
-    for at in ("request.json", "lease", "base.json", "index: session", "index: claimed"):
+    for at in ("request.json", "lease", "ledger: reserved", "base.json", "index: session", "index: claimed"):
         yield Row(state, at, KILLED_BEFORE, 1, OK, "new", "", 2, 0)
     yield Row(state, at, KILLED_AFTER, 1, OK, "new", "", 2, 0)
     yield Row(state, "request.json", "500", 1, OK, "new", "", 2, 0)
@@ -130,8 +134,8 @@ def _run() -> Iterator[Row]:
     yield Row(state, "started", LOST, 1, CRASHED, "old", "", 0, 2)
     yield Row(state, "checkpoint.zip", KILLED_BEFORE, 1, INTERNAL, "old", "", 2, 2, THINKS)
     yield Row(state, "checkpoint.zip", KILLED_AFTER, 1, INTERNAL, "old", "", 2, 1, THINKS)
-    yield Row(state, "spent.json", KILLED_AFTER, 1, INTERNAL, "old", "", 2, 1, THINKS)
-    yield Row(state, "spent.json", "503", ALWAYS, OK, "new", "", 2, 0)
+    yield Row(state, "receipt.json", KILLED_AFTER, 1, INTERNAL, "old", "", 2, 1, THINKS)
+    yield Row(state, "receipt.json", "503", ALWAYS, OVERLOADED, "old", "", 0, 2)
     for at in WHOLE:
         yield Row(state, at, KILLED_BEFORE, 1, INTERNAL, "old", "", 2, 1, THINKS)
     yield Row(state, at, KILLED_AFTER, 1, INTERNAL, "old", "", 2, 0, THINKS)
@@ -154,6 +158,8 @@ def _persist() -> Iterator[Row]:
         "large commit: the rest",
         "large commit: complete",
         "response.json",
+        "ledger: spent",
+        "ledger: given back",
         "index: done",
         "index: claimed, gone",
         "lease, freed",
@@ -174,7 +180,14 @@ def _persist() -> Iterator[Row]:
 
 def _record() -> Iterator[Row]:
     state = "RecordFailure"
-    for at in ("failure.json", "index: failed", "index: claimed, gone", "lease, freed"):
+    for at in (
+        "ledger: spent",
+        "ledger: failed",
+        "failure.json",
+        "index: failed",
+        "index: claimed, gone",
+        "lease, freed",
+    ):
         yield Row(state, at, KILLED_BEFORE, 1, UNAUTHORIZED, "old", "", 1, 2, FAILS)
     yield Row(state, at, KILLED_AFTER, 1, UNAUTHORIZED, "old", "", 1, 2, FAILS)
     yield Row(state, "failure.json", "500", 1, UNAUTHORIZED, "old", "", 1, 2, FAILS)

@@ -49,7 +49,7 @@ def a_task(bucket: GrantedBucket, attempt: str, claude_session: str, checkpoint:
 
     staged = {
         name: grant(f"{attempt}/{name}")
-        for name in ("started", "spent", "checkpoint", "changes", "messages", "result", "detail")
+        for name in ("started", "receipt", "checkpoint", "changes", "messages", "result", "detail")
     }
     resumed = grant(f"{checkpoint}/checkpoint") if checkpoint else None
     return Task(
@@ -62,6 +62,6 @@ def a_task(bucket: GrantedBucket, attempt: str, claude_session: str, checkpoint:
         handed_at=time.time(),
         size=0,
         directory=0,
-        allowance=Allowance(10, 5.0, None, []),
+        allowance=Allowance(10, 5.0, None, [], False),
         grants=Grants(request=grant("request"), session=None, resumed=resumed, **staged),
     )

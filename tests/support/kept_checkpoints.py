@@ -10,6 +10,7 @@ from lambdas.archive.format import Limits
 from lambdas.archive.pack import pack
 from lambdas.archive.tree import Keep
 from lambdas.archive.unpack import unpack
+from lambdas.receipt import Receipt
 from tests.support.opened import Opened
 
 LIMITS = Limits(10_000, 1 << 30, 1100)
@@ -24,7 +25,7 @@ class Kept:
     times: list[float] = field(default_factory=list)
     delay: float = 0.0
     """Seconds that an upload takes."""
-    costs: list[float] = field(default_factory=list)
+    receipts: list[Receipt] = field(default_factory=list)
     """In US dollars, as they were told."""
     saving: Callable[[], float] = lambda: 0.0
     """Seconds that the end is told to take."""
@@ -43,8 +44,8 @@ class Kept:
     def saving_seconds(self) -> float:
         return self.saving()
 
-    def spent(self, usd: float) -> None:
-        self.costs.append(usd)
+    def receipt(self, receipt: Receipt) -> None:
+        self.receipts.append(receipt)
 
     def restore(self, into: Scratch, which: int = -1) -> None:
         """What a replay does: the checkpoint in place of what is there."""

@@ -30,12 +30,15 @@ from lambdas.bucket.versions import session_key
 from lambdas.contract import Claim, Restored, Result, RunResult, Task
 from lambdas.errors import AgentCrashed, ModelOverloaded, Refused, WorkflowError
 from lambdas.persist_session import PersistSession
+from lambdas.pricing import Prices
+from lambdas.receipt import Receipt
 from lambdas.record_failure import RecordFailure
 from lambdas.request import asked_run
 from lambdas.restore_session import LEASE_MARGIN, RestoreSession
 from lambdas.settings import Caps, Clocks, RestoreSettings
 from lambdas.strict import Json
 from tests.support.archives import session
+from tests.support.metered import receipt_of
 from tests.support.opened import Opened
 
 CALLER = "alice"
@@ -43,13 +46,15 @@ CLOCKS = Clocks(29)
 LEASE_SECONDS = CLOCKS.machine + LEASE_MARGIN
 RULES = Rules(Limits(1000, 1 << 30, RATIO), 0.5)
 HISTORY = "history"
+COST = 0.25
+"""US dollars that a run costs, where it is not said otherwise."""
 RESULT = Result(
     result="done",
     structured_output=None,
     stop_reason="end_turn",
     model_failure=None,
     num_turns=1,
-    cost_usd=0.25,
+    cost_usd=COST,
     usage={"input_tokens": 1},
     duration_ms=900,
     files=[{"path": "notes.txt", "change": "added", "size": 12}],
@@ -141,7 +146,7 @@ class Workflow:
         self.s3 = bucket.s3
         self.bucket = bucket.name
         self.store = bucket
-        self.settings = RestoreSettings(bucket.name, CLOCKS, Caps(50, 1.0, None))
+        self.settings = RestoreSettings(bucket.name, CLOCKS, Caps(50, 1.0, None), Prices.of())
         self.transfer = Transfer()
         self.now = 1_800_000_000.0
         self.conversations: Counter[str] = Counter()
@@ -165,19 +170,25 @@ class Workflow:
         fails: WorkflowError | None = None,
         after: str = "started",
         archive: bytes | None = None,
+        receipt: Receipt | None = None,
         **said: Any,
     ) -> RunResult:
         """RunClaude: a conversation adds one line to the session, or changes what `archive` says.
 
-        It `fails` once it has put `after`: started, checkpoint or result. Its result is what is `said`, and else usual.
+        It `fails` once it has put `after`: started, checkpoint or result. Its result is what is `said`, and else usual;
+        its `receipt` one call of that cost, if no other is given.
         """
         put, grants = fuse or Fuse(), task.grants
+        said = {"cost_usd": receipt.usd} | said if receipt else said
         if not put(lambda: self.transfer.put(grants.started, b"", 0)):
             raise AgentCrashed
         if after == "checkpoint":
             for calls in (b"one call", b"two calls"):
                 half = session(**{task.run_id: calls})
                 put(partial(self.transfer.put, grants.checkpoint, half, len(half)))
+        cost = said.get("cost_usd", COST) if fails is None else fails.cost_usd or 0.0
+        calls_made = json.dumps((receipt or receipt_of(cost)).dump()).encode()
+        put(lambda: self.transfer.put(grants.receipt, calls_made, len(calls_made)))
         if self.now > task.deadline or (fails and after != "result"):
             raise fails or ModelOverloaded
         last = self.transfer.read(grants.session) if grants.session else None

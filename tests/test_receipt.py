@@ -1,0 +1,62 @@
+"""A receipt is what was called and what that cost, or it is none."""
+
+import json
+from typing import Any
+
+import pytest
+
+from lambdas.agent.meter import Meter
+from lambdas.receipt import Receipt
+from lambdas.strict import Json
+from tests.support.metered import ask, call
+
+
+def dumped() -> Json:
+    """A receipt of two calls, as it is staged."""
+    meter = Meter()
+    ask(meter, call(), 1000)
+    ask(meter, call(main=False), 500, whole=False)
+    read: Json = json.loads(json.dumps(meter.receipt(claude_code_usd=0.03).dump()))
+    return read
+
+
+def test_it_is_what_was_staged() -> None:
+    """What was cut may have cost more than it announced."""
+    receipt = Receipt.load(dumped())
+    assert (receipt.usd, receipt.differs) == (0.02002, True)
+    assert receipt.most is not None
+    assert receipt.most >= receipt.usd
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda data: data["calls"][0]["usage"].update(output_tokens=1001),
+        lambda data: data["calls"][0].update(usd=0.01),
+        lambda data: data["calls"][0].update(usd=-1),
+        lambda data: data["calls"][0].update(most=0.0),
+        lambda data: data["calls"][0].update(model="claude-haiku-4-5"),
+        lambda data: data["calls"][0].update(end="free"),
+        lambda data: data["calls"][0].update(more=1),
+        lambda data: data["calls"][0].pop("status"),
+        lambda data: data["prices"]["models"].clear(),
+        lambda data: data["prices"].clear(),
+        lambda data: data.update(calls=[7]),
+        lambda data: data.update(calls=None),
+        lambda data: data.update(format=2),
+        lambda data: data.clear(),
+    ],
+)
+def test_what_does_not_add_up_is_no_receipt(change: Any) -> None:
+    """Whatever strangers' code left in its place."""
+    data = dumped()
+    change(data)
+    with pytest.raises(ValueError, match=r"receipt\.json"):
+        Receipt.load(data)
+
+
+@pytest.mark.parametrize("data", [None, [], 7, "x", {"calls": {}}])
+def test_what_is_none_is_no_receipt(data: object) -> None:
+    """Nor is what has another shape altogether."""
+    with pytest.raises(ValueError, match=r"receipt\.json"):
+        Receipt.load(data)
