@@ -19,6 +19,7 @@ from lambdas.bucket.client import s3_client
 from lambdas.bucket.commit import Commit, Rules, of_archive
 from lambdas.bucket.objects import Bucket
 from lambdas.contract import ANSWER_BYTES, FORMAT, Claim, RunResult
+from lambdas.errors import AgentCrashed
 from lambdas.settings import CommitSettings
 from lambdas.strict import Json
 
@@ -50,22 +51,24 @@ class PersistSession:
         """
         # Every request takes S3 some 20 ms: what does not need another's answer does not wait for it.
         with ThreadPoolExecutor(4) as pool, Commit(pool, self.bucket, claim, self.rules) as commit:
+            receipt = pool.submit(record.staged_receipt, self.bucket, claim)
             before, now = record.spent_before(self.bucket, claim), datetime.now(UTC)
             if likely := _run_result(returned):
                 commit.begin(likely.staged_bytes, _metadata(claim, likely, before, now))
             result = record.result(self.bucket, claim)
             messages = pool.submit(record.messages, self.bucket, claim, ANSWER_BYTES)
-            receipt = pool.submit(record.receipt_of, self.bucket, claim, result)
             metadata = _metadata(claim, RunResult.of(claim.run_id, result), before, now)
-            kept = receipt.result()
+            if (kept := receipt.result()) and abs(kept.usd - result.cost_usd) > 1e-9:
+                why = "result.json has another cost than receipt.json"
+                raise AgentCrashed(run_id=claim.run_id, session_id=claim.session_id, detail=why)
             commit.make(result, metadata)
+            spent = kept.most if kept else result.cost_usd
+            settled = pool.submit(ledger.settle, self.bucket, claim, spent, committed=True)
             own = result.cost_usd + before if claim.staging.startswith(f"runs/{claim.run_id}/") else 0.0
             total = float(metadata["cost-usd"])
             built = answer.build(claim, result, messages.result(), own, total, receipt=kept is not None)
             standing = record.answer(self.bucket, claim.run_id, built)
-            spent = kept.most if kept else result.cost_usd
             marked = pool.submit(listing.mark, self.bucket, claim, "done")
-            settled = pool.submit(ledger.settle, self.bucket, claim, spent, committed=True)
             lease.free(self.bucket, claim.session_id, lambda held: held.execution == claim.execution)
             marked.result()
             settled.result()

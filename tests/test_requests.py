@@ -35,6 +35,7 @@ def _shape(key: str) -> str:
     key = re.sub(r"run-[0-9a-f]+", "{run}", key)
     key = re.sub(r"/\d{13}-[0-9a-f]{8}/", "/…/", key)
     key = re.sub(r"session-[0-9a-f-]+", "{session}", key)
+    key = re.sub(r"^ledger/[\d-]+/.*~(reserved|spent)~.*", r"ledger/{day}/…~\1", key)
     return re.sub(r"\d{4}-\d\d-\d\dT\d\d", "{hour}", key)
 
 
@@ -50,7 +51,7 @@ def documented(column: str) -> list[str]:
 
 
 def test_restoring_asks_for_what_is_documented_and_no_more(noted: Noted) -> None:
-    """A new session takes five requests, one that goes on eight; some at once, but each step only when the one before
+    """A new session takes six requests, one that goes on nine; some at once, but each step only when the one before
     is done."""
     workflow = Workflow(a_bucket(noted))
     session = workflow.new_session("one")
@@ -66,7 +67,7 @@ def test_restoring_asks_for_what_is_documented_and_no_more(noted: Noted) -> None
 
 
 def test_a_commit_asks_for_what_is_documented_and_no_more(noted: Noted) -> None:
-    """Ten requests for a small session, some of them at once."""
+    """Thirteen requests for a small session, some of them at once."""
     workflow = Workflow(a_bucket(noted))
     session = workflow.new_session("four")
     restored = workflow.restore(Execution("fourth", "five", {"prompt": "x", "session_id": session}))
