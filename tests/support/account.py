@@ -24,7 +24,8 @@ def deployed(state: Path, template: Json) -> Iterator[Kit]:
         api = {name: one for name, one in template["Resources"].items() if "::ApiGateway::" in one["Type"]}
         whole = {"Resources": deploy.fit(template, {})["Resources"] | api}
         formation = started.client("cloudformation")
-        formation.update_stack(StackName=deploy.STACK, TemplateBody=json.dumps(whole), Capabilities=["CAPABILITY_IAM"])
+        body = json.dumps(whole, separators=(",", ":"))  # 51,200 bytes at the most; from there on, AWS takes it from S3
+        formation.update_stack(StackName=deploy.STACK, TemplateBody=body, Capabilities=["CAPABILITY_IAM"])
         deploy._await_stack(formation, deploy.STACK, "UPDATE")
         nowhere = Endpoint("http://127.0.0.1:9/claude-code", None)
         yield Kit(nowhere, Backend(made.bucket, made.state_machine_arn, started), deploy.STACK, max_dollars=0)

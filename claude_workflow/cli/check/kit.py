@@ -217,11 +217,15 @@ class Kit:
         asked = [found for run_id in self.costs if (found := record.request(self.bucket, run_id))]
         prefixes = [self.scratch, *(f"runs/{run_id}/" for run_id in self.costs)]
         for session_id in {one["session_id"] for one in asked}:
-            prefixes += [f"{session_id}.zip", f"locks/{session_id}.json", f"index/sessions/{session_id}/"]
+            prefixes += [f"{session_id}.zip", f"locks/{session_id}.json"]
+            prefixes += [f"index/sessions/{session_id}/", f"ledger/sessions/{session_id}/"]
         gone = [version for prefix in prefixes for version in versions.below(self.bucket, prefix)]
         for hour in {listing.hour_of(one["requested_at"]) for one in asked}:
             everybodys = versions.below(self.bucket, f"index/hours/{hour}/")
             gone += [version for version in everybodys if version.key.rpartition("/")[2] in self.costs]
+        for day in {listing.hour_of(one["requested_at"])[:10] for one in asked}:
+            everybodys = versions.below(self.bucket, f"ledger/{day}/")
+            gone += [version for version in everybodys if version.key.split("~")[1] in self.costs]
         versions.delete(self.bucket, gone)
         return len(gone)
 

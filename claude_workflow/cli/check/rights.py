@@ -20,6 +20,7 @@ RIGHTS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "runs/run-1/x": {"s3:GetObject": KEEPERS, "s3:PutObject": KEEPERS, "s3:DeleteObject": ()},
     "locks/session-1.json": {"s3:GetObject": KEEPERS, "s3:PutObject": KEEPERS, "s3:DeleteObject": KEEPERS},
     "index/sessions/session-1/run-1": {"s3:PutObject": KEEPERS, "s3:DeleteObject": KEEPERS},
+    "ledger/2026-01-01/x": {"s3:PutObject": KEEPERS, "s3:DeleteObject": KEEPERS},
     BUCKET: {"s3:ListBucket": KEEPERS, "s3:ListBucketVersions": READERS, "s3:PutBucketPolicy": ()},
     SECRET: {"secretsmanager:GetSecretValue": ("RunClaude",), "secretsmanager:PutSecretValue": ()},
     MACHINE: {"states:StartSyncExecution": ("Door",), "states:StartExecution": (), "states:UpdateStateMachine": ()},
