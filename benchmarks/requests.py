@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable
+from urllib.parse import unquote
 
 from benchmarks.limiter import Exchange
 from benchmarks.report import Check, Section, table
@@ -24,7 +25,7 @@ REASONS = (
     (r"PUT .*/receipt\.json.*", "every call of the model and its cost, should the function be killed"),
     (r"PUT .*/ledger/.*~reserved~.*", "what the run may spend is reserved, before the sum is looked at"),
     (
-        r"GET .*list-type=2.*ledger%2F[^%]+%2F[^%]*(?:%2F)?(?:&.*)?",
+        r"GET .*[?&]prefix=ledger.*",
         "the ledger: what the day has left, or what the run has reserved",
     ),
     (r"PUT .*/ledger/.*~spent~.*", "what the run has spent"),
@@ -82,7 +83,10 @@ def section(name: str, exchanges: Iterable[Exchange]) -> Section:
 def _shape(target: str) -> str:
     """A target without its ids and signature."""
     path, _, query = target.partition("?")
-    path = re.sub(r"(run|session)-[0-9a-f-]{32,36}", r"{\1}", path.split("/", 2)[2])
+    if listed := re.search(r"(?:^|&)prefix=([^&]*)", query):
+        return f"`{re.sub(r'[0-9].*', '…', unquote(listed[1]))}`, a listing"
+    path = re.sub(r"^ledger/[^~]+~[^~]+~[^~]+~([a-z]+)~.*", r"ledger/{day}/…~\1", path.split("/", 2)[2])
+    path = re.sub(r"(run|session)-[0-9a-f-]{32,36}", r"{\1}", path)
     path = re.sub(r"/\d{13}-[0-9a-f]{8}/", "/{attempt}/", re.sub(r"/\d{4}-\d\d-\d\dT\d\d/", "/{hour}/", path))
     kept = [part.split("=")[0] for part in query.split("&") if part and not part.startswith("X-Amz-")]
     return f"`{path}{'?' if kept else ''}{'&'.join(kept)}`"

@@ -6,6 +6,7 @@ of it, only the class, bounded numbers and the operator's detail are taken; the 
 
 import json
 import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -50,16 +51,25 @@ class RecordFailure:
         if claim is None:
             run = asked_run(event["caller"], event["key"], event["replay"])
             return failure.facts() | {"run_id": run, "session_id": failure.session_id, "cost_usd": 0.0}
-        ids = {"run_id": claim.run_id, "session_id": claim.session_id}
         response = record.response(self.bucket, claim.run_id)
-        ledger.settle(self.bucket, claim, record.most_by(self.bucket, claim.staging), committed=response is not None)
+        with ThreadPoolExecutor(1) as beside:  # the state has four seconds
+            settled = beside.submit(self._settle, claim, committed=response is not None)
+            public = self._recorded(claim, event, failure, response)
+            lease.free(self.bucket, claim.session_id, lambda held: held.execution == claim.execution)
+            settled.result()
+        return public
+
+    def _settle(self, claim: Claim, *, committed: bool) -> None:
+        """What it did not spend is free again."""
+        ledger.settle(self.bucket, claim, record.most_by(self.bucket, claim.staging), committed=committed)
+
+    def _recorded(self, claim: Claim, event: Json, failure: WorkflowError, response: Json | None) -> Json:
+        ids = {"run_id": claim.run_id, "session_id": claim.session_id}
         if response:
             # It died after its commit: repeating it answers with the committed turn.
-            public = failure.facts() | ids | {"cost_usd": response["cost_usd"], "resumes": True}
-        else:
-            public = self._write(claim, event, failure, ids)
-            listing.mark(self.bucket, claim, "failed")
-        lease.free(self.bucket, claim.session_id, lambda held: held.execution == claim.execution)
+            return failure.facts() | ids | {"cost_usd": response["cost_usd"], "resumes": True}
+        public = self._write(claim, event, failure, ids)
+        listing.mark(self.bucket, claim, "failed")
         return public
 
     def _begun(self, event: Json) -> Claim | None:

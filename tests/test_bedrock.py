@@ -176,6 +176,7 @@ def run(prompt: str, scratch: Scratch, model: str | None = None) -> Outcome:
         "MAX_SESSION_FILES": "10",
         "SCRATCH": "unused",
         "SANDBOX": "none",
+        "PRICES": "{}",
     }
     turn = Turn(prompt, claude_session=str(uuid.uuid4()), resume=False, model=model)
     with Proxy(_upstreams(AgentSettings.read(settings), None)) as proxy:
@@ -262,7 +263,7 @@ def test_what_bedrock_refuses(prompt: str, error: type[WorkflowError], scratch: 
 
 
 @pytest.mark.parametrize(
-    "model", [MODEL, MODEL.replace(":", "%3A"), "anthropic.claude-x-v1:0", "global.anthropic.claude-opus-5"]
+    "model", [MODEL, MODEL.replace(":", "%3A"), "anthropic.claude-opus-5-v1:0", "global.anthropic.claude-opus-5"]
 )
 def test_ids_of_models_and_profiles_are_let_through(model: str, service: Service, proxy: Proxy) -> None:
     """With the colon as it is or encoded, the path arrives as it was sent, and its signature is right."""

@@ -51,7 +51,7 @@ def test_what_was_removed_is_gone(history: Past) -> None:
     assert versions(history, f"{session}.zip") == [f"{session}.zip"]
     for name in (first, run):
         left = {key.rpartition("/")[2] for key in versions(history, f"runs/{name}/")}
-        assert left - {"failure.json"} == {"request.json", "base.json", "response.json", "started"}
+        assert left - {"failure.json"} == {"request.json", "base.json", "response.json", "started", "receipt.json"}
     assert "8 staged objects are gone" in said
     assert "What stays: what its runs were asked" in said
     assert "0 dead bytes, 0 older versions and 0 staged objects" in purge(history, session)

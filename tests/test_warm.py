@@ -57,6 +57,7 @@ def function(
         "MAX_SESSION_FILES": "1000",
         "SCRATCH": str(place / "agents"),
         "SANDBOX": "none",
+        "PRICES": "{}",
         **variables,
     }
     bucket = GrantedBucket(objects={"/request": json.dumps({"body": {"prompt": "Hello"}}).encode()})

@@ -4,6 +4,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from itertools import combinations
 from typing import Any
 
 from claude_workflow.cli.record import READERS, Run, each, look, staged
@@ -13,6 +14,12 @@ from lambdas.bucket.objects import Bucket
 from lambdas.bucket.record import RECEIPT_BYTES, WHOLE
 from lambdas.pricing import Asked, Prices, Unpriced, kept
 from lambdas.receipt import Called, Receipt
+
+SIDE_BY_SIDE = 8
+"""Of more attempts than these, an answer has to have counted all."""
+
+EXACT = 1e-6
+"""US dollars by which sums may differ in their last digits."""
 
 
 @dataclass(frozen=True)
@@ -58,14 +65,16 @@ class Account:
 
     @property
     def counted(self) -> Sequence[Attempt]:
-        """The attempts that its answer can have counted: not one that began later than the one whose result it is, and
-        was at work when that one ended after all."""
+        """The attempts that its answer can have counted: its own, and not one that was at work beside it. All of them
+        where no sum of some is what it says."""
         answer = self.run.answer or {}
-        at = answer.get("receipt_at", "").removesuffix("receipt.json")
-        until = [attempt for attempt in self.attempts if attempt.prefix <= at]
-        of_these = total(until)
-        meant = of_these is not None and abs(of_these - answer.get("cost_usd", -1)) < 1e-6
-        return until if until and meant else self.attempts
+        own = answer.get("receipt_at", "").removesuffix("receipt.json")
+        for size in range(len(self.attempts), 0, -1) if len(self.attempts) <= SIDE_BY_SIDE else ():
+            for some in combinations(self.attempts, size):
+                made = total(some) if own in (attempt.prefix for attempt in some) else None
+                if made is not None and abs(made - answer["cost_usd"]) < EXACT:
+                    return some
+        return self.attempts
 
     @property
     def usd(self) -> float | None:

@@ -62,7 +62,7 @@ def remarks(books: Books) -> list[str]:
     for of in books.accounts.values():
         late = [attempt for attempt in of.attempts if attempt not in of.counted and attempt.usd]
         for attempt in late:
-            what = f"{attempt.name} began when an earlier attempt was still to be answered"
+            what = f"{attempt.name} was at work beside the one that is answered"
             said.append(f"{of.run.run_id}: {what}; what it cost, {exact(attempt.usd or 0.0)}, is in no answer")
     bare = [attempt for _, attempt in books.attempts() if not attempt.receipt and not attempt.damage]
     known = [attempt.said for attempt in bare if attempt.said is not None]
