@@ -157,8 +157,8 @@ PLANTED: dict[str, tuple[str, Callable[[Spent], Plant], str]] = {
     ),
     "an answer": (
         "twice",
-        lambda record: changed(record, "twice", "response.json", lambda data: data.update(cost_usd=0.25)),
-        r"the answer says \$0\.2500, its receipts \$0\.3500",
+        lambda record: changed(record, "twice", "response.json", lambda data: data.update(cost_usd=0.3)),
+        r"the answer says \$0\.3000, its receipts \$0\.3500",
     ),
     "an answer's session": (
         "second",
