@@ -63,7 +63,8 @@ def kept(usage: Mapping[str, Any]) -> Json:
 
 
 def _step(step: Mapping[str, Any]) -> Json:
-    return kept({**step, "iterations": None}) | ({"model": step["model"]} if isinstance(step.get("model"), str) else {})
+    named = {"model": step["model"][:200]} if isinstance(step.get("model"), str) else {}
+    return kept({**step, "iterations": None}) | named
 
 
 def _is_count(value: object) -> bool:
@@ -103,14 +104,18 @@ class Prices:
 
     def usd(self, asked: Asked, usage: Json) -> float:
         """What an answer cost, by what it announced (`kept`). Raises `Unpriced`."""
-        steps = [step for step in usage.get("iterations", ()) if isinstance(step, dict)]
         # The sum of the steps is more where the provider took some that the totals leave out (compaction, an adviser).
-        in_steps = sum(self._tokens(str(step.get("model") or asked.model), step) for step in steps)
+        in_steps = sum(self._tokens(self._of(step, asked), step) for step in usage.get("iterations", ()))
         tokens = max(self._tokens(asked.model, usage), in_steps)
         fast = asked.fast or usage.get("speed") == "fast"
         us = asked.us or usage.get("inference_geo") == "us"
         searches: float = usage.get("server_tool_use", {}).get("web_search_requests", 0) * self.table["web_search"]
         return float(round(tokens * self._factor(asked.model, fast, us) + searches, 10))
+
+    def _of(self, step: Json, asked: Asked) -> str:
+        """The model of a step; of one without a price, since it is done and paid, the one that was asked for."""
+        model = str(step.get("model"))
+        return model if self.knows(model) else asked.model
 
     def most(self, asked: Asked, sent: int, said: int) -> float:
         """What a call with so many tokens in and out can cost at most. Raises `Unpriced`."""
@@ -159,7 +164,9 @@ def check(model: str, line: object) -> None:
     known = isinstance(line, dict) and line.keys() <= {*RATES, "long", "fast", "regional"}
     if not isinstance(line, dict) or not known or not all(_is_price(line.get(rate)) for rate in RATES):
         raise ValueError(f"{model} needs {', '.join(RATES)}, each in US dollars for a million tokens")
-    if long := line.get("long"):
+    if not all(_is_price(line.get(factor, 1)) for factor in ("fast", "regional")):
+        raise ValueError(f"{model}: fast and regional are factors")
+    if (long := line.get("long")) is not None:
         if not isinstance(long, dict) or not _is_count(long.get("above")):
             raise ValueError(f"{model}: long needs above, a number of tokens, and prices")
         check(f"{model}: long", {name: price for name, price in long.items() if name != "above"})

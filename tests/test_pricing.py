@@ -70,6 +70,9 @@ def test_a_deployments_own_prices_come_first() -> None:
         [],
         OWN | {"long": {"above": "x"} | OWN},
         OWN | {"long": {"above": 1}},
+        OWN | {"regional": "much"},
+        OWN | {"fast": None},
+        OWN | {"long": 0},
     ],
 )
 def test_what_is_no_price_is_refused_by_the_models_name(line: Any) -> None:

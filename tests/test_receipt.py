@@ -28,6 +28,30 @@ def test_it_is_what_was_staged() -> None:
     assert receipt.most >= receipt.usd
 
 
+STEP = {"input_tokens": 1, "output_tokens": 1_000_000}
+STEPS: list[tuple[Json, float]] = [
+    (STEP, 20.000004),
+    (STEP | {"model": "claude-fable-5"}, 50.00001),
+    (STEP | {"model": "claude-unheard-of"}, 20.000004),
+    (STEP | {"model": "m" * 10_000}, 20.000004),
+]
+
+
+@pytest.mark.parametrize(("step", "dollars"), STEPS)
+def test_steps_of_other_models_are_on_it(step: Json, dollars: float) -> None:
+    """What the provider did by another model costs that one's price; by one that nobody knows, that of the one asked
+    for: it is done and paid, and a receipt has to add up."""
+    meter = Meter()
+    with meter.call(call(), lambda: None) as charge:
+        charge.sent()
+        charge.answered(200, None)
+        usage = {"output_tokens": 5, "iterations": [step, "garbage"]}
+        charge.answer.take({"type": "message_start", "message": {"id": "m", "usage": usage}})
+        charge.answer.take({"type": "message_stop"})
+    read = Receipt.load(json.loads(json.dumps(meter.receipt().dump())))
+    assert read.usd == meter.spent == pytest.approx(dollars)
+
+
 @pytest.mark.parametrize(
     "change",
     [

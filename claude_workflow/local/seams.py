@@ -45,7 +45,7 @@ def secret_of(key: str, token: str) -> str | None:
 
 def _asking_who(build: Callable[..., Any]) -> Callable[..., Any]:
     def asking(worker: Any, generation: Any, pending: Any) -> Any:
-        class Asking(build(worker, generation, pending)):  # type: ignore[misc]
+        class Asking(build(worker, generation, pending)):  # type: ignore[misc]  # ministack's own class, made at run time
             path: str
 
             def parse_request(self) -> bool:

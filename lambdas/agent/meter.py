@@ -98,7 +98,8 @@ class Meter:
         with self._changed:
             calls = self._ended + [line for charge in self._under_way if (line := charge.line("open"))]
             calls.sort(key=lambda call: call.at)
-            lines = self.prices.lines({call.model for call in calls})
+            steps = (step.get("model", "") for call in calls for step in call.usage.get("iterations", ()))
+            lines = self.prices.lines({*(call.model for call in calls), *steps})
             return Receipt(tuple(calls), lines, self.limit, self._limit_at, claude_code_usd)
 
     @property
