@@ -87,8 +87,10 @@ class RestoreSession:
             if claim.repeated and (response := record.response(self.bucket, claim.run_id)):
                 return self._done(claim, response)
             wanted = Lease(claim.run_id, execution, started_at + self.settings.clocks.machine + LEASE_MARGIN)
-            lease.take(self.bucket, claim.session_id, wanted, self.now())
+            lost = lease.take(self.bucket, claim.session_id, wanted, self.now())
             try:
+                if lost and lost.run_id != claim.run_id:
+                    ledger.lost(self.bucket, claim.session_id, lost.run_id)
                 return self._decide(request, claim, wanted.expires_at, beside)
             except WorkflowError as error:
                 if isinstance(error, BudgetExhausted) and fresh:

@@ -34,6 +34,8 @@ from tests.support.kept_checkpoints import Kept
 
 REGION = "eu-west-1"
 MODEL = "eu.anthropic.claude-sonnet-4-5-20250929-v1:0"
+DOLLARS = 0.00495
+"""A thousand tokens in and a hundred out, at 3 and 15 dollars a million, and a tenth more for a geography."""
 CALL = f"/model/model/{MODEL}/invoke-with-response-stream"
 SIGNED = re.compile(
     rf"AWS4-HMAC-SHA256 Credential=(?P<key>\w+)/\d{{8}}/{REGION}/bedrock/aws4_request, "
@@ -111,6 +113,7 @@ class Handler(Answering):
     def _stream(self, frames: list[bytes]) -> None:
         self.send_response(200)
         self.send_header("content-type", "application/vnd.amazon.eventstream")
+        self.send_header("x-amzn-requestid", str(uuid.uuid4()))
         self.send_header("transfer-encoding", "chunked")
         self.end_headers()
         for piece in frames:
@@ -201,10 +204,12 @@ def asked(proxy: Proxy, method: str = "POST", path: str = CALL, **headers: str) 
 @pytest.mark.usefixtures("role")
 def test_a_turn_on_bedrock(service: Service, scratch: Scratch) -> None:
     """Tools run, the answer comes through AWS' event stream, and every call is signed with the role's credentials."""
-    outcome = run("run echo hi", scratch)
+    usage = 'usage {"input_tokens": 1000, "output_tokens": 100}'
+    outcome = run(f"{usage}\nrun echo hi\n{usage}\nhello", scratch)
     assert (outcome.stop_reason, outcome.num_turns) == ("end_turn", 2)
     assert "→ hi" in str(outcome.result)
-    assert outcome.cost_usd > 0
+    assert [(call.usd, call.end) for call in outcome.receipt.calls] == [(DOLLARS, "whole")] * 2
+    assert len({call.request_id for call in outcome.receipt.calls} - {None}) == 2
     assert [path for path, _, _ in service.seen] == [f"/model/{MODEL}/invoke-with-response-stream"] * 2
 
 

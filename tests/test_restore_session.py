@@ -1,13 +1,15 @@
 """RestoreSession on a real S3: what a repeat comes to, whatever has become of the run and its session meanwhile."""
 
+import threading
 import uuid
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
 
-from lambdas.bucket import lease, listing, record
+from lambdas.bucket import lease, ledger, listing, record
 from lambdas.bucket.situation import from_outside
 from lambdas.errors import (
     AgentCrashed,
@@ -269,6 +271,51 @@ def test_a_sessions_failed_runs_count_against_its_limit(workflow: Workflow) -> N
     workflow.execute(asking("c", session), fails=AgentCrashed(cost_usd=0.05))
     with pytest.raises(BudgetExhausted, match=r"max_session_usd\."):
         workflow.restore(asking("d", session))
+
+
+def test_a_sessions_lost_runs_count_against_its_limit(workflow: Workflow) -> None:
+    """Nobody wrote down that it died; who takes over its lease reads its receipt. Once it is committed after all, it
+    counts in the session's own sum alone."""
+    limited(workflow, max_session_usd=0.8)
+    session = workflow.new_session("first")
+    first = workflow.restore(asking("a", session)).task
+    assert first
+    with pytest.raises(AgentCrashed):
+        workflow.run(first, fails=AgentCrashed(cost_usd=0.5))
+    workflow.now += LEASE_SECONDS + 1
+    task = workflow.restore(second := asking("b", session)).task
+    assert task
+    assert task.allowance.max_budget_usd == pytest.approx(0.05)
+    workflow.record(second, AgentCrashed(cost_usd=0.0), state="RunClaude")
+    assert ledger.failed_usd(workflow.store, session) == 0.5
+    workflow.settings = replace(workflow.settings, caps=replace(workflow.settings.caps, max_session_usd=None))
+    assert workflow.execute(asking("a", session))["session_cost_usd"] == pytest.approx(1.0)
+    assert ledger.failed_usd(workflow.store, session) == 0
+
+
+def test_twenty_clients_share_a_callers_last_dollar(workflow: Workflow) -> None:
+    """Each spends all that it is given: together they spend the dollar and not more, none is refused while there is
+    room, and what they leave is for others."""
+    limited(workflow, max_caller_usd_per_day=1.0)
+    start = threading.Barrier(20)
+
+    def client(number: int) -> float:
+        asked = asking(f"{number}")
+        asked.body["max_budget_usd"] = 0.25
+        start.wait()
+        try:
+            task = (restored := workflow.restore(asked)).task
+        except BudgetExhausted:
+            return 0.0
+        assert task
+        workflow.persist(restored.claim, workflow.run(task, cost_usd=task.allowance.max_budget_usd))
+        return task.allowance.max_budget_usd
+
+    with ThreadPoolExecutor(20) as pool:
+        spent = [usd for usd in pool.map(client, range(20)) if usd]
+    assert spent == [0.25] * 4
+    with pytest.raises(BudgetExhausted, match="free again at 00:00 UTC"):
+        workflow.restore(asking("late"))
 
 
 def test_a_model_without_a_price_is_refused_by_its_name(workflow: Workflow) -> None:

@@ -23,8 +23,9 @@ class Lease:
     expires_at: float
 
 
-def take(bucket: Bucket, session_id: str, wanted: Lease, now: float) -> None:
-    """Take the session's lease, or find it mine, or take it over if it is expired (`now` in epoch seconds).
+def take(bucket: Bucket, session_id: str, wanted: Lease, now: float) -> Lease | None:
+    """Take the session's lease, or find it mine, or take it over if it is expired (`now` in epoch seconds). Returns the
+    one that was taken over, whose run was lost.
 
     Raises `RunInProgress` where another execution of this run holds it, `SessionBusy` where another run does. Both
     say when to come again: soon, then after as long as the other has been at work by then. So whoever comes again
@@ -33,9 +34,11 @@ def take(bucket: Bucket, session_id: str, wanted: Lease, now: float) -> None:
     key = _key(session_id)
     for _ in range(5):
         try:
-            return bucket.write(key, asdict(wanted), IfNoneMatch="*")
+            bucket.write(key, asdict(wanted), IfNoneMatch="*")
         except ConditionFailed:
             held = _held(bucket, session_id)
+        else:
+            return None
         if held is None:
             continue
         lease, etag = held
@@ -46,9 +49,10 @@ def take(bucket: Bucket, session_id: str, wanted: Lease, now: float) -> None:
             wait = ceil(min(lease.expires_at - now, max(FIRST_WAIT, ahead)))
             raise busy(retry_after=wait, session_id=session_id, run_id=wanted.run_id)
         try:
-            return bucket.write(key, asdict(wanted), IfMatch=etag)
+            bucket.write(key, asdict(wanted), IfMatch=etag)
         except (ConditionFailed, Missing):  # taken over, or given back
             continue
+        return lease
     raise SessionBusy(retry_after=1, session_id=session_id, run_id=wanted.run_id)
 
 

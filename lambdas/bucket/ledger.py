@@ -2,7 +2,7 @@
 
     ledger/{YYYY-MM-DD}/{attempt}~{run_id}~{caller}~reserved~{millionths of a dollar}~{epoch seconds of its end}
     ledger/{YYYY-MM-DD}/{attempt}~{run_id}~{caller}~spent~{millionths of a dollar}
-    ledger/sessions/{session_id}/{run_id}~{attempt}~{millionths of a dollar}     of attempts that failed
+    ledger/sessions/{session_id}/{run_id}~{attempt}~{millionths of a dollar}     of attempts that failed, or were lost
 
 Empty objects: all they say is in their keys, so a day is read by listing it (a request for each 1,000 attempts).
 Days are UTC's; a run belongs to the one on which its attempt began.
@@ -137,6 +137,16 @@ def settle(bucket: Bucket, claim: Claim, usd: float | None, *, committed: bool) 
     for each in held:
         if each.kind == RESERVED:
             bucket.delete(each.key)
+
+
+def lost(bucket: Bucket, session_id: str, run_id: str) -> None:
+    """Count what a run cost against its session that died without a word, as what fails is counted. Where it was
+    committed before, the session's own sum has it."""
+    if record.response(bucket, run_id) is not None:
+        return
+    for attempt, receipt in record.receipts(bucket, run_id).items():
+        if receipt and receipt.most:
+            bucket.touch(f"ledger/sessions/{session_id}/{run_id}~{attempt.split('/')[2]}~{_micros(receipt.most)}")
 
 
 def failed_usd(bucket: Bucket, session_id: str) -> float:
