@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 
 from lambdas.errors import AgentCrashed
+from lambdas.strict import Json
+from tests.support.metered import receipt_of
 from tests.support.played_workflow import Execution, Workflow
 
 
@@ -32,6 +34,21 @@ def test_what_run_claude_returned_has_to_be_what_it_staged(workflow: Workflow, l
     assert workflow.history(session) == history
     workflow.persist(restored.claim, told)
     assert workflow.history(session) == [*history, restored.claim.run_id]
+
+
+@pytest.mark.parametrize(
+    "receipt", [receipt_of(0.0).dump(), receipt_of(0.26).dump(), {}, receipt_of(0.25).dump() | {"format": 2}]
+)
+def test_a_result_costs_what_its_receipt_adds_up_to(workflow: Workflow, receipt: Json) -> None:
+    """Or it is none, and the session stays as it is."""
+    session = workflow.new_session(str(uuid.uuid4()))
+    restored = workflow.restore(Execution("two", str(uuid.uuid4()), {"prompt": "x", "session_id": session}))
+    assert restored.task
+    told, history = workflow.run(restored.task), workflow.history(session)
+    workflow.store.write(f"{restored.claim.staging}receipt.json", receipt)
+    with pytest.raises(AgentCrashed, match=r"receipt\.json"):
+        workflow.persist(restored.claim, told)
+    assert workflow.history(session) == history
 
 
 @pytest.mark.parametrize("told", [[], "x", {}, {"cost_usd": 1}, {"run_id": "run-1", "next": "done"}])

@@ -56,6 +56,7 @@ def test_steps_of_other_models_are_on_it(step: Json, dollars: float) -> None:
     "change",
     [
         lambda data: data["calls"][0]["usage"].update(output_tokens=1001),
+        lambda data: data["calls"][0]["usage"].update(prompt="of somebody"),
         lambda data: data["calls"][0].update(usd=0.01),
         lambda data: data["calls"][0].update(usd=-1),
         lambda data: data["calls"][0].update(most=0.0),

@@ -150,7 +150,7 @@ class Meter:
         own = charge.at_worst if self._strict else 0.0
         if self.limit:  # it was met: also of what would still fit, nothing is passed on any more
             raise LimitMet(self.limit)
-        if self._reckoned >= self._budget or self._reckoned + own > self._budget:
+        if self._reckoned + own >= self._budget:
             raise self._met("max_budget")
         if self.calls >= self._most_calls:
             raise self._met("max_turns")
