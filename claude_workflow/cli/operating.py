@@ -5,7 +5,7 @@ import argparse
 import re
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from claude_workflow.cli.endpoint import Unusable, default_state
 from claude_workflow.cli.printing import harmless
@@ -40,8 +40,20 @@ _UNITS = {"m": 60.0, "h": 3600.0, "d": 86_400.0}
 _LONGEST = 365 * _UNITS["d"]
 
 
-def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+
+
+def add_commands(commands: Commands) -> None:
     """Adds them to the parser's."""
+    added = ((_add_runs, _runs), (_add_show, _show), (_add_costs, _costs), (_add_verify, _verify))
+    for add, act in (*added, (_add_replay, _replay), (_add_sessions, _purge)):
+        command = add(commands)
+        command.set_defaults(run=run, act=act)
+        command.add_argument("--stack", metavar="NAME", help="of this deployed stack, with your AWS credentials")
+        add_state(command)
+
+
+def _add_runs(commands: Commands) -> argparse.ArgumentParser:
     runs = commands.add_parser("runs", help="list runs, with what they cost", description=RUNS)
     ended = runs.add_mutually_exclusive_group()
     ended.add_argument("--failed", action="store_true", help="only those that failed or were lost")
@@ -53,13 +65,19 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     _add_since(runs, "24h; of a session all")
     runs.add_argument("--session", type=session_id, metavar="ID", help="only those of this session")
     runs.add_argument("--json", action="store_true", help="print a line of JSON a run")
+    return runs
 
+
+def _add_show(commands: Commands) -> argparse.ArgumentParser:
     show = commands.add_parser("show", help="show a run, state by state", description=SHOW)
     show.add_argument("run_id", type=run_id, metavar="RUN_ID")
     much = show.add_mutually_exclusive_group()
     much.add_argument("--verbose", action="store_true", help="with what each state got and gave")
     much.add_argument("--json", action="store_true", help="print all of it as JSON")
+    return show
 
+
+def _add_costs(commands: Commands) -> argparse.ArgumentParser:
     costs = commands.add_parser("costs", help="add up what runs cost", description=COSTS)
     costs.add_argument(
         "--by", choices=["caller", "session", "model", "day"], default="day", help="default: %(default)s"
@@ -68,7 +86,10 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     form = costs.add_mutually_exclusive_group()
     for name, what in (("csv", "as CSV"), ("json", "a line of JSON a row")):
         form.add_argument(f"--{name}", dest="form", action="store_const", const=name, default="table", help=what)
+    return costs
 
+
+def _add_verify(commands: Commands) -> argparse.ArgumentParser:
     verify = commands.add_parser("verify", help="prove what runs cost", description=VERIFY)
     _add_since(verify, "all that is kept")
     verify.add_argument(
@@ -78,7 +99,10 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
         help="a CSV from the cost or the usage page of the provider's Console, to be lined up by day and model",
     )
     verify.add_argument("--json", action="store_true", help="print it as JSON")
+    return verify
 
+
+def _add_replay(commands: Commands) -> argparse.ArgumentParser:
     replay = commands.add_parser("replay", help="run failed runs again", description=REPLAY)
     which = replay.add_mutually_exclusive_group(required=True)
     which.add_argument("run_ids", type=run_id, nargs="*", metavar="RUN_ID", default=[], help="the runs to replay")
@@ -88,16 +112,14 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     verb = replay.add_mutually_exclusive_group()
     verb.add_argument("--fork", action="store_true", help="as a new session, on the version they were pinned to")
     verb.add_argument("--rebase", action="store_true", help="as new runs, on the session's newest version; this pays")
+    return replay
 
+
+def _add_sessions(commands: Commands) -> argparse.ArgumentParser:
     sessions = commands.add_parser("sessions", help="purge a session of what was removed", description=SESSIONS)
     sessions.add_argument("what", choices=["purge"], help="what to do")
     sessions.add_argument("session_id", type=session_id, metavar="ID", help="the session")
-
-    acts = ((runs, _runs), (show, _show), (costs, _costs), (verify, _verify), (replay, _replay), (sessions, _purge))
-    for command, act in acts:
-        command.set_defaults(run=run, act=act)
-        command.add_argument("--stack", metavar="NAME", help="of this deployed stack, with your AWS credentials")
-        add_state(command)
+    return sessions
 
 
 def add_state(command: argparse.ArgumentParser) -> None:
