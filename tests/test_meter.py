@@ -3,6 +3,7 @@
 import json
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import Any
 
@@ -279,3 +280,25 @@ def test_the_models_last_errors_are_counted() -> None:
     assert witness.failure == {"status": 529, "times": 2}
     witness.began(Answer(call()))
     assert witness.failure is None
+
+
+def test_a_receipt_can_be_read_at_any_moment() -> None:
+    """While calls begin and end in threads of their own: it has each call once, and reading it breaks nothing."""
+    meter, over = Meter(), threading.Event()
+    meter.allow(None, None, Kept())
+
+    def read() -> int:
+        looks = 0
+        while not over.is_set():
+            ends = [call.end for call in meter.receipt().calls]
+            assert len(ends) - ends.count("open") <= len(meter.receipt().calls)
+            looks += 1
+        return looks
+
+    with ThreadPoolExecutor(2) as pool:
+        looking = pool.submit(read)
+        for number in range(1, 400):
+            ask(meter, call(), 1)
+            assert len(meter.receipt().calls) == number
+        over.set()
+        assert looking.result() > 0

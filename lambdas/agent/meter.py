@@ -64,7 +64,9 @@ class Meter:
 
     def __init__(self, prices: Prices | None = None) -> None:
         self.prices = prices or Prices.of()
-        self._changed = threading.Condition(threading.RLock())
+        self.lock = threading.RLock()
+        """Held while a call changes: the receipt is read by another thread, at any moment."""
+        self._changed = threading.Condition(self.lock)
         self._budget = math.inf
         self._most_calls = math.inf
         self._strict = False
@@ -229,8 +231,9 @@ class Charge:
 
     def sent(self) -> None:
         """It is with the provider from now on, who may charge for it whatever becomes of the answer."""
-        self._end("cut")  # a try before this one, which got no answer
-        self._sent_at, self._answered = _now(), (None, None)
+        with self._meter.lock:
+            self._end("cut")  # a try before this one, which got no answer
+            self._sent_at, self._answered = _now(), (None, None)
         self._meter.begun()
 
     def answered(self, status: int, request_id: str | None) -> None:
@@ -270,10 +273,11 @@ class Charge:
         )
 
     def _end(self, end: str) -> None:
-        line = self.line(end)
-        if line is not None:
-            self._sent_at = None
-            self._meter.ended(self, line, line.most or 0.0)
+        with self._meter.lock:
+            line = self.line(end)
+            if line is not None:
+                self._sent_at = None
+                self._meter.ended(self, line, line.most or 0.0)
 
     def _unannounced(self, end: str, took: float) -> float:
         """What an answer that was cut off may have cost beside what it announced."""
