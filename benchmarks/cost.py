@@ -1,7 +1,7 @@
 """What AWS would charge for a turn: measured requests, bytes and seconds times the prices of `prices.toml`.
 
-Left out: the model, logs and traces, NAT or VPC endpoints, a KMS key, data sent out of AWS, and the functions' `/tmp`
-beyond 512 MB. Traffic between Lambda and S3 in one region is free.
+Left out: the model, logs and traces, the event of a run's end (a dollar a million), NAT or VPC endpoints, a KMS key,
+data sent out of AWS, and the functions' `/tmp` beyond 512 MB. Traffic between Lambda and S3 in one region is free.
 """
 
 import math
@@ -35,6 +35,7 @@ class Prices:
     api_request: float
     express_request: float
     express_gb_second: float
+    standard_step: float
     lambda_request: float
     lambda_gb_second: float
     s3_write: float

@@ -9,6 +9,7 @@ from benchmarks.report import Check, Section, table
 
 REASONS = (
     (r"GET .*/runs/[^/]+/request\.json\?X-Amz.*", "RunClaude reads the prompt, through its grant"),
+    (r"GET .*/runs/[^/]+/cancel\?X-Amz.*", "has the run's caller ended it?"),
     (r"GET .*/runs/[^/]+/request\.json", "is this run a repeat of an earlier one?"),
     (r"PUT .*/runs/[^/]+/request\.json", "the run is written down before anything else happens"),
     (r"GET .*/runs/[^/]+/response\.json", "was it answered before?"),

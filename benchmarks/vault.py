@@ -1,4 +1,5 @@
-"""Secrets Manager's part: one secret with a key for the model, for any caller."""
+"""What the functions ask beside S3: Secrets Manager, of one secret with a key for the model, and EventBridge, which
+takes any event; for any caller."""
 
 import json
 from contextlib import AbstractContextManager
@@ -7,13 +8,17 @@ from tests.support.http_servers import Answering, listening
 
 SECRET = json.dumps({"ANTHROPIC_API_KEY": "sk-scripted"})
 ARN = "arn:aws:secretsmanager:us-east-1:000000000000:secret:model"
+ANSWERS = {
+    "secretsmanager.GetSecretValue": {"ARN": ARN, "Name": "model", "SecretString": SECRET},
+    "AWSEvents.PutEvents": {"FailedEntryCount": 0, "Entries": [{"EventId": "event"}]},
+}
 
 
 class _Vault(Answering):
     def do_POST(self) -> None:
-        """GetSecretValue."""
+        """One of `ANSWERS`."""
         self.received()
-        self.answer(200, json.dumps({"ARN": ARN, "Name": "model", "SecretString": SECRET}).encode())
+        self.answer(200, json.dumps(ANSWERS[self.headers["x-amz-target"]]).encode())
 
 
 def serving() -> AbstractContextManager[str]:

@@ -29,6 +29,9 @@ SETTINGS = {
 }
 
 
+LONG_MACHINE = "arn:aws:states:us-east-1:000000000000:stateMachine:Long"
+
+
 class Span(NamedTuple):
     """A part of a turn."""
 
@@ -80,13 +83,17 @@ def ask(functions: dict[str, Handler], prompt: str, session: str | None = None) 
     """One request through all three states; what each took, by state. Raises `HandlerFailed`."""
     body = {"prompt": prompt} | ({"session_id": session} if session else {})
     envelope = {"caller": "benchmark", "key": str(uuid.uuid4()), "body": body, "requested_at": time.time() * 1000}
-    now = datetime.now(UTC).isoformat()
-    restored = functions["RestoreSession"](
-        {"envelope": envelope, "execution": f"execution-{uuid.uuid4()}", "started_at": now}
-    )
+    restored = functions["RestoreSession"](asking(envelope, f"execution-{uuid.uuid4()}"))
     ran = functions["RunClaude"](restored.output["task"])
     persisted = functions["PersistSession"]({"claim": restored.output["claim"], "told": ran.output})
     return dict(zip(STATES, (restored, ran, persisted), strict=True))
+
+
+def asking(envelope: Json, execution: str, before: str | None = None) -> Json:
+    """What RestoreSession's state is given in an execution that begins now, or a leg of it that does."""
+    now = datetime.now(UTC).isoformat()
+    began = {"started_at": now, "began_at": now, "before": before}
+    return {"envelope": envelope, "execution": execution, "long_machine": LONG_MACHINE, **began}
 
 
 def _turn(calls: dict[str, Call], stamps: Json, exchanges: list[Exchange], sampler: Sampler) -> Turn:
@@ -145,8 +152,8 @@ def functions(
     folder: Path, s3_url: str, template: Template, model_url: str, *path: Path
 ) -> Iterator[dict[str, Handler]]:
     """Fresh functions, by state; `path` comes before the project on their PYTHONPATH."""
-    with vault.serving() as secrets, ExitStack() as started:
-        urls = {"AWS_ENDPOINT_URL_S3": s3_url, "AWS_ENDPOINT_URL_SECRETS_MANAGER": secrets}
+    with vault.serving() as others, ExitStack() as started:
+        urls = {"AWS_ENDPOINT_URL_S3": s3_url, "AWS_ENDPOINT_URL": others}
         settings = SETTINGS | {"SCRATCH": str(folder / "scratch"), "ANTHROPIC_BASE_URL": model_url}
         yield {
             state: started.enter_context(

@@ -1,6 +1,8 @@
 """The answer to a POST: built to what Step Functions carries, stored without links, given out with them."""
 
 import json
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from lambdas import strict
@@ -8,6 +10,7 @@ from lambdas.bucket.grants import link
 from lambdas.bucket.objects import Bucket
 from lambdas.bucket.versions import session_key
 from lambdas.contract import ANSWER_BYTES, FORMAT, Claim, Response, Result
+from lambdas.receipt import Receipt, used
 from lambdas.strict import Json
 
 LINK_SECONDS = 900
@@ -63,6 +66,19 @@ def build(
     at = f"{claim.staging}messages.json"
     last = [strict.encodable(result.last_message)]
     return _shortened({**answer, "messages": last, "messages_truncated": True, "messages_at": at})
+
+
+def whole(result: Result, earlier: Sequence[Receipt], seconds: float) -> Result:
+    """The result of all legs, or attempts, that the conversation has gone through: what ran before took so many
+    `seconds`, and has left receipts. Its files are those changed since the session's version anyway."""
+    if not earlier:
+        return result
+    return replace(
+        result,
+        num_turns=result.num_turns + sum(receipt.turns for receipt in earlier),
+        usage=used([result.usage, *(call.usage for receipt in earlier for call in receipt.calls)]),
+        duration_ms=result.duration_ms + round(1000 * seconds),
+    )
 
 
 def with_links(answer: Json, bucket: Bucket) -> Json:

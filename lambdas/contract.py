@@ -37,6 +37,11 @@ class Base:
     """Bytes of its directory, with which it ends: all that a commit reads of a large one."""
 
 
+def attempt(execution: str, began_at: float) -> str:
+    """The name of an execution's attempt that began at `began_at` (epoch seconds)."""
+    return f"{round(began_at * 1000):013d}-{hashlib.sha256(execution.encode()).hexdigest()[:8]}"
+
+
 @dataclass(frozen=True)
 class Claim:
     """What RestoreSession established, and what PersistSession and RecordFailure alone believe."""
@@ -54,25 +59,27 @@ class Claim:
     claude_session: str
     base: Base | None
     """None for a new session; of another session for a fork."""
+    long: bool = False
+    """Whether it is the long machine's, in which the run works in legs."""
 
     @classmethod
-    def of(cls, record: Json, execution: str, started_at: float, *, repeated: bool) -> "Claim":
+    def of(cls, record: Json, execution: str, began_at: float, *, repeated: bool, long: bool = False) -> "Claim":
         """An execution's claim of the run in `record` (request.json), before it has a base.
 
-        An attempt is an execution, which began at `started_at` (epoch seconds): it is the same for its retries, and
-        later ones sort behind it.
+        An attempt is an execution or, in the long machine, a leg of one, which began at `began_at` (epoch seconds): it
+        is the same for its retries, and later ones sort behind it.
         """
-        digest = hashlib.sha256(execution.encode()).hexdigest()[:8]
         return cls(
             run_id=record["run_id"],
             session_id=record["session_id"],
             owner=record["owner"],
             execution=execution,
-            staging=f"runs/{record['run_id']}/{round(started_at * 1000):013d}-{digest}/",
+            staging=f"runs/{record['run_id']}/{attempt(execution, began_at)}/",
             recorded_at=record["requested_at"],
             repeated=repeated,
             claude_session=record["claude_session"],
             base=None,
+            long=long,
         )
 
     def pinned(self, base: Base | None, number: int) -> "Claim":
@@ -100,6 +107,8 @@ class Grants:
     """All that RunClaude can do to the bucket, for as long as the run may last."""
 
     request: Grant
+    cancel: Grant
+    """The mark by which the run's caller ends it: there is none until then."""
     session: Grant | None
     """The version that the run is pinned to; None for a new session."""
     resumed: Grant | None
@@ -126,6 +135,10 @@ class Task:
     """Whether a checkpoint of this very run is, whose turn is to be gone on with instead of being asked anew."""
     deadline: float
     """Epoch seconds at which the agent is interrupted."""
+    gate: float | None
+    """Epoch seconds from which a leg of a long run ends, as soon as nothing is lost by it; None: there is one leg."""
+    limit: float | None
+    """Epoch seconds at which such a leg is ended in any case."""
     handed_at: float
     """Epoch seconds at which RestoreSession gave it out: what goes by until RunClaude has it, it took to start."""
     size: int
@@ -147,14 +160,31 @@ WARM_UP: Json = {"warm": True}
 
 
 @dataclass(frozen=True)
+class Look:
+    """What a POST looks for that waits for another execution of its run."""
+
+    run_id: str
+    session_id: str
+    owner: str
+    execution: str
+    """The one at work."""
+    until: float
+    """Epoch seconds: how long it waits."""
+
+
+@dataclass(frozen=True)
 class Restored:
     """RestoreSession's result: the next step and what it needs."""
 
     next: str
-    """`run`, `persist` or `done`."""
+    """`run`, `persist`, `done`; of a run that the long machine takes over `hand_over`, or `look` where another
+    execution is at work on it."""
     claim: Claim
     task: Task | None = None
     response: Json | None = None
+    name: str | None = None
+    """Of the long machine's execution, where it is handed over."""
+    look: Look | None = None
 
     def dump(self) -> Json:
         """For a state's data."""
@@ -192,6 +222,19 @@ class RunResult:
     def load(cls, data: object) -> "RunResult":
         """Raises `ValueError` for anything that is not exactly this shape: strangers' code may have returned it."""
         return cls(**_checked(cls, data, "RunClaude's result"))
+
+
+@dataclass(frozen=True)
+class LegEnded:
+    """RunClaude's result where a leg of a long run ended before the run did: its checkpoint is staged."""
+
+    run_id: str
+    leg: str
+    """By what: `gate`, where nothing is lost, or `limit`."""
+
+    def dump(self) -> Json:
+        """For a state's data."""
+        return asdict(self)
 
 
 @dataclass(frozen=True)

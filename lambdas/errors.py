@@ -11,6 +11,8 @@
     │   ├── RunInProgress           409  this very run is still going on in another execution
     │   ├── RequestTooLarge         413  the body is over 240 KiB
     │   └── IdempotencyMismatch     422  the key was used with another body
+    ├── RunNotFound             404  no such run, or it is another caller's: for who reads runs
+    ├── RunCancelled            409  its caller ended it before the model had answered
     ├── SessionMoved            409  the session has gone on since the version the run was pinned to
     ├── SchemaRefused           400  Claude Code does not take the caller's output_schema, which only it could tell
     ├── SessionTooLarge         413  the workspace outgrew the deployment's limits
@@ -193,6 +195,20 @@ class IdempotencyMismatch(Refused):
 
     status = 422
     sentence = "This Idempotency-Key was used with another body. Use a new key for a new request."
+
+
+class RunNotFound(WorkflowError):
+    """No such run, or it is another caller's: the two are told apart by nobody. Said by the readers of runs alone."""
+
+    status = 404
+    sentence = "The run was not found."
+
+
+class RunCancelled(WorkflowError):
+    """Its caller ended it before the model had answered: nothing is committed, and nothing was charged."""
+
+    status = 409
+    sentence = "The run was cancelled before the model had answered, so nothing of it is saved."
 
 
 class SessionMoved(WorkflowError):

@@ -7,7 +7,7 @@ RestoreSession acts by it; `show` and `replay --dry-run` tell it. What it is dec
 from dataclasses import dataclass, field
 
 from lambdas.contract import Base
-from lambdas.errors import SessionMoved, SessionNotFound, WorkflowError
+from lambdas.errors import RunCancelled, SessionMoved, SessionNotFound, WorkflowError
 from lambdas.strict import Json
 
 
@@ -45,6 +45,8 @@ class Left:
     pin: Pin | None = None
     staged: Staging = Staging()
     """Of the attempts that worked on what the run is pinned to."""
+    cancelled: bool = False
+    """Whether its caller has ended it."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,8 @@ def next_step(at: Situation) -> Step:
     if at.held:
         return Refuse(at.held)
     staged = goes_on_from(at.left)
+    if at.left[0].cancelled and not at.left[0].staged:
+        return Refuse(RunCancelled)
     pin = _pin(at.left) if staged or len(at.left) > 1 else None
     if at.asks and at.newest is None and not (at.copies and pin):
         return Refuse(SessionNotFound)

@@ -7,10 +7,13 @@ anything is committed.
 """
 
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
+
+from botocore.session import get_session
 
 from lambdas import answer
 from lambdas.archive.format import RATIO, Limits
@@ -18,6 +21,7 @@ from lambdas.bucket import lease, ledger, listing, record
 from lambdas.bucket.client import s3_client
 from lambdas.bucket.commit import Commit, Rules, of_archive
 from lambdas.bucket.objects import Bucket
+from lambdas.bus import Bus, RunEnded
 from lambdas.contract import ANSWER_BYTES, FORMAT, Claim, RunResult
 from lambdas.errors import AgentCrashed
 from lambdas.settings import CommitSettings
@@ -34,7 +38,9 @@ def state() -> "PersistSession":
     """PersistSession by the function's environment, made once in a warm function."""
     settings = CommitSettings.read(os.environ)
     limits = Limits(settings.max_session_files, settings.max_session_bytes, RATIO)
-    return PersistSession(Bucket(s3_client(), settings.bucket), Rules(limits, settings.max_dead_share))
+    rules = Rules(limits, settings.max_dead_share)
+    session = get_session()
+    return PersistSession(Bucket(s3_client(session), settings.bucket), rules, Bus(session).tell)
 
 
 @dataclass(frozen=True)
@@ -43,6 +49,8 @@ class PersistSession:
 
     bucket: Bucket
     rules: Rules
+    tell: Callable[[RunEnded], None]
+    """Tells of a run that ended, and raises nothing."""
 
     def persist(self, claim: Claim, returned: object) -> Json:
         """`returned` is what RunClaude returned, or anything else where an earlier attempt staged the result.
@@ -52,23 +60,30 @@ class PersistSession:
         # Every request takes S3 some 20 ms: what does not need another's answer does not wait for it.
         with ThreadPoolExecutor(4) as pool, Commit(pool, self.bucket, claim, self.rules) as commit:
             receipt = pool.submit(record.staged_receipt, self.bucket, claim)
-            before, now = record.spent_before(self.bucket, claim), datetime.now(UTC)
+            earlier, now = record.earlier(self.bucket, claim), datetime.now(UTC)
             if likely := _run_result(returned):
-                commit.begin(likely.staged_bytes, _metadata(claim, likely, before, now))
+                commit.begin(likely.staged_bytes, _metadata(claim, likely, earlier.usd, now))
             result = record.result(self.bucket, claim)
-            messages = pool.submit(record.messages, self.bucket, claim, ANSWER_BYTES)
-            metadata = _metadata(claim, RunResult.of(claim.run_id, result), before, now)
+            attempts = (*earlier.conversation, claim.staging)
+            messages = pool.submit(record.messages, self.bucket, attempts, ANSWER_BYTES)
+            metadata = _metadata(claim, RunResult.of(claim.run_id, result), earlier.usd, now)
             if (kept := receipt.result()) and abs(kept.usd - result.cost_usd) > 1e-9:
                 why = "result.json has another cost than receipt.json"
                 raise AgentCrashed(run_id=claim.run_id, session_id=claim.session_id, detail=why)
             commit.make(result, metadata)
             spent = kept.most if kept else result.cost_usd
             settled = pool.submit(ledger.settle, self.bucket, claim, spent, committed=True)
-            own = result.cost_usd + before if claim.staging.startswith(f"runs/{claim.run_id}/") else 0.0
-            total = float(metadata["cost-usd"])
-            built = answer.build(claim, result, messages.result(), own, total, receipt=kept is not None)
+            own = result.cost_usd + earlier.usd if claim.staging.startswith(f"runs/{claim.run_id}/") else 0.0
+            total, whole = (
+                float(metadata["cost-usd"]),
+                answer.whole(result, earlier.said, earlier.seconds(claim.staging)),
+            )
+            built = answer.build(claim, whole, messages.result(), own, total, receipt=kept is not None)
+            if "messages_at" in built and earlier.conversation:
+                built["messages_at"] = record.keep_messages(self.bucket, claim.run_id, attempts)
             standing = record.answer(self.bucket, claim.run_id, built)
             marked = pool.submit(listing.mark, self.bucket, claim, "done")
+            pool.submit(self.tell, RunEnded.of(claim, standing))
             lease.free(self.bucket, claim.session_id, lambda held: held.execution == claim.execution)
             marked.result()
             settled.result()

@@ -4,11 +4,12 @@ The proxy keeps it, where the agent cannot touch it (`agent/meter.py`), and it i
 lines of the price table that it was reckoned by, so anybody can reckon it again; nothing else decides what a run cost.
 """
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, cast
 
-from lambdas.pricing import Asked, Prices, Unpriced, kept
+from lambdas.pricing import COUNTS, Asked, Prices, Unpriced, kept
 from lambdas.strict import Json
 
 FORMAT = 1
@@ -47,6 +48,8 @@ class Called:
     most: float | None
     """What it can have cost: more than `usd` while it is open, and where it was cut, since more may have been
     generated, and be paid for, than was announced. None where nobody can tell."""
+    main: bool = True
+    """Whether it was the conversation's own: no subagent's."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,17 @@ class Receipt:
         """What it can have cost; None where nobody can tell."""
         known = [call.most for call in self.calls if call.most is not None]
         return round(sum(known), 10) if len(known) == len(self.calls) else None
+
+    @property
+    def turns(self) -> int:
+        """How many answers of its own the conversation got."""
+        return sum(call.main and call.end == "whole" for call in self.calls)
+
+    @property
+    def seconds(self) -> float:
+        """From its first call to the end of its last one."""
+        ends = (call.at + call.seconds for call in self.calls)
+        return max(ends) - min(call.at for call in self.calls) if self.calls else 0.0
 
     @property
     def differs(self) -> bool:
@@ -116,6 +130,22 @@ class Receipt:
         return [call for call in self.calls if abs(_reckoned(prices, call) - call.usd) > 1e-9]
 
 
+def used(usages: Iterable[Json]) -> Json:
+    """The tokens of several calls, or of several sums of them, as the API names them."""
+    sums: Counter[str] = Counter()
+    for usage in usages:
+        sums.update({kind: usage.get(kind, 0) for kind in COUNTS})
+        hour = usage.get("cache_creation", {}).get("ephemeral_1h_input_tokens", 0)
+        sums["ephemeral_1h_input_tokens"] += hour
+        sums["ephemeral_5m_input_tokens"] += max(0, usage.get("cache_creation_input_tokens", 0) - hour)
+        sums["web_search_requests"] += usage.get("server_tool_use", {}).get("web_search_requests", 0)
+    cached = ("ephemeral_1h_input_tokens", "ephemeral_5m_input_tokens")
+    return {kind: sums[kind] for kind in COUNTS} | {
+        "cache_creation": {kind: sums[kind] for kind in cached},
+        "server_tool_use": {"web_search_requests": sums["web_search_requests"]},
+    }
+
+
 def _reckoned(prices: Prices, call: Called) -> float:
     try:
         return prices.usd(Asked(call.model, call.fast, call.us), kept(call.usage))
@@ -129,6 +159,7 @@ def _sane(call: Called) -> bool:
     return (
         all(map(_figure, (call.passed_at, call.at, call.seconds, call.usd, most)))
         and isinstance(call.model, str)
+        and isinstance(call.main, bool)
         and all(name is None or isinstance(name, str) for name in names)
         and call.end in ENDS
         and call.usd <= most + 1e-9

@@ -6,16 +6,20 @@ of it, only the class, bounded numbers and the operator's detail are taken; the 
 
 import json
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
+
+from botocore.session import get_session
 
 from lambdas import errors
 from lambdas.bucket import lease, ledger, listing, record
 from lambdas.bucket.client import s3_client
 from lambdas.bucket.objects import Bucket
 from lambdas.bucket.situation import left_by
+from lambdas.bus import Bus, RunEnded
 from lambdas.contract import FORMAT, Claim, epoch
 from lambdas.errors import AgentCrashed, WorkflowError
 from lambdas.next_step import goes_on_from
@@ -35,7 +39,8 @@ def handler(event: Json, context: object) -> Json:
 def state() -> "RecordFailure":
     """RecordFailure by the function's environment, made once in a warm function."""
     settings = RecordSettings.read(os.environ)
-    return RecordFailure(Bucket(s3_client(), settings.bucket))
+    session = get_session()
+    return RecordFailure(Bucket(s3_client(session), settings.bucket), Bus(session).tell)
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,8 @@ class RecordFailure:
     """Writes what a run died of, where its own execution holds it."""
 
     bucket: Bucket
+    tell: Callable[[RunEnded], None]
+    """Tells of a run that ended, and raises nothing."""
 
     def record(self, event: Json) -> Json:
         """Raises `StorageUnavailable`; the definition then answers without a record."""
@@ -52,9 +59,13 @@ class RecordFailure:
             run = asked_run(event["caller"], event["key"], event["replay"])
             return failure.facts() | {"run_id": run, "session_id": failure.session_id, "cost_usd": 0.0}
         response = record.response(self.bucket, claim.run_id)
-        with ThreadPoolExecutor(1) as beside:  # the state has four seconds
+        with ThreadPoolExecutor(2) as beside:  # the state has four seconds
             settled = beside.submit(self._settle, claim, committed=response is not None)
             public = self._recorded(claim, event, failure, response)
+            # Who died after its commit may have died before it could tell.
+            beside.submit(self.tell, RunEnded.of(claim, response or public))
+            if not response:
+                listing.mark(self.bucket, claim, "failed")
             lease.free(self.bucket, claim.session_id, lambda held: held.execution == claim.execution)
             settled.result()
         return public
@@ -68,25 +79,25 @@ class RecordFailure:
         if response:
             # It died after its commit: repeating it answers with the committed turn.
             return failure.facts() | ids | {"cost_usd": response["cost_usd"], "resumes": True}
-        public = self._write(claim, event, failure, ids)
-        listing.mark(self.bucket, claim, "failed")
-        return public
+        return self._write(claim, event, failure, ids)
 
     def _begun(self, event: Json) -> Claim | None:
-        """The claim that RestoreSession died of, if the run is this execution's: it has the lease, or opened the
-        record and nobody has the lease."""
+        """The claim that RestoreSession died of, if the run is this execution's: it has the lease, or nobody has, and
+        it opened the record or was started to take the run over, by whose name it then goes."""
         execution = event["execution"]
         asked = record.request(self.bucket, asked_run(event["caller"], event["key"], event["replay"]))
         if asked is None:
             return None
-        opened, held = asked["execution"] == execution, lease.holder(self.bucket, asked["session_id"])
-        own = held.execution == execution if held else opened
-        return Claim.of(asked, execution, epoch(event["started_at"]), repeated=not opened) if own else None
+        opened, long = asked["execution"] == execution, f":{asked['run_id']}-" in execution
+        held = lease.holder(self.bucket, asked["session_id"])
+        own = held.execution == execution if held else opened or long
+        repeated = long or not opened  # a leg before this one may have cost something
+        return Claim.of(asked, execution, epoch(event["started_at"]), repeated=repeated) if own else None
 
     def _write(self, claim: Claim, event: Json, failure: WorkflowError, ids: Json) -> Json:
         """The failure as it is answered; its record also has what only the operator may see."""
         earlier = (record.failure(self.bucket, claim.run_id) if claim.repeated else None) or {}
-        costs = record.costs_before(self.bucket, claim) | {claim.staging: self._spent(claim)}
+        costs = {**record.earlier(self.bucket, claim).costs, claim.staging: self._spent(claim)}
         known = [cost for cost in costs.values() if cost is not None]
         # What could not be committed as it is cannot be committed the next time either.
         useless = event["state"] == "PersistSession" and isinstance(failure, AgentCrashed)

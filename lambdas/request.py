@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from lambdas import output_schema
 from lambdas.errors import InvalidRequest, RequestTooLarge
-from lambdas.settings import Caps, Clocks
+from lambdas.settings import Caps, Clocks, Legs
 from lambdas.strict import DEPTH, Json, too_deep
 
 BODY_BYTES = 240 * 1024
@@ -20,6 +20,7 @@ ARGUMENT_BYTES = 64 * 1024
 VERBS = ("again", "fork", "rebase")
 """How a run is replayed: on its pinned version, into a new session, or on the newest version."""
 
+RUN_ID = re.compile(r"run-[0-9a-f]{32}")
 SESSION_ID = re.compile(r"session-[A-Za-z0-9-]{1,80}")
 KEY = re.compile(r"[A-Za-z0-9._=+/-]{1,64}")
 """What a client sends as its key: also the request id that a gateway's 504 gave it, which is base64 text."""
@@ -114,6 +115,29 @@ FIELDS: Mapping[str, Callable[[object], str | None]] = {
 
 
 @dataclass(frozen=True)
+class Preference:
+    """What a client says in the header `Prefer` (RFC 7240) of how it wants its answer. What is unknown, or malformed,
+    is passed over, as the RFC has it."""
+
+    long: bool = False
+    """`respond-async`: whether it takes a 202, and its run may last longer than a POST."""
+    wait: float = 0.0
+    """`wait`: seconds that it waits for its answer before that."""
+
+    @classmethod
+    def parse(cls, header: object) -> "Preference":
+        """Of a header's text, or of none."""
+        asked: dict[str, str] = {}
+        for each in header.split(",") if isinstance(header, str) else ():
+            name, _, value = each.partition(";")[0].partition("=")
+            asked.setdefault(name.strip().lower(), value.strip().strip('"'))
+        if "respond-async" not in asked:
+            return cls()
+        wait = asked.get("wait", "")
+        return cls(True, float(wait) if re.fullmatch(r"[0-9]{1,6}", wait) else 0.0)
+
+
+@dataclass(frozen=True)
 class Request:
     """A valid request: who asks (from the gateway's context alone), under which key, what."""
 
@@ -126,26 +150,30 @@ class Request:
     """The run whose work this one takes over: a replay by `fork` or `rebase`."""
     verb: str | None = None
     """How the run came from that one: `fork` or `rebase`; None for one that came by HTTP."""
+    prefers: Preference = Preference()
 
     @classmethod
     def recall(cls, envelope: Json, record: Json) -> "Request":
         """The request of an earlier run, asked once more by its operator (the API's own envelopes say no `replay`).
 
         `again` is the run itself, which stays the fork or the rebase that it is. `fork` and `rebase` are runs of their
-        own, whose keys derive from it: to repeat them is to ask for the same run. Raises `InvalidRequest` for another
-        verb.
+        own, whose keys derive from it: to repeat them is to ask for the same run. Each is long where that one was.
+        Raises `InvalidRequest` for another verb.
         """
         verb, run = envelope["replay"], record["run_id"]
         if verb not in VERBS:
             raise InvalidRequest(f"A run is replayed by {', '.join(VERBS)}; {str(verb)[:80]!r} is not one of them.")
         requested_at = float(envelope["requested_at"]) / 1000
+        prefers = Preference(bool(record.get("long")))
         if verb == "again":
             origin = record.get("replay_of")
-            return cls(record["owner"], record["key"], requested_at, record["body"], origin, recorded_verb(record))
-        return cls(record["owner"], _derived(run, verb), requested_at, record["body"], run, verb)
+            return cls(
+                record["owner"], record["key"], requested_at, record["body"], origin, recorded_verb(record), prefers
+            )
+        return cls(record["owner"], _derived(run, verb), requested_at, record["body"], run, verb, prefers)
 
     @classmethod
-    def parse(cls, envelope: Json, caps: Caps, clocks: Clocks) -> "Request":
+    def parse(cls, envelope: Json, caps: Caps, clocks: Clocks, legs: Legs) -> "Request":
         """Raises `InvalidRequest` (its sentence names the field) or `RequestTooLarge`."""
         body = envelope.get("body")
         if envelope.get("oversize"):
@@ -157,10 +185,14 @@ class Request:
         if len(json.dumps(body, ensure_ascii=False)) > BODY_BYTES:
             raise RequestTooLarge
         _check_fields(body)
-        _check_caps(body, caps, clocks)
+        prefers = Preference.parse(envelope.get("prefer"))
+        _check_caps(body, caps)
+        _check_time(body, prefers, clocks, legs)
         if _bytes(body) > BODY_BYTES:
             raise RequestTooLarge
-        return cls(str(envelope["caller"]), _key(envelope), float(envelope["requested_at"]) / 1000, body)
+        return cls(
+            str(envelope["caller"]), _key(envelope), float(envelope["requested_at"]) / 1000, body, prefers=prefers
+        )
 
     @property
     def run_id(self) -> str:
@@ -238,14 +270,20 @@ def _check_fields(body: Json) -> None:
         raise InvalidRequest("The field fork needs a session_id to copy from.")
 
 
-def _check_caps(body: Json, caps: Caps, clocks: Clocks) -> None:
+def _check_time(body: Json, prefers: Preference, clocks: Clocks, legs: Legs) -> None:
+    most = legs.run if prefers.long else clocks.agent
+    if body.get("timeout_seconds", 0) > most:
+        more = f"; with the header Prefer: respond-async, {legs.run}" if not prefers.long else ""
+        raise InvalidRequest(f"The field timeout_seconds may be at most {most} in this deployment{more}.")
+
+
+def _check_caps(body: Json, caps: Caps) -> None:
     most = {
         "max_turns": caps.max_turns,
         "max_budget_usd": caps.max_budget_usd,
         "max_session_usd": caps.max_session_usd,
         "max_caller_usd_per_day": caps.max_caller_usd_per_day,
         "max_usd_per_day": caps.max_usd_per_day,
-        "timeout_seconds": clocks.agent,
     }
     for name, cap in most.items():
         if name in body and cap is not None and body[name] > cap:
@@ -268,11 +306,12 @@ class Allowance:
     strict: bool
 
     @classmethod
-    def of(cls, body: Json, caps: Caps, max_budget_usd: float) -> "Allowance":
-        """`max_budget_usd` is what is left for this attempt, by whichever limit."""
+    def of(cls, body: Json, caps: Caps, max_budget_usd: float, turns: int) -> "Allowance":
+        """`max_budget_usd` is what is left for this attempt, by whichever limit; `turns` is what the conversation that
+        it goes on with has had in this run."""
         allowed = body.get("allowed_tools", caps.allowed_tools)
         return cls(
-            max_turns=body.get("max_turns", caps.max_turns),
+            max_turns=max(1, body.get("max_turns", caps.max_turns) - turns),
             max_budget_usd=max_budget_usd,
             allowed_tools=None if allowed is None else list(allowed),
             disallowed_tools=list(body.get("disallowed_tools", [])),

@@ -14,9 +14,11 @@ from lambdas.bucket.client import s3_client
 from lambdas.bucket.grants import grants
 from lambdas.bucket.lease import FIRST_WAIT, Lease
 from lambdas.bucket.objects import Bucket
+from lambdas.bucket.record import Earlier
 from lambdas.bucket.situation import situation
-from lambdas.contract import FORMAT, Base, Claim, Restored, Task, epoch
+from lambdas.contract import FORMAT, Base, Claim, Look, Restored, Task, attempt, epoch
 from lambdas.errors import (
+    AgentCrashed,
     BudgetExhausted,
     IdempotencyMismatch,
     InvalidRequest,
@@ -28,20 +30,23 @@ from lambdas.errors import (
 from lambdas.next_step import Done, Persist, Refuse, Run, next_step
 from lambdas.pricing import MODEL
 from lambdas.request import Allowance, Request, run_id
-from lambdas.settings import RestoreSettings
+from lambdas.settings import LEASE_MARGIN, RestoreSettings
 from lambdas.strict import Json
 
-LEASE_MARGIN = 5
-"""Seconds that a lease outlives the state machine, for clocks that differ."""
+IDLE_LEGS = 3
+"""How many legs in a row may get no answer of the model's. RunClaude says itself where one does; strangers' code may
+have said something else in its place."""
 
 LOOKS = 3
 """How often another execution of the run, which has no lease any more, may come between looking and pinning."""
 
 
 def handler(event: Json, context: object) -> Json:
-    """The Lambda entry point: `{envelope, execution, started_at}` → `Restored`."""
-    request = state().request(event["envelope"])
-    return state().restore(request, event["execution"], epoch(event["started_at"])).dump()
+    """The Lambda entry point: what the state is given (see the definition) → `Restored`."""
+    request, execution = state().request(event["envelope"]), Execution.of(event)
+    if request.prefers.long and not execution.long:
+        return state().hand_over(request, execution).dump()
+    return state().restore(request, execution).dump()
 
 
 @cache
@@ -49,6 +54,41 @@ def state() -> "RestoreSession":
     """RestoreSession by the function's environment, made once in a warm function."""
     settings = RestoreSettings.read(os.environ)
     return RestoreSession(settings, Bucket(s3_client(), settings.bucket), time.time)
+
+
+@dataclass(frozen=True)
+class Execution:
+    """The one that asks."""
+
+    arn: str
+    started_at: float
+    """Epoch seconds, as all moments here."""
+    began_at: float
+    """When its attempt began: with the execution or, of a leg after the first, when the one before was over."""
+    before: str | None = None
+    """Where the leg before this one was staged."""
+    long_machine: str = ""
+    """The ARN of the machine to which a run is handed over that may last longer than a POST."""
+
+    @classmethod
+    def of(cls, event: Json) -> "Execution":
+        """Out of the state's data."""
+        started_at, began_at = epoch(event["started_at"]), epoch(event["began_at"])
+        return cls(event["execution"], started_at, began_at, event["before"], event["long_machine"])
+
+    @property
+    def long(self) -> bool:
+        """Whether it is one of the long machine's."""
+        return bool(self.long_machine) and self.arn.startswith(self._long_executions)
+
+    @property
+    def _long_executions(self) -> str:
+        return self.long_machine.replace(":stateMachine:", ":execution:") + ":"
+
+    def handed_over(self, run_id: str) -> "Execution":
+        """The long machine's execution that takes the run over: its name is the run's, and the attempt's."""
+        name = f"{run_id}-{attempt(self.arn, self.began_at)}"
+        return replace(self, arn=f"{self._long_executions}{name}")
 
 
 @dataclass(frozen=True)
@@ -62,7 +102,7 @@ class RestoreSession:
     def request(self, envelope: Json) -> Request:
         """The request of an envelope, or that of an earlier run which the envelope names. Raises `Refused`."""
         if "replay" not in envelope:
-            request = Request.parse(envelope, self.settings.caps, self.settings.clocks)
+            request = Request.parse(envelope, self.settings.caps, self.settings.clocks, self.settings.legs)
             self._refuse_unpriced(request.body.get("model"))
             return request
         asked = record.request(self.bucket, run_id(envelope["caller"], envelope["key"]))
@@ -75,28 +115,72 @@ class RestoreSession:
         if model and MODEL.fullmatch(model) and not self.settings.prices.knows(model):
             raise UnpricedModel(f"The model {model} has no price in this deployment, so it is not called.")
 
-    def restore(self, request: Request, execution: str, started_at: float) -> Restored:
-        """Raises one of `Refused`, `SessionMoved` or `Internal`; what it then held of the session is free again."""
+    def restore(self, request: Request, execution: Execution) -> Restored:
+        """Raises one of `Refused`, `SessionMoved`, `RunCancelled` or `Internal`; what it then held of the session is
+        free again."""
         # "New execution" in the console sends an old input: what is asked is asked now.
-        request = replace(request, requested_at=max(request.requested_at, started_at))
+        request = replace(request, requested_at=max(request.requested_at, execution.started_at))
         with ThreadPoolExecutor(2) as beside:  # S3 takes some 20 ms a request
-            asked, fresh = self._open(request, execution, beside)
-            if asked["body_sha256"] != request.body_hash:
-                raise IdempotencyMismatch(run_id=request.run_id)
-            claim = Claim.of(asked, execution, started_at, repeated=not fresh)
+            claim = self._claimed(request, execution, beside)
             if claim.repeated and (response := record.response(self.bucket, claim.run_id)):
                 return self._done(claim, response)
-            wanted = Lease(claim.run_id, execution, started_at + self.settings.clocks.machine + LEASE_MARGIN)
-            lost = lease.take(self.bucket, claim.session_id, wanted, self.now())
+            wanted = Lease(claim.run_id, execution.arn, self._lease_ends(execution))
+            self._take(claim, wanted)
             try:
-                if lost and lost.run_id != claim.run_id:
-                    ledger.lost(self.bucket, claim.session_id, lost.run_id)
+                if execution.before:
+                    self._settle(replace(claim, staging=execution.before))
                 return self._decide(request, claim, wanted.expires_at, beside)
             except WorkflowError as error:
-                if isinstance(error, BudgetExhausted) and fresh:
+                if isinstance(error, BudgetExhausted) and not claim.repeated:
                     listing.unmark(self.bucket, claim)
-                lease.free(self.bucket, claim.session_id, lambda held: held.execution == execution)
+                lease.free(self.bucket, claim.session_id, lambda held: held.execution == execution.arn)
                 raise
+
+    def hand_over(self, request: Request, execution: Execution) -> Restored:
+        """Take the session for the long machine's execution that is to be started. Raises `Refused` or `Internal`."""
+        wanted = execution.handed_over(request.run_id)
+        until = max(request.requested_at, execution.started_at) + min(request.prefers.wait, self.settings.clocks.agent)
+        with ThreadPoolExecutor(2) as beside:
+            claim = self._claimed(request, wanted, beside)
+        if claim.repeated and (response := record.response(self.bucket, claim.run_id)):
+            return self._done(claim, response)
+        try:
+            self._take(claim, Lease(claim.run_id, wanted.arn, self._lease_ends(execution)))
+            if claim.repeated:
+                record.hand_over_again(self.bucket, claim.run_id, execution.began_at)
+        except RunInProgress:
+            held = lease.holder(self.bucket, claim.session_id)
+            if held is None or held.run_id != claim.run_id:
+                raise
+            # Whoever handed it over may have died before it was started: a name that is taken starts nothing twice.
+            wanted = replace(wanted, arn=held.execution)
+            claim = replace(claim, execution=held.execution)
+        look = Look(claim.run_id, claim.session_id, claim.owner, wanted.arn, until)
+        name = wanted.arn.rpartition(":")[2] if wanted.long else None
+        return Restored("hand_over" if name else "look", claim, name=name, look=look)
+
+    def _claimed(self, request: Request, execution: Execution, beside: Executor) -> Claim:
+        """The execution's claim of the run, whose record is written if there is none yet."""
+        asked, fresh = self._open(request, execution.arn, beside)
+        if asked["body_sha256"] != request.body_hash:
+            raise IdempotencyMismatch(run_id=request.run_id)
+        return Claim.of(asked, execution.arn, execution.began_at, repeated=not fresh, long=execution.long)
+
+    def _take(self, claim: Claim, wanted: Lease) -> None:
+        """The session's lease."""
+        lost = lease.take(self.bucket, claim.session_id, wanted, self.now())
+        if lost and lost.run_id != claim.run_id:
+            ledger.lost(self.bucket, claim.session_id, lost.run_id)
+
+    def _lease_ends(self, execution: Execution) -> float:
+        """When nothing of it can be at work any more: of the long machine's executions, of the leg."""
+        if execution.long:
+            return execution.began_at + self.settings.legs.lease
+        return execution.started_at + self.settings.clocks.machine + LEASE_MARGIN
+
+    def _settle(self, leg: Claim) -> None:
+        """What an earlier leg did not spend is the next one's."""
+        ledger.settle(self.bucket, leg, record.most_by(self.bucket, leg.staging), committed=False)
 
     def _open(self, request: Request, execution: str, beside: Executor) -> tuple[Json, bool]:
         """The run's record, and whether it was written just now: then there is nothing of it to go on with."""
@@ -114,6 +198,7 @@ class RestoreSession:
             "owner": request.caller,
             "key": request.key,
             "requested_at": request.requested_at,
+            "long": request.prefers.long,
             "execution": execution,
             "session_id": base.session_id if base and not request.copies else f"session-{uuid.uuid4()}",
             "claude_session": self._claude_session(request, base),
@@ -150,22 +235,31 @@ class RestoreSession:
             if isinstance(step, Done):
                 return self._done(claim, step.answer)
             pin = replace(step.pin, execution=claim.execution)
-            attempt = claim.pinned(pin.base, pin.number)
-            reserving = beside.submit(self._reserve, request, attempt, ends) if isinstance(step, Run) else None
+            own = claim.pinned(pin.base, pin.number)
+            allowing = beside.submit(self._allow, request, own, ends) if isinstance(step, Run) else None
             stands = pin == old or record.pin(self.bucket, claim.run_id, pin, old)
-            reserved = reserving.result() if reserving else 0.0
+            allowance = allowing.result() if allowing else None
             if stands:
                 marked.result() if marked else listing.mark(self.bucket, claim, "claimed")
-                return self._restored(request, attempt, step, reserved)
-            ledger.settle(self.bucket, attempt, 0.0, committed=True)
+                return self._restored(request, own, step, allowance)
+            ledger.settle(self.bucket, own, 0.0, committed=True)
             claim = replace(claim, repeated=True)
         raise RunInProgress(retry_after=FIRST_WAIT, session_id=claim.session_id, run_id=claim.run_id)
 
-    def _reserve(self, request: Request, claim: Claim, ends: float) -> float:
-        """US dollars that the attempt may spend, by every limit. Raises `BudgetExhausted`."""
+    def _allow(self, request: Request, claim: Claim, ends: float) -> Allowance:
+        """What the attempt may use, of which its money is reserved. Raises `BudgetExhausted`, and `AgentCrashed` where
+        the long machine's legs got nothing done one after the other."""
+        earlier = record.earlier(self.bucket, claim)
+        if claim.long and _idle(earlier, claim):
+            raise AgentCrashed(detail=f"{IDLE_LEGS} legs got no answer of the model's")
+        reserved = self._reserve(request, claim, earlier.usd, ends)
+        return Allowance.of(request.body, self.settings.caps, reserved, earlier.turns)
+
+    def _reserve(self, request: Request, claim: Claim, spent: float, ends: float) -> float:
+        """US dollars that the attempt may spend, by every limit, where earlier ones have `spent` so much. Raises
+        `BudgetExhausted`."""
         body, caps = request.body, self.settings.caps
         ids = {"session_id": claim.session_id, "run_id": claim.run_id}
-        spent = record.spent_before(self.bucket, claim)
         wanted = max(ledger.LEAST, body.get("max_budget_usd", caps.max_budget_usd) - spent)
         if (most := body.get("max_session_usd", caps.max_session_usd)) is not None:
             own = claim.base.cost_usd if claim.base else 0.0
@@ -181,25 +275,29 @@ class RestoreSession:
         except BudgetExhausted as error:
             raise error.but(**ids) from None
 
-    def _restored(self, request: Request, claim: Claim, step: Persist | Run, reserved: float) -> Restored:
+    def _restored(self, request: Request, claim: Claim, step: Persist | Run, allowance: Allowance | None) -> Restored:
         if isinstance(step, Persist):
             return Restored("persist", replace(claim, staging=step.staging))
-        return Restored("run", claim, self._task(request, claim, step.checkpoint, reserved))
+        assert allowance is not None
+        return Restored("run", claim, self._task(request, claim, step.checkpoint, allowance))
 
-    def _task(self, request: Request, claim: Claim, checkpoint: str | None, reserved: float) -> Task:
-        clocks = self.settings.clocks
+    def _task(self, request: Request, claim: Claim, checkpoint: str | None, allowance: Allowance) -> Task:
+        clocks, legs, now = self.settings.clocks, self.settings.legs, self.now()
+        most = legs.run if claim.long else clocks.agent
         return Task(
             run_id=claim.run_id,
             session_id=claim.session_id,
             claude_session=claim.claude_session,
             resume=claim.base is not None or checkpoint is not None,
             cut=checkpoint is not None,
-            deadline=request.requested_at + min(clocks.agent, request.body.get("timeout_seconds", clocks.agent)),
-            handed_at=self.now(),
+            deadline=request.requested_at + min(most, request.body.get("timeout_seconds", most)),
+            gate=now + legs.gate if claim.long else None,
+            limit=now + legs.limit if claim.long else None,
+            handed_at=now,
             size=claim.base.size if claim.base else 0,
             directory=claim.base.directory if claim.base else 0,
-            allowance=Allowance.of(request.body, self.settings.caps, reserved),
-            grants=grants(self.bucket, claim, checkpoint, clocks.machine),
+            allowance=allowance,
+            grants=grants(self.bucket, claim, checkpoint, legs.lease if claim.long else clocks.machine),
         )
 
     def _done(self, claim: Claim, response: Json) -> Restored:
@@ -207,6 +305,13 @@ class RestoreSession:
         listing.mark(self.bucket, claim, "done")
         lease.free(self.bucket, claim.session_id, lambda held: held.run_id == claim.run_id)
         return Restored("done", claim, response=with_links(response, self.bucket))
+
+
+def _idle(earlier: Earlier, claim: Claim) -> bool:
+    """Whether this execution's last legs got no answer of the model's."""
+    own = attempt(claim.execution, 0).partition("-")[2]
+    legs = [receipt for at, receipt in earlier.receipts.items() if at.split("/")[2].split("-")[1] == own]
+    return len(legs) >= IDLE_LEGS and not any(receipt and receipt.turns for receipt in legs[-IDLE_LEGS:])
 
 
 def _refusal(step: Refuse, request: Request, session_id: str | None = None) -> WorkflowError:

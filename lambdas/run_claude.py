@@ -2,7 +2,7 @@
 
 This function runs strangers' code, so it has no right on the bucket: it reads and writes through the task's grants.
 What it stages is a result only when all of it is there; what dies before leaves the session as it was, and a checkpoint
-from which a replay goes on.
+from which a replay goes on. So does a leg of a long run, for the next one.
 """
 
 import asyncio
@@ -11,15 +11,16 @@ import json
 import logging
 import math
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
 
 import botocore.session
 from botocore.exceptions import BotoCoreError, ClientError
@@ -27,19 +28,21 @@ from botocore.exceptions import BotoCoreError, ClientError
 from lambdas import strict
 from lambdas.agent.bedrock import bedrock
 from lambdas.agent.checkpoint import Leashed
-from lambdas.agent.claude import CLI, CONTINUE, Outcome, Turn, converse
+from lambdas.agent.claude import CLI, CONTINUE, Turn, converse
+from lambdas.agent.ending import Leg
 from lambdas.agent.environment import refuse_careless
+from lambdas.agent.outcome import Outcome, Told, Unfinished
 from lambdas.agent.processes import seal
 from lambdas.agent.proxy import Proxy, Secret, Upstream, anthropic, supabase
 from lambdas.agent.sandbox import Sandbox
 from lambdas.agent.scratch import Scratch, swept
-from lambdas.agent.transfer import RemoteArchive, Transfer
+from lambdas.agent.transfer import HASTY, PATIENT, Patience, RemoteArchive, Transfer
 from lambdas.archive.format import RATIO, Limits
 from lambdas.archive.overlay import Overlay
 from lambdas.archive.pack import Packed, pack, packing_seconds
 from lambdas.archive.tree import Change, Fingerprint, Keep, await_clock_tick, shown
 from lambdas.archive.unpack import unpack
-from lambdas.contract import WARM_UP, Grant, Result, RunResult, Task
+from lambdas.contract import WARM_UP, Grant, LegEnded, Result, RunResult, Task
 from lambdas.errors import (
     AgentCrashed,
     DiskFull,
@@ -72,7 +75,7 @@ KEPT_OF_CLAUDE = ("tool-results", "subagents")
 
 
 def handler(event: Json, context: Any) -> Json:
-    """The Lambda entry point: `Task` → `RunResult`, or `WARM_UP` → nothing."""
+    """The Lambda entry point: `Task` → `RunResult` or `LegEnded`, or `WARM_UP` → nothing."""
     if event == WARM_UP:
         return warm()
     task, cold = Task.load(event), not state.cache_info().currsize
@@ -117,17 +120,18 @@ class RunClaude:
     transfer: Transfer
     upstreams: list[Upstream]
 
-    def run(self, task: Task, end: float = math.inf, start_seconds: float = 0.0) -> RunResult:
+    def run(self, task: Task, end: float = math.inf, start_seconds: float = 0.0) -> RunResult | LegEnded:
         """`start_seconds` went by while this function started: a cold start, or else 0.
 
-        Raises one of the model's errors, `AgentCrashed`, `SessionTooLarge`, `RunTimedOut` where what came of it is
-        not staged before the function ends (at `end`, epoch seconds), or one of `Internal`."""
+        Raises one of the model's errors, `RunCancelled`, `AgentCrashed`, `SessionTooLarge`, `RunTimedOut` where what
+        came of it is not staged before the function ends (at `end`, epoch seconds), or one of `Internal`."""
         tempfile.gettempdir()  # looked for once, and now: on a disk that a run filled there would seem to be none
         pinned = task.grants.session
         session = self.transfer.open(pinned, task.size, task.directory) if pinned else None
         with ThreadPoolExecutor(1) as beside:
             request = beside.submit(self.transfer.read, task.grants.request)
-            if not self.transfer.put(task.grants.started, b"", 0):
+            started = strict.written({"deadline": task.deadline})  # for who looks at the run meanwhile
+            if not self.transfer.put(task.grants.started, started, len(started)):
                 raise AgentCrashed(detail="this attempt was started before: the model is not asked again")
         try:
             body = json.loads(request.result())["body"]
@@ -142,18 +146,23 @@ class RunClaude:
                 raise
             raise self._without_detail(task, DiskFull(detail=str(error))) from None
 
-    def _run(self, task: Task, body: Json, session: RemoteArchive | None, end: float) -> RunResult:
+    def _run(self, task: Task, body: Json, session: RemoteArchive | None, end: float) -> RunResult | LegEnded:
         with swept(self.settings.wiped), Scratch(self._root(task), self._sandbox(task)) as scratch:
             before = self._restore(task, session, scratch)
             await_clock_tick(before, scratch.private)
-            if time.time() > task.deadline:
-                raise NotAsked(detail="the deadline passed while the session was restored")
             saver = _Saver(self, task, scratch, before)
-            with Proxy(self.upstreams, self.settings.prices) as proxy:
-                outcome = asyncio.run(converse(_turn(task, body), scratch, proxy, saver, task.deadline))
+            if over := _over(task, saver):
+                outcome: Outcome | Unfinished = Outcome.unasked(over)
+            else:
+                with Proxy(self.upstreams, self.settings.prices, paid=task.cut) as proxy:
+                    turn = converse(_turn(task, body), scratch, proxy, saver, task.deadline, _leg(task))
+                    outcome = asyncio.run(turn)
             scratch.clear()
+            go_on = partial(_in_time, end)
             try:
-                return self._stage(task, scratch, outcome, before, partial(_in_time, end))
+                if isinstance(outcome, Unfinished):
+                    return self._stage_leg(task, scratch, outcome, before, go_on)
+                return self._stage(task, scratch, outcome, before, go_on)
             except WorkflowError as error:
                 raise error.but(cost_usd=outcome.cost_usd) from error
             except OSError as error:
@@ -194,22 +203,55 @@ class RunClaude:
     ) -> RunResult:
         """What came of it, under the attempt: four objects, which only together are a result."""
         with ThreadPoolExecutor(2) as beside, tempfile.TemporaryFile() as archive:
-            staging = [
-                beside.submit(self.put_json, task.grants.messages, outcome.messages),
-                beside.submit(self.put_json, task.grants.receipt, outcome.receipt.dump()),
-            ]
+            told = self._stage_told(beside, task, outcome)
             packed = self.pack(task, scratch, before, archive, go_on)
-            staging[1].result()  # where there is a result, its receipt is the last one
+            for each in told:
+                each.result()  # where there is a result, its messages and its receipt are the last ones
             result = _result(outcome, packed)
-            staging.append(beside.submit(self.put_json, task.grants.result, result.dump()))
-            archive.flush()
-            with Leashed(archive.fileno(), closefd=False) as leashed:
-                leashed.go_on = go_on
-                leashed.seek(0)
-                self.put(task.grants.changes, leashed, packed.size)
-            for each in staging:
-                each.result()
+            staging = beside.submit(self.put_json, task.grants.result, result.dump())
+            self._put_archive(task.grants.changes, archive, packed.size, go_on)
+            staging.result()
         return RunResult.of(task.run_id, result)
+
+    def _stage_leg(
+        self,
+        task: Task,
+        scratch: Scratch,
+        leg: Unfinished,
+        before: Mapping[str, Fingerprint],
+        go_on: Callable[[], None],
+    ) -> LegEnded:
+        """What the next leg goes on from. Never without a checkpoint; at the limit the one before may do."""
+        with ThreadPoolExecutor(2) as beside, tempfile.TemporaryFile() as archive:
+            told = self._stage_told(beside, task, leg)
+            try:
+                if leg.by == "lag":
+                    raise RunTimedOut(detail="the transcript lags behind")
+                packed = self.pack(task, scratch, before, archive, go_on)
+                self._put_archive(task.grants.checkpoint, archive, packed.size, go_on)
+            except (StorageUnavailable, RunTimedOut) as failure:
+                if leg.by == "gate":
+                    raise
+                if not leg.checkpointed:
+                    raise RunTimedOut(detail=failure.detail) from failure
+                print(f"no checkpoint at the limit, the one before counts: {failure}", file=sys.stderr)
+            for each in told:
+                each.result()
+        return LegEnded(task.run_id, "gate" if leg.by == "gate" else "limit")
+
+    def _stage_told(self, beside: Executor, task: Task, came: Told) -> list[Future[None]]:
+        """The messages and the receipt, whole."""
+        return [
+            beside.submit(self.put, task.grants.messages, came.told, len(came.told)),
+            beside.submit(self.put_json, task.grants.receipt, came.receipt.dump()),
+        ]
+
+    def _put_archive(self, grant: Grant, archive: IO[bytes], size: int, go_on: Callable[[], None]) -> None:
+        archive.flush()
+        with Leashed(archive.fileno(), closefd=False) as leashed:
+            leashed.go_on = go_on
+            leashed.seek(0)
+            self.put(grant, leashed, size)
 
     def pack(
         self,
@@ -222,9 +264,9 @@ class RunClaude:
         """What changed in the session by now; `go_on` is asked all the time, and may raise."""
         return pack(_roots(scratch), out, self._limits, _keep(task), before, go_on)
 
-    def put(self, grant: Grant, body: Any, size: int) -> None:
+    def put(self, grant: Grant, body: Any, size: int, patience: Patience = PATIENT) -> None:
         """Stage one object."""
-        if not self.transfer.put(grant, body, size):
+        if not self.transfer.put(grant, body, size, patience):
             raise StorageUnavailable(detail="staging: S3 answered 412 to an unconditional PUT")
 
     def put_json(self, grant: Grant, data: Any) -> None:
@@ -265,6 +307,24 @@ class _Saver:
     def receipt(self, receipt: Receipt) -> None:
         self.state.put_json(self.task.grants.receipt, receipt.dump())
 
+    def messages(self, text: bytes) -> None:
+        self.state.put(self.task.grants.messages, text, len(text), HASTY)
+
+    def cancelled(self) -> bool:
+        return self.state.transfer.there(self.task.grants.cancel)
+
+
+def _over(task: Task, saver: _Saver) -> str | None:
+    """By what the run has ended between two attempts. Raises `NotAsked` where there was none before, in time."""
+    late = time.time() > task.deadline
+    if late and not task.cut:
+        raise NotAsked(detail="the deadline passed while the session was restored")
+    return "deadline" if late else "cancelled" if task.cut and saver.cancelled() else None
+
+
+def _leg(task: Task) -> Leg | None:
+    return Leg(task.gate, task.limit) if task.gate is not None and task.limit is not None else None
+
 
 def _turn(task: Task, body: Json) -> Turn:
     allowance = task.allowance
@@ -272,6 +332,7 @@ def _turn(task: Task, body: Json) -> Turn:
         prompt=CONTINUE if task.cut else body["prompt"],
         claude_session=task.claude_session,
         resume=task.resume,
+        cut=task.cut,
         model=body.get("model"),
         append_system_prompt=body.get("append_system_prompt"),
         max_turns=allowance.max_turns,
@@ -313,7 +374,6 @@ def _kept(claude_session: str, path: str) -> bool:
 
 def _result(outcome: Outcome, packed: Packed) -> Result:
     changed = _of_workspace(packed.changes)
-    last = next((m for m in reversed(outcome.messages) if m["type"] == "result"), {})
     return Result(
         result=outcome.result,
         structured_output=outcome.structured_output,
@@ -325,7 +385,7 @@ def _result(outcome: Outcome, packed: Packed) -> Result:
         duration_ms=outcome.duration_ms,
         files=[{"path": shown(c.path), "change": c.change, "size": c.size} for c in changed[:FILES_NAMED]],
         files_total=len(changed),
-        last_message=last,
+        last_message=outcome.last_message,
         session_files=packed.session_files,
         session_directory=packed.session_directory,
         staged_bytes=packed.size,

@@ -12,6 +12,13 @@ SANDBOXES = ("none", "landlock", "readonly", "bubblewrap", "seatbelt")
 agent a user id of its own."""
 
 
+EXPOSED_HEADERS = "Retry-After, Location, Preference-Applied"
+"""What a page of another origin may read of the API's answers, beside their bodies."""
+
+LEASE_MARGIN = 5
+"""Seconds that a lease outlives the state machine, for clocks that differ."""
+
+
 class MissingSetting(RuntimeError):
     """An environment variable that the function cannot work without is missing or malformed."""
 
@@ -93,6 +100,46 @@ class Clocks:
 
 
 @dataclass(frozen=True)
+class Legs:
+    """The time limits of a long run and of its legs, in seconds.
+
+    They nest: gate < limit < function < state < lease, all counted from where RestoreSession hands a leg out. Between
+    gate and limit lies the longest call of Bash that Claude Code makes (600 s), so that what a gate waits for comes.
+    """
+
+    run: int
+    """The longest that a request may ask for, from when it was asked."""
+    gate: int = 240
+    """From then on a leg ends as soon as nothing is lost by it."""
+    limit: int = 840
+    """Then it is ended in any case; what stays is for its checkpoint."""
+
+    def __post_init__(self) -> None:
+        if not self.gate < self.limit <= 840:
+            raise MissingSetting("LEG_GATE_SECONDS", "must be less than LEG_LIMIT_SECONDS, and that 840 at the most")
+
+    @property
+    def function(self) -> int:
+        """The function's own: Lambda allows no more than 900 s."""
+        return self.limit + 60
+
+    @property
+    def state(self) -> int:
+        """RunClaude's state in the long machine."""
+        return self.function + 5
+
+    @property
+    def lease(self) -> int:
+        """How long a leg has the session: until after its commit, each state repeated as the definition does."""
+        return self.state + 180
+
+    @property
+    def machine(self) -> int:
+        """The long machine's own timeout: what follows on the run's deadline has the time of a leg."""
+        return self.run + self.lease
+
+
+@dataclass(frozen=True)
 class Caps:
     """What the deployment allows at most; a request can only narrow it."""
 
@@ -116,6 +163,7 @@ class RestoreSettings:
 
     bucket: str
     clocks: Clocks
+    legs: Legs
     caps: Caps
     prices: Prices
 
@@ -128,6 +176,11 @@ class RestoreSettings:
         return cls(
             bucket=_text(environ, "S3_BUCKET_NAME"),
             clocks=Clocks(int(_number(environ, "INTEGRATION_TIMEOUT"))),
+            legs=Legs(
+                int(_number(environ, "MAX_RUN_SECONDS")),
+                int(_number(environ, "LEG_GATE_SECONDS")),
+                int(_number(environ, "LEG_LIMIT_SECONDS")),
+            ),
             caps=Caps(
                 max_turns=int(_number(environ, "MAX_TURNS")),
                 max_budget_usd=_number(environ, "MAX_BUDGET_USD"),
@@ -151,6 +204,44 @@ class RecordSettings:
     def read(cls, environ: Mapping[str, str] = os.environ) -> "RecordSettings":
         """Raises `MissingSetting` where the variable is missing."""
         return cls(bucket=_text(environ, "S3_BUCKET_NAME"))
+
+
+@dataclass(frozen=True)
+class ReaderSettings:
+    """What ReadRun and StreamRun need."""
+
+    bucket: str
+    auth: str
+    """How the API knows who asks: `api-key`, `iam` or `none`."""
+    callers: Mapping[str, str]
+    """The caller of each API key, by the key's id."""
+    cors_origin: str
+    wait: float
+    """The longest that a GET waits for news, in seconds: the gateway waits a little longer."""
+    lease: float
+    """For how long an attempt of a run can be at work, in seconds from its start."""
+    long_lease: float
+    """The same of a long run's."""
+
+    def lease_of(self, asked: Mapping[str, object]) -> float:
+        """That of the run in a request.json."""
+        return self.long_lease if asked.get("long") else self.lease
+
+    @classmethod
+    def read(cls, environ: Mapping[str, str] = os.environ) -> "ReaderSettings":
+        """Raises `MissingSetting` for the first variable that is missing or malformed."""
+        callers = _json(environ, "CALLERS")
+        if not isinstance(callers, dict) or not all(isinstance(ids, list) for ids in callers.values()):
+            raise MissingSetting("CALLERS", "must hold the ids of each caller's API keys")
+        return cls(
+            bucket=_text(environ, "S3_BUCKET_NAME"),
+            auth=_text(environ, "AUTH"),
+            callers={str(key): caller for caller, ids in callers.items() for key in ids},
+            cors_origin=_text(environ, "CORS_ORIGIN"),
+            wait=_number(environ, "WAIT_SECONDS"),
+            lease=_number(environ, "LEASE_SECONDS"),
+            long_lease=_number(environ, "LONG_LEASE_SECONDS"),
+        )
 
 
 @dataclass(frozen=True)

@@ -1,24 +1,34 @@
 """The HTTP door: one regional REST API, whose every answer is JSON of one shape and readable from a browser."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from aws_cdk import Duration, RemovalPolicy, Stack, aws_iam, aws_logs
+from aws_cdk import Duration, RemovalPolicy, Stack, aws_iam, aws_lambda, aws_logs
 from aws_cdk import aws_apigateway as gateway
 from aws_cdk import aws_stepfunctions as sfn
 from constructs import Construct
 
 from lambdas import errors
 from lambdas.request import BODY_BYTES
+from lambdas.settings import EXPOSED_HEADERS
 from stacks import gateway_answers
 from stacks.deployment import Deployment
 from stacks.findings import meant
+from stacks.functions import STREAM_TIMEOUT
 
+ORIGIN = "https://$context.domainName"
+"""Where the API is, to its own templates."""
+POLL_SECONDS = 2
+"""When who was answered 202 may ask how the run goes."""
 TEMPLATES = Path(__file__).resolve().parent / "templates"
 MAX_ESCAPED = 1_000_000
 """Characters of a body, escaped as the call's JSON has it: of the call's 1 MiB the rest is the envelope's."""
-ALLOWED_HEADERS = "content-type,x-api-key,authorization,idempotency-key,x-amz-date,x-amz-security-token"
+ALLOWED_HEADERS = (
+    "content-type,x-api-key,authorization,idempotency-key,prefer,last-event-id,x-amz-date,x-amz-security-token"
+)
+STREAM_WAIT = Duration.seconds(STREAM_TIMEOUT)
 NEVER_SENT = "method.request.header.X-Never-Allowed"
 ALLOW = "POST, OPTIONS"
 ACCESS_LOG = {
@@ -43,25 +53,33 @@ NO_AUTHORIZER = {
 
 
 class Api(Construct):
-    """`/claude-code`: POST runs, OPTIONS serves browsers, anything else is 405."""
+    """`/claude-code`: POST runs, OPTIONS serves browsers, anything else is 405; and the runs below it, to be read."""
 
     def __init__(
-        self, scope: Construct, construct_id: str, *, deployment: Deployment, machine: sfn.StateMachine
+        self,
+        scope: Construct,
+        construct_id: str,
+        *,
+        deployment: Deployment,
+        machine: sfn.StateMachine,
+        readers: Mapping[str, aws_lambda.Function],
     ) -> None:
         super().__init__(scope, construct_id)
         self._deployment = deployment
         self._cors = {
             "Access-Control-Allow-Origin": deployment.cors_origin,
-            "Access-Control-Expose-Headers": "Retry-After",
+            "Access-Control-Expose-Headers": EXPOSED_HEADERS,
         }
         self.api = self._rest_api()
         self._gateway_responses()
         self.keys = self._keys_and_plan() if deployment.auth == "api-key" else {}
         """API keys by caller and generation; empty where another way of authentication is configured."""
         claude_code = self.api.root.add_resource("claude-code")
+        self._role = aws_iam.Role(self, "Role", assumed_by=aws_iam.ServicePrincipal("apigateway.amazonaws.com"))
         self._post(claude_code, machine)
-        self._options(claude_code)
+        self._options(claude_code, "POST")
         self._any_other(claude_code)
+        self._runs(claude_code, readers)
         self.url = self.api.url_for_path("/claude-code")
 
     def _rest_api(self) -> gateway.RestApi:
@@ -149,8 +167,7 @@ class Api(Construct):
         return keys
 
     def _post(self, resource: gateway.Resource, machine: sfn.StateMachine) -> None:
-        role = aws_iam.Role(self, "Role", assumed_by=aws_iam.ServicePrincipal("apigateway.amazonaws.com"))
-        role.add_to_policy(
+        self._role.add_to_policy(
             aws_iam.PolicyStatement(actions=["states:StartSyncExecution"], resources=[machine.state_machine_arn])
         )
         integration = gateway.AwsIntegration(
@@ -158,7 +175,7 @@ class Api(Construct):
             action="StartSyncExecution",
             integration_http_method="POST",
             options=gateway.IntegrationOptions(
-                credentials_role=role,
+                credentials_role=self._role,
                 passthrough_behavior=gateway.PassthroughBehavior.NEVER,
                 timeout=Duration.seconds(self._deployment.integration_timeout),
                 request_templates={"application/json": self._request_template(machine)},
@@ -173,21 +190,76 @@ class Api(Construct):
         method = resource.add_method(
             "POST",
             integration,
-            authorization_type=(
-                gateway.AuthorizationType.IAM if self._deployment.auth == "iam" else gateway.AuthorizationType.NONE
-            ),
-            api_key_required=self._deployment.auth == "api-key",
+            **self._lock(),
             request_validator=gateway.RequestValidator(
                 self, "JsonObject", rest_api=self.api, validate_request_body=True
             ),
             request_models={"application/json": self._json_object()},
             method_responses=[self._method_response(status, "Retry-After") for status in ("200", "400", "500")],
         )
+        self._acknowledge_lock(method)
+
+    def _lock(self) -> dict[str, Any]:
+        """How a method asks who calls."""
+        iam = self._deployment.auth == "iam"
+        return {
+            "authorization_type": gateway.AuthorizationType.IAM if iam else gateway.AuthorizationType.NONE,
+            "api_key_required": self._deployment.auth == "api-key",
+        }
+
+    def _acknowledge_lock(self, method: gateway.Method) -> None:
         cognito = "Callers are programs with a key or an AWS identity, not people with a password."
         meant(
             method,
             {"COG4": cognito}
             | ({} if self._deployment.auth == "iam" else {"APIG4": NO_AUTHORIZER[self._deployment.auth]}),
+        )
+
+    def _runs(self, above: gateway.Resource, readers: Mapping[str, aws_lambda.Function]) -> None:
+        """`/claude-code/runs/{run_id}`: GET and DELETE; below it `events`, whose answer comes as it is made.
+
+        Any other method is the reader's to refuse, which knows who asks, and what the path takes.
+        """
+        ids = {caller: [key.key_id for key in keys.values()] for caller, keys in self.keys.items()}
+        for reader in readers.values():
+            reader.add_environment("CALLERS", Stack.of(self).to_json_string(ids))
+            self._role.add_to_policy(
+                aws_iam.PolicyStatement(actions=["lambda:InvokeFunction"], resources=[reader.function_arn])
+            )
+        run = above.add_resource("runs").add_resource("{run_id}")
+        events = run.add_resource("events")
+        wait = Duration.seconds(self._deployment.integration_timeout)
+        read = self._handed_to(readers["ReadRun"], wait)
+        stream = self._handed_to(readers["StreamRun"], STREAM_WAIT, gateway.ResponseTransferMode.STREAM)
+        for resource, method, integration in (
+            (run, "GET", read),
+            (run, "DELETE", read),
+            (run, "ANY", read),
+            (events, "GET", stream),
+            (events, "ANY", read),
+        ):
+            self._acknowledge_lock(resource.add_method(method, integration, **self._lock()))
+        self._options(run, "GET, DELETE")
+        self._options(events, "GET")
+
+    def _handed_to(
+        self,
+        reader: aws_lambda.Function,
+        wait: Duration,
+        mode: gateway.ResponseTransferMode = gateway.ResponseTransferMode.BUFFERED,
+    ) -> gateway.AwsIntegration:
+        """Gives a request to a function as it came, in the API's own role: the function has no policy of its own."""
+        streamed = mode == gateway.ResponseTransferMode.STREAM
+        version, action = (
+            ("2021-11-15", "response-streaming-invocations") if streamed else ("2015-03-31", "invocations")
+        )
+        return gateway.AwsIntegration(
+            service="lambda",
+            proxy=True,
+            path=f"{version}/functions/{reader.function_arn}/{action}",
+            options=gateway.IntegrationOptions(
+                credentials_role=self._role, timeout=wait, response_transfer_mode=mode if streamed else None
+            ),
         )
 
     def _json_object(self) -> gateway.Model:
@@ -197,8 +269,8 @@ class Api(Construct):
         )
         return gateway.Model(self, "Request", rest_api=self.api, content_type="application/json", schema=schema)
 
-    def _options(self, resource: gateway.Resource) -> None:
-        preflight = {"Access-Control-Allow-Methods": "POST", "Access-Control-Allow-Headers": ALLOWED_HEADERS}
+    def _options(self, resource: gateway.Resource, methods: str) -> None:
+        preflight = {"Access-Control-Allow-Methods": methods, "Access-Control-Allow-Headers": ALLOWED_HEADERS}
         resource.add_method(
             "OPTIONS",
             gateway.MockIntegration(
@@ -281,6 +353,8 @@ class Api(Construct):
 def _answer_template() -> str:
     return _template(
         "answer.vtl",
+        ORIGIN=ORIGIN,
+        POLL=POLL_SECONDS,
         STATUSES=json.dumps(errors.statuses()),
         TIMED_OUT_STATUS=gateway_answers.TIMED_OUT.http_status,
         TIMED_OUT=gateway_answers.TIMED_OUT.body(),

@@ -34,6 +34,8 @@ class Deployment:
     """x86_64 by default, because that is what most build machines are, and an image built for another is emulated."""
     integration_timeout: int
     """Seconds; every other time limit derives from it. Over 29 needs the account's quota L-E5AE38E3."""
+    max_run_seconds: int
+    """The longest that a request with `Prefer: respond-async` may ask for."""
     auth: Literal["api-key", "iam", "none"]
     callers: dict[str, tuple[int, ...]]
     """Name of a caller to the generations of its API key: one, or two while it is being rotated."""
@@ -97,6 +99,7 @@ class Deployment:
             stack_name=take.text("stack_name", r"[A-Za-z][A-Za-z0-9-]{0,127}", "letters, digits and hyphens"),
             architecture=cast(Any, take.one_of("architecture", "x86_64", "arm64")),
             integration_timeout=take.whole("integration_timeout", 15, 300),
+            max_run_seconds=take.whole("max_run_seconds", 60, 24 * 3600),
             auth=cast(Any, take.one_of("auth", "api-key", "iam", "none")),
             callers=take.callers("callers"),
             cors_origin=take.text(

@@ -1,4 +1,4 @@
-"""The four functions, and what each of them may do: exact actions on exact resources."""
+"""The functions, and what each of them may do: exact actions on exact resources."""
 
 import json
 from pathlib import Path
@@ -17,7 +17,8 @@ from aws_cdk import (
 )
 from constructs import Construct
 
-from lambdas.settings import Clocks
+from lambdas.bus import SOURCE
+from lambdas.settings import LEASE_MARGIN, Clocks, Legs
 from stacks.deployment import Deployment
 from stacks.findings import meant
 from stacks.secret import ModelSecret
@@ -28,6 +29,9 @@ ROOT = Path(__file__).resolve().parent.parent
 ONLY_LAMBDAS = ["/*", "!/lambdas", "__pycache__", "*.md", ".DS_Store"]
 NOT_IN_THE_ZIP = ["/lambdas/agent", "/lambdas/run_claude.py", "/lambdas/Dockerfile", "/lambdas/requirements.*"]
 SESSIONS = "session-*.zip"
+AGENTS = ("RunClaude", "RunLeg")
+"""The functions that run strangers' code: of one image, the second for the legs of long runs."""
+CANCEL = "runs/*/cancel"
 NETWORK_INTERFACES = [
     "ec2:AssignPrivateIpAddresses",
     "ec2:CreateNetworkInterface",
@@ -37,6 +41,10 @@ NETWORK_INTERFACES = [
     "ec2:UnassignPrivateIpAddresses",
 ]
 """What Lambda does in the name of a function's role to put the function into a VPC."""
+STREAM_TIMEOUT = 330
+"""Seconds of StreamRun's function: it ends its streams after 300."""
+GATEWAY_MARGIN = 5
+"""Seconds that the gateway waits longer than ReadRun does for news."""
 TRACES = "X-Ray knows no resources: a segment is put into the account's traces, or not."
 
 
@@ -46,7 +54,7 @@ function grows with every turn."""
 
 
 class Functions(Construct):
-    """RestoreSession, RunClaude, PersistSession and RecordFailure, by state name in `versions`.
+    """RestoreSession, RunClaude, PersistSession and RecordFailure, by state name in `versions`; the `readers` of runs.
 
     RunClaude runs strangers' code: its role knows no `s3:` action, what it may touch comes as presigned grants.
     RestoreSession signs these, so its role holds the rights that they convey.
@@ -59,6 +67,7 @@ class Functions(Construct):
         self._deployment = deployment
         self._roles: dict[str, aws_iam.Role] = {}
         self._clocks = Clocks(deployment.integration_timeout)
+        self._legs = Legs(deployment.max_run_seconds)
         self._zip = aws_lambda.Code.from_asset(
             str(ROOT), exclude=[*ONLY_LAMBDAS, *NOT_IN_THE_ZIP], ignore_mode=IgnoreMode.GIT
         )
@@ -68,13 +77,23 @@ class Functions(Construct):
         persist = self._zipped("PersistSession", "persist_session", self._clocks.persist_function, commit)
         record = {"S3_BUCKET_NAME": storage.bucket.bucket_name}
         failure = self._zipped("RecordFailure", "record_failure", self._clocks.record_function, record)
-        run = self._image(secret)
+        run = self._image("RunClaude", self._clocks.run_function, secret)
+        leg = self._image("RunLeg", self._legs.function, secret)
+        self.readers = self._readers(storage)
+        """ReadRun and StreamRun, which the API calls; the machine calls a version of the first."""
 
         self._allow_what_each_needs(storage, secret)
         if deployment.vpc:
-            self._into_the_network(run, deployment.vpc)
+            self._into_the_network(deployment.vpc, run, leg)
 
-        functions = {"RestoreSession": restore, "RunClaude": run, "PersistSession": persist, "RecordFailure": failure}
+        functions = {
+            "RestoreSession": restore,
+            "RunClaude": run,
+            "RunLeg": leg,
+            "PersistSession": persist,
+            "RecordFailure": failure,
+            "ReadRun": self.readers["ReadRun"],
+        }
         self.versions: dict[str, aws_lambda.Version | aws_lambda.Alias] = {
             state: function.current_version for state, function in functions.items()
         }
@@ -99,16 +118,40 @@ class Functions(Construct):
         storage.allow(self._roles["RestoreSession"], SESSIONS, *reads)
         storage.allow(self._roles["PersistSession"], SESSIONS, *reads, "s3:PutObject", "s3:AbortMultipartUpload")
         storage.allow(self._roles["PersistSession"], "runs/*", "s3:GetObjectVersion")
+        for state in self.readers:
+            _let_read(storage, self._roles[state])
+        storage.allow(self._roles["ReadRun"], CANCEL, "s3:PutObject")
         for role in (self._roles["RestoreSession"], self._roles["PersistSession"]):
             _allow(role, [storage.bucket.bucket_arn], "s3:ListBucketVersions")
-        secret.allow(self._roles["RunClaude"])
-        if self._deployment.provider == "bedrock":
-            _allow_models(self._roles["RunClaude"], self._deployment.bedrock_models)
+        for state in ("PersistSession", "RecordFailure"):
+            _let_tell(self._roles[state])
+        for state in AGENTS:
+            secret.allow(self._roles[state])
+            if self._deployment.provider == "bedrock":
+                _allow_models(self._roles[state], self._deployment.bedrock_models)
+
+    def _readers(self, storage: Storage) -> dict[str, aws_lambda.Function]:
+        environment = {
+            "S3_BUCKET_NAME": storage.bucket.bucket_name,
+            "AUTH": self._deployment.auth,
+            "CALLERS": "{}",  # the API, which makes the keys, adds them
+            "CORS_ORIGIN": self._deployment.cors_origin,
+            "WAIT_SECONDS": str(self._deployment.integration_timeout - GATEWAY_MARGIN),
+            "LEASE_SECONDS": str(self._clocks.machine + LEASE_MARGIN),
+            "LONG_LEASE_SECONDS": str(self._legs.lease),
+        }
+        wrapper = {"AWS_LAMBDA_EXEC_WRAPPER": "/var/task/lambdas/streaming.sh"}
+        read = self._zipped("ReadRun", "read_run", self._deployment.integration_timeout, environment, memory=512)
+        stream = self._zipped("StreamRun", "stream_run", STREAM_TIMEOUT, environment | wrapper, memory=512)
+        return {"ReadRun": read, "StreamRun": stream}
 
     def _restore_environment(self, storage: Storage) -> dict[str, str]:
         return {
             "S3_BUCKET_NAME": storage.bucket.bucket_name,
             "INTEGRATION_TIMEOUT": str(self._deployment.integration_timeout),
+            "MAX_RUN_SECONDS": str(self._legs.run),
+            "LEG_GATE_SECONDS": str(self._legs.gate),
+            "LEG_LIMIT_SECONDS": str(self._legs.limit),
             "MAX_TURNS": str(self._deployment.max_turns),
             "MAX_BUDGET_USD": str(self._deployment.max_budget_usd),
             "MAX_SESSION_USD": json.dumps(self._deployment.max_session_usd),
@@ -134,7 +177,9 @@ class Functions(Construct):
             "MAX_SESSION_FILES": str(self._deployment.max_session_files),
         }
 
-    def _zipped(self, state: str, module: str, timeout: int, environment: dict[str, str]) -> aws_lambda.Function:
+    def _zipped(
+        self, state: str, module: str, timeout: int, environment: dict[str, str], memory: int = 1024
+    ) -> aws_lambda.Function:
         log_group, role = self._log_group_and_role(state)
         function = aws_lambda.Function(
             self,
@@ -144,7 +189,7 @@ class Functions(Construct):
             architecture=self._architecture,
             handler=f"lambdas.{module}.handler",
             code=self._zip,
-            memory_size=1024,
+            memory_size=memory,
             timeout=Duration.seconds(timeout),
             environment=environment,
             log_group=log_group,
@@ -152,18 +197,17 @@ class Functions(Construct):
             tracing=aws_lambda.Tracing.ACTIVE,
             current_version_options=aws_lambda.VersionOptions(removal_policy=RemovalPolicy.RETAIN),
         )
-        meant(
-            function, {"L1": "One Python for all four: that of RunClaude's image, for which its packages are locked."}
-        )
+        meant(function, {"L1": "One Python for all: that of RunClaude's image, for which its packages are locked."})
         return function
 
-    def _image(self, secret: ModelSecret) -> aws_lambda.DockerImageFunction:
+    def _image(self, name: str, timeout: int, secret: ModelSecret) -> aws_lambda.DockerImageFunction:
+        """RunClaude, whose function ends with its API's call or, for a leg of a long run, with Lambda's own limit."""
         deployment = self._deployment
-        log_group, role = self._log_group_and_role("RunClaude")
+        log_group, role = self._log_group_and_role(name)
         return aws_lambda.DockerImageFunction(
             self,
-            "RunClaude",
-            description=f"State RunClaude of {deployment.stack_name}",
+            name,
+            description=f"State {name} of {deployment.stack_name}",
             architecture=self._architecture,
             code=aws_lambda.DockerImageCode.from_image_asset(
                 str(ROOT),
@@ -174,7 +218,7 @@ class Functions(Construct):
             ),
             memory_size=deployment.memory_mb,
             ephemeral_storage_size=Size.mebibytes(deployment.ephemeral_mb),
-            timeout=Duration.seconds(self._clocks.run_function),
+            timeout=Duration.seconds(timeout),
             reserved_concurrent_executions=deployment.max_concurrent_runs,
             environment=self._agent_environment(secret),
             log_group=log_group,
@@ -224,31 +268,37 @@ class Functions(Construct):
         self._roles[state] = role
         return log_group, role
 
-    def _into_the_network(self, run: aws_lambda.Function, vpc: str) -> None:
+    def _into_the_network(self, vpc: str, *agents: aws_lambda.Function) -> None:
         """RunClaude alone: the others run no strangers' code and need S3 only. By ids, so that nothing is looked up."""
         group = self._deployment.security_group
         if group is None:
             nothing_in = "RunClaude: nothing in, and out whatever the routes let out"
             made = aws_ec2.CfnSecurityGroup(self, "RunClaudeGroup", group_description=nothing_in, vpc_id=vpc)
             group = made.attr_group_id
-        resource = run.node.default_child
-        assert isinstance(resource, aws_lambda.CfnFunction)
-        resource.vpc_config = aws_lambda.CfnFunction.VpcConfigProperty(
+        network = aws_lambda.CfnFunction.VpcConfigProperty(
             subnet_ids=list(self._deployment.subnets), security_group_ids=[group]
         )
-        role = self._roles["RunClaude"]
-        role.add_to_policy(aws_iam.PolicyStatement(actions=NETWORK_INTERFACES, resources=["*"]))
-        meant(role, {"IAM5[Resource::*]": f"{TRACES} Lambda makes network interfaces anew, and code may not."})
-        # Lambda itself needs them, the code in the function does not: only of its calls is this condition true.
-        from_code = f"arn:{Aws.PARTITION}:lambda:{Aws.REGION}:{Aws.ACCOUNT_ID}:function:*"
-        role.add_to_policy(
-            aws_iam.PolicyStatement(
-                effect=aws_iam.Effect.DENY,
-                actions=NETWORK_INTERFACES,
-                resources=["*"],
-                conditions={"ArnLike": {"lambda:SourceFunctionArn": from_code}},
-            )
+        for function in agents:
+            resource = function.node.default_child
+            assert isinstance(resource, aws_lambda.CfnFunction)
+            resource.vpc_config = network
+        for state in AGENTS:
+            _allow_interfaces(self._roles[state])
+
+
+def _allow_interfaces(role: aws_iam.Role) -> None:
+    """Lambda itself needs them, the code in the function does not: only of its calls is the condition true."""
+    role.add_to_policy(aws_iam.PolicyStatement(actions=NETWORK_INTERFACES, resources=["*"]))
+    meant(role, {"IAM5[Resource::*]": f"{TRACES} Lambda makes network interfaces anew, and code may not."})
+    from_code = f"arn:{Aws.PARTITION}:lambda:{Aws.REGION}:{Aws.ACCOUNT_ID}:function:*"
+    role.add_to_policy(
+        aws_iam.PolicyStatement(
+            effect=aws_iam.Effect.DENY,
+            actions=NETWORK_INTERFACES,
+            resources=["*"],
+            conditions={"ArnLike": {"lambda:SourceFunctionArn": from_code}},
         )
+    )
 
 
 def _keep_the_record(storage: Storage, *roles: aws_iam.Role) -> None:
@@ -263,8 +313,24 @@ def _keep_the_record(storage: Storage, *roles: aws_iam.Role) -> None:
         storage.allow_key(role)
 
 
+def _let_read(storage: Storage, role: aws_iam.Role) -> None:
+    """Runs, and sessions only for the link in an answer, whose signer has to be allowed what it conveys."""
+    storage.allow(role, "runs/*", "s3:GetObject")
+    storage.allow(role, SESSIONS, "s3:GetObject")
+    _allow(role, [storage.bucket.bucket_arn], "s3:ListBucket")
+    storage.allow_key(role)
+
+
 def _allow(role: aws_iam.Role, resources: list[str], *actions: str) -> None:
     role.add_to_policy(aws_iam.PolicyStatement(actions=list(actions), resources=resources))
+
+
+def _let_tell(role: aws_iam.Role) -> None:
+    """Of runs that end, on the account's default bus, in this project's own name."""
+    bus = f"arn:{Aws.PARTITION}:events:{Aws.REGION}:{Aws.ACCOUNT_ID}:event-bus/default"
+    # ForAllValues: the local engine compares no event's source, and has no value to compare then.
+    own_name = {"ForAllValues:StringEquals": {"events:source": SOURCE}}
+    role.add_to_policy(aws_iam.PolicyStatement(actions=["events:PutEvents"], resources=[bus], conditions=own_name))
 
 
 def _allow_models(role: aws_iam.Role, models: tuple[str, ...]) -> None:

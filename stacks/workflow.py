@@ -9,11 +9,11 @@ from aws_cdk import App, CfnOutput, Environment, Stack, aws_kms
 from aws_cdk.cx_api import CloudAssembly
 from constructs import Construct
 
-from lambdas.settings import Clocks
+from lambdas.settings import Clocks, Legs
 from stacks.api import Api
 from stacks.deployment import CDK_JSON, Deployment
 from stacks.functions import Functions
-from stacks.machine import Machine
+from stacks.machine import Machines
 from stacks.secret import ModelSecret
 from stacks.storage import Storage
 from stacks.warm_up import WarmUp
@@ -33,12 +33,14 @@ class ClaudeAgentWorkflow(Stack):
         secret = ModelSecret(self, "ModelSecret", key=key)
         functions = Functions(self, "Functions", deployment=deployment, storage=storage, secret=secret)
         clocks = Clocks(deployment.integration_timeout)
-        machine = Machine(self, "Machine", clocks=clocks, functions=functions.versions).machine
+        legs = Legs(deployment.max_run_seconds)
+        machines = Machines(self, "Machine", clocks=clocks, legs=legs, functions=functions.versions)
         WarmUp(self, "WarmUp", run=functions.versions["RunClaude"])
-        api = Api(self, "Door", deployment=deployment, machine=machine)
+        api = Api(self, "Door", deployment=deployment, machine=machines.express, readers=functions.readers)
         CfnOutput(self, "ApiUrl", value=api.url, description="POST here")
         CfnOutput(self, "BucketName", value=storage.bucket.bucket_name)
-        CfnOutput(self, "StateMachineArn", value=machine.state_machine_arn)
+        CfnOutput(self, "StateMachineArn", value=machines.express.state_machine_arn)
+        CfnOutput(self, "LongMachineArn", value=machines.long.state_machine_arn)
         CfnOutput(self, "SecretArn", value=secret.secret.secret_arn)
         self._key_outputs(api)
 
@@ -64,7 +66,7 @@ def _let_everybody_read(asset: Path) -> None:
     """Zips and images keep the modes of the files that they are made of, and Lambda runs functions as a user who owns
     none of them: what was cloned under a umask of 077 could not be read there."""
     for path in (asset, *asset.rglob("*")):
-        path.chmod(0o755 if path.is_dir() else 0o644)
+        path.chmod(0o755 if path.is_dir() or path.suffix == ".sh" else 0o644)
 
 
 def application(outdir: str, context: Mapping[str, Any] | None = None) -> App:

@@ -102,7 +102,7 @@ class Chaos:
         self.turns: list[Turn] = []
         self.kills: Counter[str] = Counter()
         self._quiet = threading.Event()
-        self._http = urllib3.PoolManager(maxsize=32, retries=False, timeout=60)
+        self.http = urllib3.PoolManager(maxsize=32, retries=False, timeout=60)
 
     def __enter__(self) -> "Chaos":
         # The agent's user has to pass through to its scratch directory, which pytest's own would not let it.
@@ -202,7 +202,7 @@ class Chaos:
         try:
             headers["x-api-key"] = self.serve.key
             sent = json.dumps(turn.body).encode()
-            answer = self._http.request("POST", self.serve.url, body=sent, headers=headers)
+            answer = self.http.request("POST", self.serve.url, body=sent, headers=headers)
             return answer.status, answer.json()
         except (urllib3.exceptions.HTTPError, ValueError, AssertionError, IndexError):  # it is just starting again
             return 0, {}

@@ -3,9 +3,10 @@
 import fcntl
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,22 @@ from tests.support.played_workflow import Workflow
 Template = dict[str, Any]
 Templates = Callable[..., Template]
 Synthesize = Callable[..., Path]
+Crowding = Callable[[], AbstractContextManager[None]]
 
-LONGEST = ["faults", "service", "cli", "commit", "hostile", "checkpoint", "claude", "check", "stack", "engine", "wheel"]
+LONGEST = [
+    "faults",
+    "service",
+    "cli",
+    "commit",
+    "hostile",
+    "checkpoint",
+    "claude",
+    "legs",
+    "check",
+    "stack",
+    "engine",
+    "wheel",
+]
 """Files of tests that take long, in the order in which they are begun, before the others: at the end, when the other
 workers are done, nobody is left with much. It wants xdist's `--no-loadscope-reorder`."""
 
@@ -47,6 +62,33 @@ def _alone(common: Path) -> Iterator[None]:
     """One worker at a time: what one makes, the others find."""
     with (common / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+@pytest.fixture(scope="session")
+def crowding(common: Path) -> Crowding:
+    """For what uses up the processes of the user who runs the tests: no worker is in a test meanwhile. Root's agents
+    have users of their own."""
+
+    @contextmanager
+    def crowded() -> Iterator[None]:
+        with (common / "door").open("w") as door, (common / "crowd").open("w") as crowd:
+            fcntl.flock(door, fcntl.LOCK_EX)  # or there would always be somebody
+            fcntl.flock(crowd, fcntl.LOCK_EX)
+            yield
+
+    return crowded if os.getuid() else nullcontext
+
+
+@pytest.fixture(autouse=True)
+def _uncrowded(common: Path) -> Iterator[None]:
+    if os.getuid() == 0:
+        yield
+        return
+    with (common / "crowd").open("w") as crowd:
+        with (common / "door").open("w") as door:
+            fcntl.flock(door, fcntl.LOCK_SH)
+            fcntl.flock(crowd, fcntl.LOCK_SH)
         yield
 
 

@@ -23,7 +23,8 @@ from botocore.credentials import Credentials
 
 from claude_workflow.local.model import Conversation, RecordedRequest, Rule, events
 from lambdas.agent.bedrock import bedrock
-from lambdas.agent.claude import Outcome, Turn, converse
+from lambdas.agent.claude import Turn, converse
+from lambdas.agent.outcome import Outcome
 from lambdas.agent.proxy import Proxy
 from lambdas.agent.scratch import Scratch
 from lambdas.errors import ModelOverloaded, ModelRateLimited, ModelRejected, ModelUnauthorized, WorkflowError

@@ -16,7 +16,7 @@ from benchmarks.limiter import Exchange, Limiter
 from benchmarks.report import Check, Section
 from benchmarks.workflow import about_archive
 
-PRICES = Prices("here", "today", 1.0, 10.0, 100.0, 1000.0, 10_000.0, 5.0, 7.0, 300.0)
+PRICES = Prices("here", "today", 1.0, 10.0, 100.0, 50.0, 1000.0, 10_000.0, 5.0, 7.0, 300.0)
 
 
 @pytest.fixture(scope="module")

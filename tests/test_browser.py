@@ -1,16 +1,22 @@
 """The API from a page of another origin, in a real browser: what CORS lets the page read."""
 
 import json
+import re
 import subprocess
+import time
+import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from queue import Empty, Queue
 from typing import Any
 
 import pytest
+import urllib3
 
-from tests.support.commands import ENVIRONMENT, Serve
+from lambdas.request import run_id
+from tests.support.commands import ENVIRONMENT, ROOT, Serve
 from tests.support.foreign_programs import program
 from tests.support.http_servers import Answering, listening
 
@@ -78,7 +84,8 @@ def page(text: str) -> Iterator[tuple[str, "Queue[Seen]"]]:
 
     class Page(Answering):
         def do_GET(self) -> None:
-            self.answer(200, text.encode() if self.path == "/" else b"", {"content-type": "text/html"})
+            asked = self.path.partition("?")[0] == "/"
+            self.answer(200, text.encode() if asked else b"", {"content-type": "text/html"})
 
         def do_POST(self) -> None:
             reports.put(json.loads(self.received()))
@@ -103,17 +110,22 @@ def browser(url: str, profile: Path) -> Iterator[Path]:
         process.wait(60)
 
 
+def report(reports: "Queue[Seen]", log: Path) -> Seen:
+    """What the page sends back."""
+    try:
+        found = reports.get(timeout=PAGE_SECONDS)
+    except Empty:
+        pytest.fail(f"The page did not report; the browser said:\n{log.read_text(errors='replace')[-2000:]}")
+    assert "error" not in found, found
+    return found
+
+
 @pytest.fixture(scope="module")
 def seen(serve: Serve, tmp_path_factory: pytest.TempPathFactory) -> Seen:
     """What a page of another origin gets to see."""
     text = PAGE.replace("@URL_AND_KEY@", json.dumps([serve.url, serve.key]))
     with page(text) as (url, reports), browser(url, tmp_path_factory.mktemp("browser") / "profile") as log:
-        try:
-            found = reports.get(timeout=PAGE_SECONDS)
-        except Empty:
-            pytest.fail(f"The page did not report; the browser said:\n{log.read_text(errors='replace')[-2000:]}")
-    assert "error" not in found, found
-    return found
+        return report(reports, log)
 
 
 def test_a_page_asks_and_goes_on(seen: Seen) -> None:
@@ -155,3 +167,44 @@ def test_a_page_reads_when_to_come_back(seen: Seen, name: str, status: int, code
 def test_a_page_cannot_use_other_methods(seen: Seen) -> None:
     """The preflight names POST alone, so the browser does not send anything else."""
     assert seen["put"] == "kept back"
+
+
+WATCHING = """<!doctype html><meta charset="utf-8"><ol></ol><script type="module">
+const [url, key, run] = @URL_KEY_AND_RUN@;
+@WATCH@
+const asked = new URLSearchParams(location.search), until = asked.get("until"), last = asked.get("last");
+const report = (seen) => fetch("/seen", {method: "POST", body: JSON.stringify(seen)});
+const shown = [];
+function show(message, id) {
+  document.querySelector("ol").append(Object.assign(document.createElement("li"), {textContent: message.type}));
+  shown.push([Number(id), message.type]);
+  if (id === until) { report({shown}); throw new Error("closed"); }
+}
+watch(run, show, last).then((answer) => report({shown, answer, items: document.querySelectorAll("li").length}))
+  .catch((error) => error.message === "closed" || report({error: `${error}`}));
+</script>"""
+
+
+def test_a_page_shows_a_run_is_closed_and_comes_back(serve: Serve, tmp_path: Path) -> None:
+    """By what docs/api.md has for it. The browser is gone in the middle of the run, and another one goes on behind the
+    number that the first one saw last: no message is missed, none comes twice, and the answer is the POST's."""
+    key = str(uuid.uuid4())
+    example = re.search(r"^async function watch\(.*?^}$", (ROOT / "docs/api.md").read_text(), re.DOTALL | re.MULTILINE)
+    assert example
+    said = json.dumps([serve.url, serve.key, run_id("default", key)])
+    text = WATCHING.replace("@URL_KEY_AND_RUN@", said).replace("@WATCH@", example[0])
+    with ThreadPoolExecutor(1) as pool, page(text) as (url, reports):
+        asking = pool.submit(serve.ask, "run sleep 5\nread notes.txt", "--key", key, "--json")
+        url_of_run, sent = f"{serve.url}/runs/{run_id('default', key)}", {"x-api-key": serve.key}
+        while urllib3.request("GET", url_of_run, headers=sent).status != 200:
+            time.sleep(0.5)  # it is not recorded yet; its key has a rate
+        with browser(f"{url}?last=0&until=2", tmp_path / "first") as log:
+            first = report(reports, log)
+        with browser(f"{url}?last=2", tmp_path / "second") as log:
+            second = report(reports, log)
+        answer = json.loads(asking.result().stdout)
+    shown = [*first["shown"], *second["shown"]]
+    assert [number for number, _ in shown] == [*range(1, len(shown) + 1)]
+    assert [kind for _, kind in shown] == [message["type"] for message in answer["messages"]]
+    assert second["items"] == len(second["shown"]) > 0
+    assert second["answer"]["result"] == answer["result"]

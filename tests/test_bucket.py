@@ -388,4 +388,4 @@ def test_messages_of_any_other_shape_are_left_out(bucket: Bucket, body: bytes) -
     """The turn is committed by then, and what a stranger staged as its messages cannot undo that."""
     claim = a_claim()
     assert Transfer().put(grants(bucket, claim, None, 60).messages, body, len(body))
-    assert record.messages(bucket, claim, 200_000) is None
+    assert record.messages(bucket, [claim.staging], 200_000) is None

@@ -165,7 +165,9 @@ def break_functions(kit: Kit) -> None:
 
 TOLD = {
     "rights-run-claude": "s3:GetObject of session-1.zip is 'allowed', not 'denied'",
+    "rights-run-leg": "s3:GetObject of session-1.zip is 'allowed', not 'denied'",
     "rights-machine": "lambda:InvokeFunction of a version of RunClaude is 'denied', not 'allowed'",
+    "rights-long-machine": "states:StartExecution of the long machine is 'allowed', not 'denied'",
     "integration-responses": "400 is None",
     "gateway-responses": "INVALID_API_KEY is None",
     "integration-timeout": "kept is 15000, not 29000",
@@ -189,7 +191,9 @@ def test_a_broken_stack_is_told_what_is_broken(kit: Kit) -> None:
     rows = [row for row in ROWS if row.name in TOLD or row.name.startswith("rights-")]
     assert {one.row.name: one.why for one in asked(kit, rows) if one.outcome != HELD} == {}
     allow(kit, "RunClaude", "s3:GetObject")
+    allow(kit, "RunLeg", "s3:GetObject")
     allow(kit, "Machine", "logs:*")
+    allow(kit, "MachineLong", "states:StartExecution")
     expire(kit, 3)
     for break_it in (break_gateway, break_machine, break_functions):
         break_it(kit)

@@ -28,21 +28,20 @@ from hypothesis import strategies as st
 from claude_workflow.local.model import NOT_PROMPTS, RecordedRequest, ScriptedModel
 from lambdas.agent import frames
 from lambdas.agent.checkpoint import SHARE, Checkpoints
-from lambdas.agent.claude import CONTINUE, Outcome, Turn, converse
+from lambdas.agent.claude import CONTINUE, Turn, converse
+from lambdas.agent.outcome import Outcome
 from lambdas.agent.proxy import Proxy, Secret, anthropic
 from lambdas.agent.scratch import Scratch
-from lambdas.agent.transfer import Transfer
 from lambdas.archive.unpack import unpack
-from lambdas.contract import Task
+from lambdas.contract import RunResult, Task
 from lambdas.errors import AgentCrashed, ModelRejected, RunTimedOut, StorageUnavailable, WorkflowError
-from lambdas.pricing import Prices
-from lambdas.receipt import Receipt
 from lambdas.run_claude import RunClaude
 from lambdas.settings import AgentSettings
 from tests.support.granted import BucketHandler, GrantedBucket, a_task
 from tests.support.http_servers import listening
 from tests.support.kept_checkpoints import LIMITS, Kept
 from tests.support.opened import Opened
+from tests.support.running import run_claude_of, settings_of
 from tests.support.waiting import eventually
 
 SECONDS = 600
@@ -317,12 +316,6 @@ class Counted:
         assert archive.read() == b"archive"[:size]
         self.count += 1
 
-    def saving_seconds(self) -> float:
-        return 0.0
-
-    def receipt(self, receipt: Receipt) -> None:
-        raise AssertionError(f"a checkpoint costs nothing, and not {receipt.usd}")
-
 
 def message(kind: str, block: dict[str, str], **fields: Any) -> dict[str, Any]:
     return {"type": kind, "message": {"content": [block]}, **fields}
@@ -435,15 +428,11 @@ def bucket() -> Iterator[GrantedBucket]:
         yield state
 
 
-def settings_of(model_url: str, place: Path) -> AgentSettings:
-    return AgentSettings(
-        provider="anthropic", model_url=model_url, bedrock_model=None, secret_arn="", supabase_url=None,
-        prices=Prices.of(), max_session_bytes=1 << 30, max_session_files=1000, scratch=str(place / "agents"),
-    )  # fmt: skip
-
-
-def run_claude_of(settings: AgentSettings) -> RunClaude:
-    return RunClaude(settings, Transfer(), [anthropic(Secret(lambda: "key"), settings.model_url)])
+def completed(worker: RunClaude, task: Task) -> RunResult:
+    """What comes of a run that is no leg of one."""
+    result = worker.run(task)
+    assert isinstance(result, RunResult)
+    return result
 
 
 def test_the_handler_stages_checkpoints_and_goes_on_from_one(
@@ -456,9 +445,9 @@ def test_the_handler_stages_checkpoints_and_goes_on_from_one(
     bucket.objects["/request"] = json.dumps({"body": {"prompt": THREE.format(cli=cli)}}).encode()
     with pytest.raises(AgentCrashed):
         worker.run(a_task(bucket, "1", session))
-    assert set(bucket.puts) == {"/1/started", "/1/receipt", "/1/checkpoint", "/1/detail"}
+    assert set(bucket.puts) == {"/1/started", "/1/receipt", "/1/checkpoint", "/1/messages", "/1/detail"}
 
-    result = worker.run(a_task(bucket, "2", session, checkpoint="1"))
+    result = completed(worker, a_task(bucket, "2", session, checkpoint="1"))
     assert result.stop_reason == "end_turn"
     assert "All four." in json.loads(bucket.objects["/2/result"])["result"]
     (tmp_path / "opened").mkdir()
@@ -481,7 +470,7 @@ def test_what_is_not_saved_in_time_fails_by_its_name(bucket: GrantedBucket, tmp_
         assert (caught.value.cost_usd or 0) > 0
         assert not {"/1/changes", "/1/result"} & set(bucket.puts)
         assert b"could not be saved" in bucket.objects["/1/detail"]
-        assert worker.run(a_task(bucket, "2", session, checkpoint="1")).stop_reason == "end_turn"
+        assert completed(worker, a_task(bucket, "2", session, checkpoint="1")).stop_reason == "end_turn"
 
 
 def test_the_deadline_comes_earlier_by_what_saving_takes(model: ScriptedModel, scratch: Scratch) -> None:
@@ -508,7 +497,7 @@ def worked(settings: AgentSettings, task: Task) -> str:
     """What comes of a run, in a process whose temporary directory is another."""
     worker = run_claude_of(settings)
     try:
-        return worker.run(task).stop_reason
+        return completed(worker, task).stop_reason
     except WorkflowError as error:
         return type(error).__name__
 

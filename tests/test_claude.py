@@ -16,11 +16,12 @@ from urllib.parse import urlsplit
 import pytest
 
 from claude_workflow.local.model import MARK, ScriptedModel
-from lambdas.agent.claude import OUTLIVING, Outcome, Turn, converse, fits
+from lambdas.agent.claude import OUTLIVING, Turn, converse
 from lambdas.agent.frames import blocks
+from lambdas.agent.outcome import Outcome, fits
 from lambdas.agent.proxy import Proxy, Secret, anthropic
 from lambdas.agent.scratch import Scratch
-from lambdas.agent.transcript import STOPPED, Transcript
+from lambdas.agent.transcript import ENDERS, STOPPED, Transcript
 from lambdas.errors import (
     AgentCrashed,
     ModelOverloaded,
@@ -303,7 +304,7 @@ def test_deadline(prompt: str, model: ScriptedModel, scratch: Scratch) -> None:
     told = json.dumps(model.requests[-1].body["messages"])
     assert "doesn't want to" not in told
     assert "by user" not in told
-    assert (STOPPED in told) == ("sleep" in prompt)
+    assert (STOPPED.format(ENDERS["deadline"]) in told) == ("sleep" in prompt)
 
 
 def test_deadline_before_the_first_turn(model: ScriptedModel, scratch: Scratch) -> None:

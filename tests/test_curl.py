@@ -12,6 +12,7 @@ import pytest
 from claude_workflow.cli import backend
 from claude_workflow.local.guard import BUCKET
 from lambdas import errors
+from lambdas.settings import EXPOSED_HEADERS
 from tests.support.commands import Serve
 from tests.support.foreign_programs import program
 from tests.support.waiting import eventually
@@ -118,7 +119,7 @@ def test_a_row_of_the_status_table(
     assert answer.json["success"] is False
     assert answer.headers["content-type"] == "application/json"
     assert answer.headers["access-control-allow-origin"] == "*"
-    assert answer.headers["access-control-expose-headers"] == "Retry-After"
+    assert answer.headers["access-control-expose-headers"] == EXPOSED_HEADERS
     assert answer.headers.get("allow") == ("POST, OPTIONS" if status == 405 else None)
 
 

@@ -13,13 +13,16 @@ import pytest
 
 from lambdas import errors
 from lambdas.errors import RunTimedOut
-from lambdas.settings import Clocks
+from lambdas.settings import Clocks, Legs
 from stacks.definition import DEFINITION, definition
 
 ROOT = DEFINITION.parent.parent
 MACHINE: dict[str, Any] = json.loads(DEFINITION.read_text())
 STATES: dict[str, dict[str, Any]] = MACHINE["States"]
-TASKS = {name: state for name, state in STATES.items() if state["Type"] == "Task"}
+TASKS = {name: state for name, state in STATES.items() if state.get("Resource") == "arn:aws:states:::lambda:invoke"}
+"""Those that call one of the workflow's functions."""
+WORK = sorted(TASKS.keys() - {"ReadRun"})
+"""Those of a run; the other one only looks."""
 
 
 def _next(state: dict[str, Any]) -> set[str]:
@@ -99,36 +102,48 @@ def test_task_states_placeholders_and_files_share_their_names() -> None:
 
 
 def test_the_text_holds_no_other_placeholder() -> None:
-    """Whatever is substituted is a function."""
-    assert set(re.findall(r"\$\{(\w+)\}", DEFINITION.read_text())) == TASKS.keys()
+    """Whatever is substituted is a function, or the machine that is handed over to."""
+    assert set(re.findall(r"\$\{(\w+)\}", DEFINITION.read_text())) == TASKS.keys() | {"LongMachine"}
 
 
 def test_no_error_stands_alone() -> None:
     """`ErrorEquals` names what errors.py knows, and a state's catch-all; what errors.py knows is caught or repeated."""
     ours = {kind.__name__ for kind in errors.tree()}
-    caught = {name for state in STATES.values() for name in _caught(state)}
+    caught = {name for state in TASKS.values() for name in _caught(state)}
     assert caught - {"States.ALL"} <= ours | errors.FOREIGN.keys()
     assert errors.FOREIGN.keys() <= caught
     assert {kind.__name__ for kind in errors.tree() if kind.passing} <= caught
 
 
 def test_refusals_lead_past_the_record() -> None:
-    """RestoreSession's first Catch lists every class below Refused."""
+    """RestoreSession's first Catch lists every class below Refused. They end the express machine; in the long one, who
+    asked was answered before, so that they are recorded."""
     first = STATES["RestoreSession"]["Catch"][0]
     assert (first["ErrorEquals"], first["Next"]) == (
         [kind.__name__ for kind in errors.tree(errors.Refused)[1:]],
-        "Failed",
+        "Refused",
     )
+    assert [choice["Next"] for choice in STATES["Refused"]["Choices"]] == ["RecordFailure", "Failed"]
 
 
-@pytest.mark.parametrize("state", sorted(TASKS.keys() - {"RecordFailure"}))
+@pytest.mark.parametrize("state", [*(state for state in WORK if state != "RecordFailure"), "HandOver"])
 def test_every_other_error_is_recorded(state: str) -> None:
-    """States.ALL leaves out States.DataLimitExceeded, so both lead to RecordFailure."""
-    recorded = [c["ErrorEquals"] for c in TASKS[state]["Catch"] if c["Next"] == "RecordFailure"]
+    """States.ALL leaves out States.DataLimitExceeded, so both lead to RecordFailure; those of RunClaude where no other
+    leg follows."""
+    ways = ("RecordFailure", "RunClaudeFailed")
+    recorded = [c["ErrorEquals"] for c in STATES[state]["Catch"] if c["Next"] in ways]
     assert recorded == [["States.DataLimitExceeded"], ["States.ALL"]]
 
 
-@pytest.mark.parametrize("state", sorted(TASKS.keys() - {"RunClaude"}))
+def test_a_leg_follows_on_what_the_next_one_may_not_meet() -> None:
+    """Whatever ended RunClaude's function, a passing error of its own, and Claude Code's death."""
+    condition = STATES["RunClaudeFailed"]["Choices"][0]["Condition"]
+    foreign = [name for name, error in errors.FOREIGN.items() if error.passing and error.ran]
+    ours = [kind.__name__ for kind in errors.tree() if kind.passing]
+    assert re.findall(r"'([\w.]+)'", condition) == [*foreign, *ours, "AgentCrashed"]
+
+
+@pytest.mark.parametrize("state", [state for state in WORK if state != "RunClaude"])
 def test_what_may_be_over_in_a_second_is_repeated(state: str) -> None:
     """Those functions are idempotent. RecordFailure is not repeated after a time limit: no time is left."""
     limits = state != "RecordFailure"
@@ -168,3 +183,40 @@ def test_time_limits_nest(seconds: int) -> None:
     assert 0 < clocks.restore_function < states["RestoreSession"]["TimeoutSeconds"]
     assert 0 < clocks.persist_function < states["PersistSession"]["TimeoutSeconds"]
     assert 0 < clocks.record_function < states["RecordFailure"]["TimeoutSeconds"]
+
+
+@pytest.mark.parametrize("seconds", [15, 29, 60, 300])
+def test_the_long_machine_differs_in_its_time_limits_alone(seconds: int) -> None:
+    """It has the express one's states; a leg's function ends before its state, and the machine after the last leg."""
+    clocks, legs = Clocks(seconds), Legs(3600)
+    express, long = json.loads(definition(clocks)), json.loads(definition(clocks, legs))
+    assert legs.limit < legs.function < long["States"]["RunClaude"]["TimeoutSeconds"] == legs.state
+    assert long["TimeoutSeconds"] == legs.machine > legs.run + legs.state
+    express["TimeoutSeconds"] = legs.machine
+    express["States"]["RunClaude"]["TimeoutSeconds"] = legs.state
+    assert long == express
+
+
+@pytest.mark.parametrize("seconds", [15, 29, 60, 300])
+def test_a_lease_outlives_its_leg(seconds: int) -> None:
+    """However often the definition repeats what a leg consists of: until its end nobody else has the session."""
+    states = json.loads(definition(Clocks(seconds), Legs(3600)))["States"]
+    throttled = 2 * states["RunClaude"]["TimeoutSeconds"]  # a throttle comes at once
+    longest = sum(_longest(states[name]) for name in ("RestoreSession", "RunClaude", "PersistSession", "RecordFailure"))
+    assert longest - throttled < Legs(3600).lease
+
+
+@pytest.mark.parametrize("seconds", [15, 29, 60, 300])
+def test_an_express_execution_ends_after_its_last_look(seconds: int) -> None:
+    """Whoever waits for a run that was handed over is answered within the gateway's time."""
+    clocks = Clocks(seconds)
+    assert clocks.agent + STATES["Pause"]["Seconds"] + STATES["ReadRun"]["TimeoutSeconds"] < clocks.machine
+
+
+def _longest(state: dict[str, Any]) -> int:
+    """Seconds of a state that is repeated as often as it may be, each time to its limit."""
+    longest: int = state["TimeoutSeconds"]
+    for retry in state["Retry"]:
+        pauses = [retry["IntervalSeconds"] * retry["BackoffRate"] ** n for n in range(retry["MaxAttempts"])]
+        longest += sum(pauses) + retry["MaxAttempts"] * state["TimeoutSeconds"]
+    return longest

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,8 @@ def walked(started: tuple[Engine, Deployed], tmp_path_factory: pytest.TempPathFa
     workflows = [Workflow(*started, folder) for folder in folders]
     with ThreadPoolExecutor(4) as pool:
         answers = pool.map(lambda workflow, script: workflow.run(**script), workflows, scripts.values())
-        return dict(zip(scripts, map(Walk.of, answers, folders), strict=True))
+        walks = map(partial(Walk.of, started[0].client("stepfunctions")), answers, folders)
+        return dict(zip(scripts, walks, strict=True))
 
 
 @pytest.mark.parametrize("way", [way for way in WAYS if way.locally], ids=lambda way: way.name)
@@ -67,12 +69,15 @@ def test_every_way_is_as_it_has_to_be(walked: dict[str, Walk], way: Way) -> None
 
 
 def test_restore_session_learns_its_execution(workflow: Workflow) -> None:
-    """Envelope, execution and start, which the lease is made of."""
+    """Envelope, execution and start, which the lease is made of; that no leg came before, and where longer runs go."""
     answer = workflow.run()
     call = workflow.calls("RestoreSession")[0]
-    assert set(call) == {"envelope", "execution", "started_at"}
+    assert set(call) == {"envelope", "execution", "started_at", "began_at", "before", "long_machine"}
     assert call["execution"] == answer["executionArn"]
     assert abs(datetime.fromisoformat(call["started_at"]).timestamp() - time.time()) < 60
+    assert (call["began_at"], call["before"]) == (call["started_at"], None)
+    machines = {each for each in workflow.deployed.resources.values() if ":stateMachine:" in each}
+    assert {call["long_machine"]} == machines - {workflow.deployed.state_machine_arn}
 
 
 def test_an_unknown_decision_fails(workflow: Workflow) -> None:
@@ -139,11 +144,11 @@ def test_the_policies_of_the_template_are_enforced(workflow: Workflow, state: st
 
 
 def test_settings_replace_only_what_the_template_has(template: Json) -> None:
-    """A model's URL reaches the function that reads it, and no other."""
+    """A model's URL reaches the two functions that read it, and no other."""
     fitted = deploy.fit(template, {"ANTHROPIC_BASE_URL": "http://model"})["Resources"].values()
     functions = [one["Properties"] for one in fitted if one["Type"] == "AWS::Lambda::Function"]
     having = [one for one in functions if "ANTHROPIC_BASE_URL" in one["Environment"]["Variables"]]
-    assert [one["Handler"] for one in having] == ["lambdas.run_claude.handler"]
+    assert [one["Handler"] for one in having] == ["lambdas.run_claude.handler"] * 2
     assert having[0]["Environment"]["Variables"]["ANTHROPIC_BASE_URL"] == "http://model"
 
 

@@ -49,6 +49,8 @@ def test_statuses_are_those_of_the_contract() -> None:
         "RunInProgress": 409,
         "RequestTooLarge": 413,
         "IdempotencyMismatch": 422,
+        "RunNotFound": 404,
+        "RunCancelled": 409,
         "SessionMoved": 409,
         "SessionTooLarge": 413,
         "ModelRejected": 422,

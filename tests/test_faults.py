@@ -29,7 +29,7 @@ from lambdas.archive.unpack import unpack
 from lambdas.bucket.objects import Bucket
 from lambdas.bucket.record import WHOLE
 from lambdas.request import run_id
-from lambdas.restore_session import LEASE_MARGIN
+from lambdas.settings import LEASE_MARGIN
 from lambdas.strict import Json
 from tests.support import patched_service
 from tests.support.client import ANY, Client
@@ -140,10 +140,11 @@ class Theatre:
         def due() -> bool:
             """What is staged as the run goes on is staged when the model has been asked on; what is staged at its end,
             when the rest of that is."""
-            if row.at in WHOLE:
+            going = ("checkpoint.zip", "receipt.json", "messages.json")
+            if row.at in WHOLE and row.at not in going:
                 return all(self.injector.is_over(f"{run_of(prompt)}[^/]+/{name}") for name in WHOLE if name != row.at)
-            saved = row.at != "receipt.json" or self.injector.is_over(run_of(prompt) + CHECKPOINT)
-            return row.at not in ("checkpoint.zip", "receipt.json") or (saved and self.calls(prompt) == 2)
+            saved = row.at not in going[1:] or self.injector.is_over(run_of(prompt) + CHECKPOINT)
+            return row.at not in going or (saved and self.calls(prompt) == 2)
 
         return Fault(method, there, row.fault, row.times if row.fault else 0, due)
 

@@ -1,4 +1,5 @@
-"""The front gateway with the template that goes to AWS; Step Functions is a small real server that answers as told."""
+"""The front gateway with the template that goes to AWS; Step Functions and Lambda are a small real server that answers
+as told."""
 
 import http.client
 import json
@@ -10,6 +11,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from queue import Empty, Queue
 from typing import Any
 
 import pytest
@@ -18,9 +20,11 @@ from airspeed.operators import TemplateExecutionError
 from claude_workflow.cli.serve import log_line
 from claude_workflow.local.api import Api, NotUnderstood, read_api
 from claude_workflow.local.gateway import STRANGERS, Response, Served, serving
-from claude_workflow.local.http1 import Malformed, Stream
+from claude_workflow.local.http1 import Malformed
+from claude_workflow.local.http1 import Stream as Requests
 from claude_workflow.local.mapping import Input, Text, Util, render
 from lambdas import errors
+from lambdas.streaming import Streamed
 from lambdas.strict import Json
 from tests.conftest import Templates
 from tests.support.http_servers import Answering, listening
@@ -38,6 +42,10 @@ class Machine:
     reply: Callable[[Json], tuple[int, Json]]
     url: str = ""
     calls: list[Json] = field(default_factory=list)
+    function: Callable[[Json], tuple[int, str, dict[str, str]]] = lambda _: (500, "", {})
+    """The function behind the API: status, body and headers of its invocation."""
+    events: list[tuple[str, Json]] = field(default_factory=list)
+    """What functions were called with, by the path of the call."""
     stopped: list[str] = field(default_factory=list)
 
     def answers(self, **execution: Any) -> None:
@@ -57,6 +65,11 @@ class _StepFunctions(Answering):
 
     def do_POST(self) -> None:
         call = json.loads(self.received())
+        if self.headers["X-Amz-Target"] is None:
+            self.machine.events.append((self.path, call))
+            code, body, headers = self.machine.function(call)
+            self.answer(code, body.encode(), headers)
+            return
         status, answer = 200, dict[str, Any]()
         if self.headers["X-Amz-Target"].endswith("StopExecution"):
             self.machine.stopped.append(call["executionArn"])
@@ -120,9 +133,9 @@ class Client:
 
 
 @contextmanager
-def client_of(api: Api, machine: Machine) -> Iterator[Client]:
+def client_of(api: Api, machine: Machine, **more: Any) -> Iterator[Client]:
     keys = {KEY: api.api_keys[0], OTHER_KEY: "SomebodyElsesKey"} if api.api_keys else {}
-    with serving(api, machine.url, keys, root="root") as url:
+    with serving(api, machine.url, keys, root="root", **more) as url:
         yield Client(url.removeprefix("http://"))
 
 
@@ -150,7 +163,7 @@ def test_an_answer_is_the_output_of_the_execution(client: Client, machine: Machi
     answer = client.post()
     assert (answer.status, answer.json) == (200, output)
     assert answer.headers["access-control-allow-origin"] == "*"
-    assert answer.headers["access-control-expose-headers"] == "Retry-After"
+    assert answer.headers["access-control-expose-headers"] == "Retry-After, Location, Preference-Applied"
 
 
 def test_the_envelope_says_who_asked_what_and_when(client: Client, machine: Machine) -> None:
@@ -182,12 +195,47 @@ def test_the_idempotency_key_is_found_whatever_its_case(client: Client, machine:
     assert (machine.envelope["key"], machine.envelope["key_given"]) == ("run.1_a=b", True)
 
 
-@pytest.mark.parametrize("key", ['", "caller": "admin', "\\", "'", '\\", "x": "', "$context.requestId", "#set($a = 1)"])
-def test_a_header_cannot_write_into_the_envelope(client: Client, machine: Machine, key: str) -> None:
-    """An Idempotency-Key of any text stays one text in the envelope."""
-    client.post(idempotency_key=key)
-    assert machine.envelope["key"] == key
+@pytest.mark.parametrize("name", ["Prefer", "prefer", "PREFER"])
+def test_a_preference_travels_as_it_was_said(client: Client, machine: Machine, name: str) -> None:
+    """Whatever its case; without the header it is empty. RestoreSession reads it."""
+    client.send("POST", '{"prompt": "x"}', x_api_key=KEY, **{name: "respond-async, wait=20"})
+    assert machine.envelope["prefer"] == "respond-async, wait=20"
+    client.post()
+    assert machine.envelope["prefer"] == ""
+
+
+@pytest.mark.parametrize(
+    "text", ['", "caller": "admin', "\\", "'", '\\", "x": "', "$context.requestId", "#set($a = 1)"]
+)
+def test_a_header_cannot_write_into_the_envelope(client: Client, machine: Machine, text: str) -> None:
+    """An Idempotency-Key of any text stays one text in the envelope, and so does a preference."""
+    client.post(idempotency_key=text, prefer=text)
+    assert (machine.envelope["key"], machine.envelope["prefer"]) == (text, text)
     assert machine.envelope["caller"] == "default"
+
+
+def test_a_run_that_goes_on_is_accepted(client: Client, machine: Machine) -> None:
+    """202, where it is found, that the preference was heeded, and when to look again."""
+    output = {"success": True, "status": "running", "session_id": "session-1", "run_id": "run-1"}
+    machine.answers(status="SUCCEEDED", output=json.dumps(output))
+    answer = client.post(prefer="respond-async")
+    assert answer.status == 202
+    url = answer.json["run_url"]
+    assert answer.json == output | {"run_url": url}
+    assert url.endswith("/claude-code/runs/run-1")
+    assert answer.headers["location"] == url
+    assert answer.headers["preference-applied"] == "respond-async"
+    assert int(answer.headers["retry-after"]) > 0
+
+
+@pytest.mark.parametrize("result", ['{"status": "running"}', 'say "status": "running"', "x"])
+def test_an_answer_is_none_that_goes_on_whatever_it_says(client: Client, machine: Machine, result: str) -> None:
+    """What the model or the workspace says is no word of the machine's."""
+    output = {"success": True, "status": "completed", "result": result, "usage": {"status": "running"}}
+    machine.answers(status="SUCCEEDED", output=json.dumps(output))
+    answer = client.post(prefer="respond-async")
+    assert (answer.status, answer.json) == (200, output)
+    assert "location" not in answer.headers
 
 
 def test_another_callers_key_is_another_caller(client: Client, machine: Machine) -> None:
@@ -267,7 +315,7 @@ def test_options_serves_browsers_without_a_key(client: Client) -> None:
     assert "POST" in answer.headers["access-control-allow-methods"]
     allowed = answer.headers["access-control-allow-headers"].lower()
     assert {"content-type", "x-api-key", "authorization", "idempotency-key"} <= set(re.split(r"[ ,]+", allowed))
-    assert answer.headers["access-control-expose-headers"] == "Retry-After"
+    assert answer.headers["access-control-expose-headers"] == "Retry-After, Location, Preference-Applied"
 
 
 @pytest.mark.parametrize("body", ["", "not json", "[]", '"text"', "null", "1", '{"prompt": ', "[" * 100_000])
@@ -446,6 +494,231 @@ def test_an_output_just_below_the_limit_is_measured_in_utf8(client: Client, mach
     assert client.post().status == 200
 
 
+# --- functions ---
+
+RUN = f"{PATH}/runs/run-1"
+
+
+def test_a_function_gets_the_request_as_it_came(client: Client, machine: Machine) -> None:
+    """Who asks by the gateway's word, the path's parameters, query and headers; what it answers is the answer."""
+    given = {"statusCode": 418, "headers": {"X-Own": "1", "Content-Type": "application/json"}, "body": '{"ä": 1}'}
+    machine.function = lambda _: (200, json.dumps(given), {})
+    answer = client.send("DELETE", path=f"{RUN}?wait=2&x=", x_api_key=KEY, X_Strange="y")
+    assert (answer.status, answer.headers["x-own"], answer.json) == (418, "1", {"ä": 1})
+    ((path, event),) = machine.events
+    assert path == "/2015-03-31/functions/FunctionsReadRun11F176D9/invocations"
+    assert event["requestContext"]["identity"]["apiKeyId"].startswith("DoorKeydefault1")
+    wanted = {
+        "resource": f"{PATH}/runs/{{run_id}}",
+        "path": RUN,
+        "httpMethod": "DELETE",
+        "pathParameters": {"run_id": "run-1"},
+        "queryStringParameters": {"wait": "2", "x": ""},
+        "body": None,
+    }
+    assert event.items() >= wanted.items()
+    assert event["headers"].items() >= {"X-Strange": "y"}.items()
+
+
+@pytest.mark.parametrize("path", [RUN, f"{RUN}/events"])
+@pytest.mark.parametrize("headers", [{}, {"x_api_key": "wrong"}])
+def test_without_its_key_no_function_is_asked(
+    client: Client, machine: Machine, path: str, headers: dict[str, str]
+) -> None:
+    """As with POST; a browser's first question needs none."""
+    for method in ("GET", "DELETE", "PUT"):
+        assert_refused(client.send(method, path=path, **headers), 403, "Forbidden")
+    preflight = client.send("OPTIONS", path=path)
+    assert preflight.status == 204
+    assert "GET" in preflight.headers["access-control-allow-methods"]
+    assert "last-event-id" in preflight.headers["access-control-allow-headers"]
+    assert machine.events == []
+
+
+@pytest.mark.parametrize(
+    "path", [f"{PATH}/runs", f"{PATH}/runs/", f"{RUN}/other", f"{RUN}/events/1", f"{PATH}/x/run-1"]
+)
+def test_a_path_beside_the_runs_is_forbidden(client: Client, path: str) -> None:
+    """API Gateway knows nothing there."""
+    assert_refused(client.send("GET", path=path, x_api_key=KEY), 403, "Forbidden")
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "headers"),
+    [
+        (200, '{"errorType": "KeyError", "errorMessage": "secret"}', {"X-Amz-Function-Error": "Unhandled"}),
+        (429, '{"Type": "User"}', {}),
+        (200, "null", {}),
+        (200, '"secret"', {}),
+        (200, '{"statusCode": "x", "headers": {}, "body": ""}', {}),
+        (200, "{", {}),
+    ],
+)
+def test_a_function_that_fails_is_internal(
+    client: Client, machine: Machine, status: int, body: str, headers: dict[str, str]
+) -> None:
+    """And nothing of what it said is told."""
+    machine.function = lambda _: (status, body, headers)
+    answer = client.send("GET", path=RUN, x_api_key=KEY)
+    assert_refused(answer, 500, "Internal")
+    assert b"secret" not in answer.body
+
+
+def test_a_function_that_says_nothing_in_time_is_not_waited_for(api: Api, machine: Machine) -> None:
+    """The integration's timeout."""
+    get = api.methods[f"{PATH}/runs/{{run_id}}"]["GET"]
+    hasty = replace(get, integration=replace(get.integration, timeout=0.2))
+    release = threading.Event()
+    machine.function = lambda _: (release.wait(60), (200, "{}", {}))[1]
+    with client_of(replace(api, methods={f"{PATH}/runs/{{run_id}}": {"GET": hasty}}), machine) as client:
+        assert client.send("GET", path=RUN, x_api_key=KEY).status == 504
+        release.set()
+
+
+# --- answers that are sent as they are made ---
+
+
+@dataclass
+class Stream:
+    """A function whose answer a test makes."""
+
+    made: "Queue[bytes | Exception | None]" = field(default_factory=Queue)
+    """Pieces; an error breaks it, None ends it."""
+    given: int = 0
+    """How many pieces were taken off it."""
+    closed: threading.Event = field(default_factory=threading.Event)
+
+    def __call__(self, event: Json) -> Streamed:
+        if event["headers"].get("refuse"):
+            return Streamed(404, {"Content-Type": "application/json"}, iter([b'{"code": ', b'"RunNotFound"}']))
+        return Streamed(200, {"Content-Type": "text/event-stream"}, self._pieces())
+
+    def _pieces(self) -> Iterator[bytes]:
+        try:
+            while True:
+                try:
+                    piece = self.made.get(timeout=0.02)
+                except Empty:
+                    piece = b""  # no news
+                if isinstance(piece, Exception):
+                    raise piece
+                if piece is None:
+                    return
+                yield piece
+                self.given += 1
+        finally:
+            self.closed.set()
+
+
+EVENTS = f"GET {RUN}/events HTTP/1.1\r\nHost: x\r\nx-api-key: {KEY}\r\n"
+
+
+def until(connection: socket.socket, end: bytes) -> bytes:
+    """What comes, up to this."""
+    came = b""
+    while not came.endswith(end):
+        piece = connection.recv(1)
+        assert piece, came
+        came += piece
+    return came
+
+
+def test_an_answer_is_sent_as_it_is_made(api: Api, machine: Machine) -> None:
+    """Each piece before the next is made; then another request is served. The log hears of it at its end."""
+    stream, heard = Stream(), list[Served]()
+    with client_of(api, machine, watch=stream, log=heard.append) as client, client.connected() as connection:
+        connection.sendall(f"{EVENTS}\r\n".encode())
+        head = until(connection, b"\r\n\r\n")
+        assert b"Transfer-Encoding: chunked" in head
+        assert b"Content-Length" not in head
+        for piece in (b"one", b"two"):
+            stream.made.put(piece)
+            assert until(connection, piece + b"\r\n") == b"3\r\n" + piece + b"\r\n"
+        assert heard == []
+        stream.made.put(None)
+        assert until(connection, b"0\r\n\r\n") == b"0\r\n\r\n"
+        connection.sendall(f"OPTIONS {RUN} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+        assert b"HTTP/1.1 204" in until(connection, b"\r\n\r\n")
+    assert [(one.method, one.path, one.response.status) for one in heard] == [
+        ("GET", f"{RUN}/events", 200),
+        ("OPTIONS", RUN, 204),
+    ]
+
+
+@pytest.mark.parametrize("line", [EVENTS.replace("1.1", "1.0"), f"{EVENTS}Connection: close\r\n"])
+def test_who_knows_no_chunks_gets_the_pieces_bare(api: Api, machine: Machine, line: str) -> None:
+    """Until the connection's end."""
+    stream = Stream()
+    for piece in (b"one", b"two", None):
+        stream.made.put(piece)
+    with client_of(api, machine, watch=stream) as client, client.connected() as connection:
+        connection.sendall(f"{line}\r\n".encode())
+        came = b"".join(iter(lambda: connection.recv(65536), b""))
+    assert came.partition(b"\r\n\r\n")[2] == b"onetwo"
+    assert b"Connection: close" in came
+
+
+def test_a_refusal_is_whole_at_once(api: Api, machine: Machine) -> None:
+    """With its length."""
+    with client_of(api, machine, watch=Stream()) as client:
+        answer = client.send("GET", path=f"{RUN}/events", x_api_key=KEY, refuse="1")
+    assert (answer.status, answer.json, answer.headers["content-length"]) == (404, {"code": "RunNotFound"}, "23")
+
+
+def test_who_leaves_ends_what_was_made_for_it(api: Api, machine: Machine) -> None:
+    """Also where there is no news that could not be sent."""
+    stream = Stream()
+    with client_of(api, machine, watch=stream) as client:
+        with client.connected() as connection:
+            connection.sendall(f"{EVENTS}\r\n".encode())
+            until(connection, b"\r\n\r\n")
+        assert stream.closed.wait(60)
+
+
+def test_an_answer_that_breaks_has_no_end(api: Api, machine: Machine) -> None:
+    """So that the client knows, and comes back; the service goes on."""
+    stream = Stream()
+    stream.made.put(b"one")
+    stream.made.put(errors.StorageUnavailable())
+    with client_of(api, machine, watch=stream) as client:
+        with pytest.raises(http.client.IncompleteRead):
+            client.send("GET", path=f"{RUN}/events", x_api_key=KEY)
+        assert client.post().status == 200
+
+
+def test_the_end_of_the_service_ends_an_answer_well(api: Api, machine: Machine) -> None:
+    """It is whole as far as it goes."""
+    stream = Stream()
+    with client_of(api, machine, watch=stream) as client:
+        connection = client.connected()
+        connection.sendall(f"{EVENTS}\r\n".encode())
+        until(connection, b"\r\n\r\n")
+    with connection:
+        assert until(connection, b"\r\n\r\n") == b"0\r\n\r\n"
+
+
+def test_who_reads_slowly_harms_nobody(api: Api, machine: Machine) -> None:
+    """Nothing is made for it that it has not room for, while another reads a hundred times as much."""
+    slow, quick = Stream(), Stream()
+    streams = iter([slow, quick])
+    piece = b"x" * (1 << 20)
+    for stream in (slow, quick):
+        for _ in range(100):
+            stream.made.put(piece)
+        stream.made.put(None)
+    with client_of(api, machine, watch=lambda event: next(streams)(event)) as client:
+        with client.connected() as connection:
+            connection.sendall(f"{EVENTS}\r\n".encode())
+            until(connection, b"\r\n\r\n")
+            answer = client.send("GET", path=f"{RUN}/events", x_api_key=KEY)
+            assert len(answer.body) == 100 * len(piece)
+            assert slow.given < 50
+        assert slow.closed.wait(60)
+
+
+# --- rates ---
+
+
 def test_each_key_has_the_rate_of_the_usage_plan(api: Api, machine: Machine) -> None:
     """Beyond the burst a key gets 429 with Retry-After; another key is not touched."""
     with client_of(replace(api, rate=0.01, burst=2), machine) as client:
@@ -606,7 +879,7 @@ def test_a_head_and_a_body_have_a_time_for_the_whole(slow: str) -> None:
     """A byte now and then does not prolong it."""
     here, there = socket.socketpair()
     with here, there:
-        stream = Stream(here, head_seconds=0.3, body_seconds=0.3)
+        stream = Requests(here, head_seconds=0.3, body_seconds=0.3)
         there.sendall(b"POST / HTTP/1.1\r\n" if slow == "head" else posted("Content-Length: 999"))
         stopped = threading.Event()
 
@@ -704,10 +977,11 @@ def test_two_integration_responses_of_one_status_are_refused(template: Json) -> 
 
 def test_intrinsics_are_worked_out(template: Json) -> None:
     """The request template names the machine that was deployed."""
-    name = next(n for n, r in template["Resources"].items() if r["Type"] == "AWS::StepFunctions::StateMachine")
-    described = read_api(template, {name: "arn:of:the:machine"})
+    kinds = {name: r.get("Properties", {}).get("StateMachineType") for name, r in template["Resources"].items()}
+    machines = {name: f"arn:of:the:{kind}:machine" for name, kind in kinds.items() if kind}
+    described = read_api(template, machines)
     post = described.methods[PATH]["POST"]
-    assert '"arn:of:the:machine"' in post.integration.templates["application/json"]
+    assert '"arn:of:the:EXPRESS:machine"' in post.integration.templates["application/json"]
 
 
 def test_escape_javascript_does_as_aws_does() -> None:

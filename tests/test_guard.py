@@ -36,6 +36,7 @@ from tests.support.scripted_workflow import Workflow, function_id, with_stand_in
 KEY = "session-1.zip"
 PATH = f"/{BUCKET}/{KEY}"
 RUNTIME = "/2018-06-01/runtime"
+EVENT = {"Source": "claude-agent-workflow", "DetailType": "Run Ended", "Detail": '{"run_id": "run-1"}'}
 
 
 @dataclass(frozen=True)
@@ -411,6 +412,7 @@ NOT_NEEDED: list[tuple[str, str, Json]] = [
     ("secretsmanager", "get_secret_value", {"SecretId": "s"}),
     ("logs", "describe_log_groups", {}),
     ("events", "put_rule", {"Name": "r", "ScheduleExpression": "rate(1 minute)"}),
+    ("events", "put_events", {"Entries": [EVENT]}),
     ("s3", "list_buckets", {}),
     ("s3", "create_bucket", {"Bucket": "another-bucket"}),
     ("s3", "put_bucket_policy", {"Bucket": BUCKET, "Policy": TRUST}),
@@ -442,6 +444,7 @@ ROLES_NOT = [
     ("lambda", "invoke", {"FunctionName": "f"}),
     ("secretsmanager", "list_secrets", {}),
     ("sts", "get_caller_identity", {}),
+    ("events", "put_rule", {"Name": "r", "ScheduleExpression": "rate(1 minute)"}),
 ]
 
 
@@ -455,6 +458,19 @@ def test_a_role_does_less(sealed: Sealed, service: str, action: str, arguments: 
     assert "This is no" in str(refused.value)
 
 
+@pytest.mark.parametrize("state", ["ReadRun", "StreamRun", "RestoreSession", "RunClaude", "PersistSession"])
+def test_of_the_functions_the_reader_of_runs_alone_is_called(sealed: Sealed, state: str) -> None:
+    """By root, for the gateway; by no role."""
+    call = {"FunctionName": sealed.deployed.function(state), "Payload": "{}"}
+    if state == "ReadRun":
+        assert sealed.engine.client("lambda").invoke(**call)["StatusCode"] == 200
+    else:
+        with pytest.raises(ClientError, match="This is no"):
+            sealed.engine.client("lambda").invoke(**call)
+    with pytest.raises(ClientError, match="AccessDenied"):
+        sealed.client("lambda", "PersistSession").invoke(**call)
+
+
 def test_of_what_it_may_call_a_role_may_what_its_policies_say(sealed: Sealed) -> None:
     """The engine judges what the guard lets through."""
     s3 = sealed.client("s3", "PersistSession")
@@ -463,6 +479,33 @@ def test_of_what_it_may_call_a_role_may_what_its_policies_say(sealed: Sealed) ->
         s3.put_object(Bucket=BUCKET, Key="elsewhere", Body=b"x")
     with pytest.raises(ClientError, match="not authorized"):
         sealed.client("secretsmanager", "PersistSession").get_secret_value(SecretId=sealed.deployed.secret_arn)
+
+
+def test_what_a_role_may_tell_is_kept_as_a_target_would_get_it(sealed: Sealed) -> None:
+    """A line each, in the order in which they were acknowledged; of what the bus refuses, none."""
+    told = sealed.engine.state / "events.jsonl"
+    taken = [
+        sealed.client("events", "PersistSession").put_events(Entries=[EVENT | more])["Entries"][0]
+        for more in ({"Resources": ["arn:execution"]}, {})
+    ]
+    refused = {"RunClaude": EVENT, "PersistSession": EVENT | {"EventBusName": "another"}}
+    for state, event in refused.items():
+        with pytest.raises(ClientError, match="not authorized"):
+            sealed.client("events", state).put_events(Entries=[event])
+    first, second = map(json.loads, told.read_text().splitlines())
+    assert [first["id"], second["id"]] == [each["EventId"] for each in taken]
+    assert first.pop("time").endswith("Z")
+    assert first == {
+        "version": "0",
+        "id": taken[0]["EventId"],
+        "detail-type": "Run Ended",
+        "source": "claude-agent-workflow",
+        "account": ACCOUNT,
+        "region": REGION,
+        "resources": ["arn:execution"],
+        "detail": {"run_id": "run-1"},
+    }
+    assert told.stat().st_mode & 0o077 == 0
 
 
 @pytest.mark.parametrize("path", ["/_ministack/reset", "/_ministack/config", "/_localstack/health", "/health", SEAL])

@@ -18,7 +18,8 @@ import tempfile
 import time
 import uuid
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,8 +27,9 @@ from typing import Any
 import pytest
 
 from claude_workflow.local.model import ScriptedModel
-from lambdas.agent.claude import Outcome, Turn, converse
+from lambdas.agent.claude import Turn, converse
 from lambdas.agent.launch import ABI_SCOPE, ABI_TCP, ABI_TRUNCATE, landlock_abi
+from lambdas.agent.outcome import Outcome
 from lambdas.agent.proxy import Proxy, Secret, anthropic
 from lambdas.agent.scratch import Scratch
 from lambdas.errors import AgentCrashed
@@ -70,7 +72,7 @@ class Came:
     scope="module",
     params=["landlock as root", "bubblewrap as a user", "readonly as a user", "landlock as a user", "none as a user"],
 )
-def came(request: pytest.FixtureRequest) -> Iterator[Came]:
+def came(request: pytest.FixtureRequest, crowding: Callable[[], AbstractContextManager[None]]) -> Iterator[Came]:
     kind, _, who = request.param.partition(" as ")
     root = who == "root"
     if kind in LANDLOCK and landlock_abi() < ABI_TRUNCATE:
@@ -81,7 +83,9 @@ def came(request: pytest.FixtureRequest) -> Iterator[Came]:
         pytest.skip("Only root can give the agent a user id of its own.")
     with tempfile.TemporaryDirectory(dir="/var/tmp") as folder:
         Path(folder).chmod(0o711)
-        yield _handled(kind, root, folder)
+        with crowding():
+            handled = _handled(kind, root, folder)
+        yield handled
 
 
 def _handled(kind: str, root: bool, folder: str) -> Came:

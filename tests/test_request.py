@@ -7,17 +7,17 @@ import pytest
 
 from lambdas.errors import InvalidRequest, RequestTooLarge
 from lambdas.request import BODY_BYTES, Allowance, Request, asked_run, run_id
-from lambdas.settings import Caps, Clocks
+from lambdas.settings import Caps, Clocks, Legs
 
 CAPS = Caps(max_turns=50, max_budget_usd=2.0, allowed_tools=None)
-CLOCKS = Clocks(29)
+CLOCKS, LEGS = Clocks(29), Legs(3600)
 DEEP: dict[str, Any] = functools.reduce(lambda within, _: {"a": within}, range(5000), dict[str, Any]())
 """Nested more deeply than Python goes by recursion."""
 
 
 def parsed(body: object, caps: Caps = CAPS, **envelope: Any) -> Request:
     sent = {"caller": "default", "key": "k1", "key_given": True, "requested_at": 1_700_000_000_000, "body": body}
-    return Request.parse(sent | envelope, caps, CLOCKS)
+    return Request.parse(sent | envelope, caps, CLOCKS, LEGS)
 
 
 def test_a_prompt_is_all_that_is_needed() -> None:
@@ -145,7 +145,7 @@ def test_the_order_of_fields_does_not_make_another_body() -> None:
 def test_the_deployments_tools_can_only_be_narrowed() -> None:
     """A request takes tools away and cannot add one."""
     caps = Caps(50, 2.0, ("Read", "Write"))
-    assert Allowance.of({}, caps, 1.0).allowed_tools == ["Read", "Write"]
-    assert Allowance.of({"allowed_tools": ["Read"]}, caps, 1.0).allowed_tools == ["Read"]
+    assert Allowance.of({}, caps, 1.0, 0).allowed_tools == ["Read", "Write"]
+    assert Allowance.of({"allowed_tools": ["Read"]}, caps, 1.0, 0).allowed_tools == ["Read"]
     with pytest.raises(InvalidRequest, match="Bash"):
         parsed({"prompt": "x", "allowed_tools": ["Bash"]}, caps)

@@ -14,16 +14,29 @@ NETWORK = ("botocore", "boto3", "urllib3", "http", "socket", "ssl", "urllib", "r
 ORDER = ("errors", "strict", "pricing", "settings", "output_schema", "receipt", "request", "contract", "next_step")
 """Of the files beside the rooms, those that others build on: each knows those before it only."""
 
-HANDLERS = ("restore_session", "run_claude", "persist_session", "record_failure")
+HANDLERS = ("restore_session", "run_claude", "persist_session", "record_failure", "read_run", "stream_run")
 
 FORBIDDEN = {
-    "lambdas/archive": ("lambdas.bucket", "lambdas.agent", *(f"lambdas.{name}" for name in HANDLERS), *NETWORK),
-    "lambdas/bucket": ("lambdas.agent", "lambdas.answer", *(f"lambdas.{name}" for name in HANDLERS)),
-    "lambdas/agent": ("lambdas.bucket", "lambdas.answer", *(f"lambdas.{name}" for name in HANDLERS)),
-    "lambdas/run_claude.py": ("lambdas.bucket",),
+    "lambdas/archive": (
+        "lambdas.bucket",
+        "lambdas.bus",
+        "lambdas.agent",
+        *(f"lambdas.{name}" for name in HANDLERS),
+        *NETWORK,
+    ),
+    "lambdas/bucket": ("lambdas.agent", "lambdas.bus", "lambdas.answer", *(f"lambdas.{name}" for name in HANDLERS)),
+    "lambdas/agent": ("lambdas.bucket", "lambdas.bus", "lambdas.answer", *(f"lambdas.{name}" for name in HANDLERS)),
+    "lambdas/bus.py": ("lambdas.archive", "lambdas.bucket", "lambdas.agent", *(f"lambdas.{name}" for name in HANDLERS)),
+    "lambdas/run_claude.py": ("lambdas.bucket", "lambdas.bus"),
     "lambdas": ("stacks", "claude_workflow", "tests", "benchmarks"),
     "stacks": (*(f"lambdas.{name}" for name in HANDLERS), "claude_workflow", "tests", "benchmarks"),
-    "claude_workflow/local": (*(f"lambdas.{name}" for name in HANDLERS), "claude_workflow.cli", "tests", "benchmarks"),
+    # The engine streams no answer: there StreamRun is the gateway's own.
+    "claude_workflow/local": (
+        *(f"lambdas.{name}" for name in HANDLERS[:-1]),
+        "claude_workflow.cli",
+        "tests",
+        "benchmarks",
+    ),
     "claude_workflow/cli": (*(f"lambdas.{name}" for name in HANDLERS), "tests", "benchmarks"),
 } | {
     f"lambdas/{name}.py": tuple(f"lambdas.{other}" for other in (*ORDER[number + 1 :], "archive", "bucket", "agent"))

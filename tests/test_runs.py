@@ -22,7 +22,7 @@ from lambdas.bucket import listing, record
 from lambdas.bucket.listing import UNFINISHED, since
 from lambdas.bucket.record import WHOLE
 from lambdas.contract import Claim
-from lambdas.errors import AgentCrashed
+from lambdas.errors import AgentCrashed, RunCancelled
 from lambdas.strict import Json
 from tests.support.commands import Serve, at_terminal, command, plain
 from tests.support.past_runs import Past, past
@@ -80,6 +80,72 @@ def test_a_run_that_the_index_has_twice_is_listed_once(history: Past) -> None:
     outcomes = [rows[name]["outcome"] for name in (ended, failed, replaying, answered)]
     assert outcomes == ["done", "failed", "running", "done"]
     assert {ended, failed, replaying, answered} & set(listed(history, "--failed")) == {failed}
+
+
+def test_a_cancelled_run_is_none_that_failed(history: Past) -> None:
+    """Whether the model had answered by then or not; nor is it one that was cut short."""
+    answered = history.play("done", stop_reason="cancelled", long=True)
+    at_once = history.play("failed", fails=RunCancelled())
+    rows = listed(history)
+    assert [(rows[name]["outcome"], rows[name]["long"]) for name in (answered, at_once)] == [
+        ("cancelled", True),
+        ("cancelled", False),
+    ]
+    for option in ("--failed", "--cut-short"):
+        assert not {answered, at_once} & set(listed(history, option))
+    screen = command("runs", "--session", history.session(answered), "--state", history.state).stdout
+    assert "  cancelled (long)  " in screen
+    assert "in all: 1 runs, 1 cancelled" in screen
+    assert "ended it before the model had answered." in command("show", at_once, "--state", history.state).stdout
+
+
+LEGS = {
+    "QueryLanguage": "JSONata",
+    "StartAt": "RestoreSession",
+    "States": {
+        "RestoreSession": {"Type": "Pass", "Next": "RunClaude"},
+        "RunClaude": {
+            "Type": "Pass",
+            "Output": "{% $states.input.first ? {'leg': 'gate'} : {'stop_reason': 'cancelled'} %}",
+            "Next": "LegOver",
+        },
+        "LegOver": {
+            "Type": "Choice",
+            "Choices": [{"Condition": "{% $exists($states.input.leg) %}", "Output": {}, "Next": "RestoreSession"}],
+            "Default": "Answered",
+        },
+        "Answered": {"Type": "Succeed"},
+    },
+}
+"""The long machine, of a run in two legs."""
+
+
+def test_show_tells_the_legs_of_a_long_run(history: Past) -> None:
+    """Each by its number, in the time line and beside what it staged, and how it ended; and that it was cancelled."""
+    machines = history.engine.client("stepfunctions")
+    role = machines.describe_state_machine(stateMachineArn=history.state_machine_arn)["roleArn"]
+    made = machines.create_state_machine(name="Long", roleArn=role, definition=json.dumps(LEGS))
+    begun = machines.start_execution(stateMachineArn=made["stateMachineArn"], input=json.dumps({"first": True}))
+    execution = begun["executionArn"]
+    assert eventually(lambda: machines.describe_execution(executionArn=execution)["status"] == "SUCCEEDED")
+    name = history.play("done", execution=execution, stop_reason="cancelled", long=True)
+    (attempt,) = shown(history, name)["staged"]
+    moment, digest = attempt.split("-")
+    history.store.touch(f"runs/{name}/{int(moment) + 1000:013d}-{digest}/started")
+    seen = command("show", name, "--state", history.state).stdout
+    assert seen.startswith(f"{name}  cancelled (long)  ")
+    assert "Cancelled by its caller; what was done until then is saved." in seen
+    assert re.findall(r"^Staged in \S+ (\(leg \d\))", seen, re.MULTILINE) == ["(leg 1)", "(leg 2)"]
+    assert re.findall(r"^  (\S.*?) +at ", seen, re.MULTILINE) == [
+        "RestoreSession",
+        "RunClaude leg 1",
+        "LegOver",
+        "RestoreSession",
+        "RunClaude leg 2",
+        "LegOver",
+        "Answered",
+    ]
+    assert seen.count("    ended at a gate, where nothing is lost; the next leg goes on\n") == 1
 
 
 LONG = "session-fa326321-97ad-4c07-9aeb-39309a61fc01"
@@ -368,7 +434,8 @@ SLOW = {"StartAt": "Slow", "States": {"Slow": {"Type": "Wait", "Seconds": 1, "En
 
 
 def test_an_execution_nobody_waits_for_is_kept_too(history: Past) -> None:
-    """One that was stopped, as the gateway does at its limit, and one whose client hung up."""
+    """One that was stopped, as the gateway does at its limit, one whose client hung up, and one that nobody started to
+    wait for, such as a long run's."""
     machines = history.engine.client("stepfunctions")
     role = machines.describe_state_machine(stateMachineArn=history.state_machine_arn)["roleArn"]
     arn = machines.create_state_machine(name="Slow", type="EXPRESS", roleArn=role, definition=json.dumps(SLOW))
@@ -379,7 +446,8 @@ def test_an_execution_nobody_waits_for_is_kept_too(history: Past) -> None:
             hurried.start_sync_execution(stateMachineArn=arn["stateMachineArn"], name=name, input="{}")
     prefix = arn["stateMachineArn"].replace(":stateMachine:", ":execution:")
     machines.stop_execution(executionArn=f"{prefix}:stopped")
-    for name, end in ends.items():
+    machines.start_execution(stateMachineArn=arn["stateMachineArn"], name="alone", input="{}")
+    for name, end in (ends | {"alone": "ExecutionSucceeded"}).items():
         kept = partial(histories.events, history.state, f"{prefix}:{name}")
         assert eventually(kept)
         assert end in [event["type"] for event in kept() or []]
@@ -410,7 +478,7 @@ def test_a_run_is_shown_as_the_console_shows_it(serve: Serve) -> None:
     found = json.loads(done.stdout)
     (story,) = found["executions"]
     states = [visit["name"] for visit in story["visits"]]
-    assert states == ["RestoreSession", "NextStep", "RunClaude", "PersistSession", "Answered"]
+    assert states == ["RestoreSession", "NextStep", "RunClaude", "LegOver", "PersistSession", "Answered"]
     assert story["visits"][0]["input"]["body"] == {"prompt": "Hello"}
     assert story["visits"][-1]["output"]["run_id"] == name
     assert all(visit["left"] >= visit["entered"] for visit in story["visits"])
@@ -481,7 +549,9 @@ def test_a_query_that_fails_is_no_history_that_is_gone() -> None:
 
 
 def test_the_console_is_linked() -> None:
-    """The page of an express execution, which asks for its start."""
+    """The page of an express execution, which asks for its start, and that of one of the long machine's."""
+    long = EXECUTION.replace(":express:", ":execution:").rpartition(":")[0]
+    assert console_link(long, 1.5).endswith(f"#/v2/executions/details/{long}")
     link = console_link(EXECUTION, 1.5)
     assert link.startswith(f"https://{REGION}.console.aws.amazon.com/states/home?region={REGION}#/express-executions/")
     assert link.endswith(f"{EXECUTION}?startDate=1500")

@@ -16,6 +16,7 @@ import pytest
 from claude_workflow.cli.endpoint import announced
 from tests.support.alike import kept, same
 from tests.support.commands import Serve, at_terminal, command
+from tests.support.long_runs import RUN, Script, playing
 from tests.support.waiting import eventually
 
 WIDTHS = pytest.mark.parametrize("columns", [80, 200, None], ids=["80", "200", "piped"])
@@ -67,6 +68,14 @@ def screen(columns: int | None, *arguments: str | Path) -> str:
 def test_ask(asked: Asked, columns: int | None) -> None:
     """The answer, its files, what it took, how to go on; its key gets it again, without a model call."""
     check("ask", screen(columns, "ask", PROMPT, "--key", "screens", "--state", asked.state), columns)
+
+
+@WIDTHS
+def test_watch(columns: int | None) -> None:
+    """A line a step, cut where the terminal ends; a subagent's stands further in. Texts are whole, and the last one is
+    the answer."""
+    with playing(Script()) as url:
+        check("watch", screen(columns, "watch", RUN, "--url", url), columns)
 
 
 @WIDTHS

@@ -13,22 +13,27 @@ import time
 import zipfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from botocore.exceptions import ClientError
+from rich.console import Console
 
-from claude_workflow.local import service
+from claude_workflow.cli.resume import resumed
+from claude_workflow.local import histories, service
 from claude_workflow.local.model import MARK, ScriptedModel
 from claude_workflow.local.service import Model, Service
 from lambdas.archive.unpack import unpack
 from lambdas.bucket.record import WHOLE
 from lambdas.contract import ANSWER_BYTES
 from lambdas.receipt import Receipt
+from lambdas.strict import Json
 from tests.support.client import ANY, HTTP, Client
 from tests.support.commands import assert_nothing_runs
 from tests.support.opened import Opened
+from tests.support.waiting import eventually
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +112,20 @@ def test_nothing_of_a_run_is_left_but_its_record(client: Client) -> None:
     )
     (spent,) = [key for key in client.keys("ledger/") if answer["run_id"] in key]
     assert spent.endswith(f"~spent~{math.ceil(answer['cost_usd'] * 1e6)}")
+
+
+def test_whoever_waits_at_the_event_bus_hears_how_a_run_ended(client: Client) -> None:
+    """Well or not; a request that is refused is no run."""
+    answer = client.ask("Hello")
+    _, failed, _ = client.post({"prompt": "status 400"})
+    client.post({"prompt": ""})
+    told = [json.loads(line) for line in (client.service.engine.state / "events.jsonl").read_text().splitlines()][-2:]
+    assert [one["detail"]["run_id"] for one in told] == [answer["run_id"], failed["run_id"]]
+    done, died = (one["detail"] for one in told)
+    assert (done["outcome"], done["stop_reason"], done["cost_usd"]) == ("done", "end_turn", answer["cost_usd"])
+    assert (died["outcome"], died["code"], died["session_id"]) == ("failed", "ModelRejected", failed["session_id"])
+    assert "Hello" not in json.dumps(told)
+    assert [one["resources"] for one in told] == [[done["execution"]], [died["execution"]]]
 
 
 def test_an_answer_leads_to_its_receipt(client: Client) -> None:
@@ -285,14 +304,18 @@ def test_the_engine_of_a_service_is_sealed(client: Client) -> None:
 
 
 def test_killing_the_service_at_any_point_leaves_a_session_that_opens(model: ScriptedModel, state: Path) -> None:
-    """Killed at three instants of a turn, it is always the old version or the new one."""
+    """Killed at three instants of a turn, it is always the old version or the new one. At the next start it is free,
+    and what the turn had reserved is settled: asked again with its key, it goes on at once."""
     started, key = Model(model.url, "sk-scripted"), "k" * 24
     with service.running(state, started, key=key) as running:
         sessions = [Client(running).ask("write n.txt: 0") for _ in range(3)]
-    for number, session in enumerate(sessions, 1):  # one each: a killed run's lease keeps others out for half a minute
+    bodies = [
+        {"prompt": f"run echo {number} > n.txt", "session_id": session["session_id"]}
+        for number, session in enumerate(sessions, 1)
+    ]
+    for number, body in enumerate(bodies, 1):
         with service.running(state, started, key=key) as running, ThreadPoolExecutor(1) as pool:
-            body = {"prompt": f"run echo {number} > n.txt", "session_id": session["session_id"]}
-            racing = pool.submit(Client(running).post, body)
+            racing = pool.submit(Client(running).post, body, idempotency_key=f"killed-{number}")
             time.sleep(0.6 * number)
             os.kill(running.engine.pid, signal.SIGKILL)
             racing.exception()
@@ -301,4 +324,53 @@ def test_killing_the_service_at_any_point_leaves_a_session_that_opens(model: Scr
             archive = Client(running).archive(session)
             assert archive.testzip() is None
             assert int(archive.read("workspace/n.txt")) in (0, number)
+        client = Client(running)
+        assert client.keys("locks/") == []
+        assert [key for key in client.keys("ledger/") if "~reserved~" in key] == []
+        for number, body in enumerate(bodies, 1):
+            status, answer, _ = client.post(body, idempotency_key=f"killed-{number}")
+            assert status == 200
+            assert int(client.archive(answer).read("workspace/n.txt")) == number
     assert_nothing_runs(state)
+
+
+def test_long_runs_go_on_when_their_service_does(model: ScriptedModel, state: Path) -> None:
+    """Killed after their first step, they go on from their checkpoints when the service starts again: without
+    their caller, and each step is done once. One that was cancelled meanwhile ends as that, with its first step."""
+    prompts = {
+        name: f"run echo 1 >> n.txt\nwait {6 + len(name)}\nrun echo 2 >> n.txt" for name in ("cancelled", "done")
+    }
+
+    def asked(name: str) -> int:
+        return sum(request.conversation.prompts[-1] == prompts[name] for request in model.requests)
+
+    def checkpointed(client: Client, run: Json) -> bool:
+        return any(key.endswith("checkpoint.zip") for key in client.keys(f"runs/{run['run_id']}/"))
+
+    started, said = Model(model.url, "sk-scripted"), io.StringIO()
+    with service.running(state, started, key="k" * 24) as running:
+        client = Client(running)
+        runs = {name: client.post({"prompt": prompt}, prefer="respond-async")[1] for name, prompt in prompts.items()}
+        assert eventually(lambda: all(asked(name) == 2 and checkpointed(client, run) for name, run in runs.items()))
+        os.kill(running.engine.pid, signal.SIGKILL)
+    with service.running(state, started, key="k" * 24) as running:
+        client = Client(running)
+        mark = f"runs/{runs['cancelled']['run_id']}/cancel"
+        client.s3.put_object(Bucket=running.deployed.bucket, Key=mark, Body=b"")
+        with resumed(running, state, Console(file=said, width=200), leave=False):
+            for run in runs.values():
+                answer = f"runs/{run['run_id']}/response.json"
+                assert eventually(partial(client.keys, answer))
+            assert eventually(lambda: not client.keys("locks/"))
+        assert {name: client.archive(run).read("workspace/n.txt") for name, run in runs.items()} == {
+            "done": b"1\n2\n",
+            "cancelled": b"1\n",
+        }
+        assert asked("done") == 4
+        assert asked("cancelled") <= 3
+        assert eventually(lambda: len((state / "events.jsonl").read_text().splitlines()) == 2)
+        events = [json.loads(line)["detail"] for line in (state / "events.jsonl").read_text().splitlines()]
+        assert {one["outcome"]: one["run_id"] for one in events} == {name: run["run_id"] for name, run in runs.items()}
+        for one in events:
+            assert eventually(partial(histories.events, state, one["execution"]))
+            assert f"{one['run_id']} was at work when the service ended: goes on." in said.getvalue()

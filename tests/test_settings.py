@@ -8,6 +8,7 @@ from lambdas.settings import (
     AgentSettings,
     Clocks,
     CommitSettings,
+    Legs,
     MissingSetting,
     RecordSettings,
     RestoreSettings,
@@ -16,6 +17,9 @@ from lambdas.settings import (
 RESTORE = {
     "S3_BUCKET_NAME": "sessions",
     "INTEGRATION_TIMEOUT": "29",
+    "MAX_RUN_SECONDS": "3600",
+    "LEG_GATE_SECONDS": "240",
+    "LEG_LIMIT_SECONDS": "840",
     "MAX_TURNS": "50",
     "MAX_BUDGET_USD": "1.5",
     "ALLOWED_TOOLS": "null",
@@ -54,6 +58,27 @@ def test_the_clocks_nest(integration: int) -> None:
     assert clocks.restore_function < clocks.restore_state
     assert clocks.persist_function < clocks.persist_state
     assert clocks.record_function < clocks.record_state
+
+
+@pytest.mark.parametrize(("gate", "limit"), [(240, 840), (1, 2), (60, 120)])
+def test_a_legs_clocks_nest(gate: int, limit: int) -> None:
+    """gate < limit < function < state < lease < machine; a function of Lambda's ends after 900 s at the latest."""
+    legs = Legs(3600, gate, limit)
+    assert legs.gate < legs.limit < legs.function <= 900
+    assert legs.function < legs.state < legs.lease
+    assert legs.run + legs.lease <= legs.machine
+
+
+def test_a_gate_is_open_for_as_long_as_a_call_of_bash_lasts() -> None:
+    """By default: the longest that Claude Code makes is 600 s, and a leg should end at its gate."""
+    assert Legs(3600).limit - Legs(3600).gate >= 600
+
+
+@pytest.mark.parametrize(("gate", "limit"), [(840, 840), (900, 840), (240, 841)])
+def test_legs_that_do_not_nest_are_refused(gate: int, limit: int) -> None:
+    """One that has no gate, or leaves Lambda no time for a checkpoint."""
+    with pytest.raises(MissingSetting, match="LEG_GATE_SECONDS"):
+        Legs(3600, gate, limit)
 
 
 @pytest.mark.parametrize("integration", [0, 14, 301])
@@ -95,6 +120,9 @@ def test_a_setting_that_the_agent_misses_stops_with_its_name(name: str) -> None:
     ("name", "value"),
     [
         ("MAX_TURNS", "many"),
+        ("MAX_RUN_SECONDS", "1h"),
+        ("LEG_GATE_SECONDS", "840"),
+        ("LEG_LIMIT_SECONDS", "900"),
         ("ALLOWED_TOOLS", "Read"),
         ("ALLOWED_TOOLS", "[1]"),
         ("MAX_TURNS", " "),

@@ -9,6 +9,8 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +21,30 @@ from syrupy.extensions.json import JSONSnapshotExtension
 from claude_workflow.local import deploy
 from lambdas import errors
 from lambdas.contract import WARM_UP
-from lambdas.settings import AgentSettings, Clocks, CommitSettings, RecordSettings, RestoreSettings
-from stacks.definition import definition
+from lambdas.settings import (
+    EXPOSED_HEADERS,
+    AgentSettings,
+    Clocks,
+    CommitSettings,
+    Legs,
+    ReaderSettings,
+    RecordSettings,
+    RestoreSettings,
+)
+from lambdas.stream_run import STREAM_SECONDS
+from stacks.definition import ITSELF, definition
 from tests.conftest import Template, Templates
 
 ROOT = Path(__file__).resolve().parent.parent
 STATES = ("RestoreSession", "RunClaude", "PersistSession", "RecordFailure")
+READERS = ("ReadRun", "StreamRun")
+AGENTS = ("RunClaude", "RunLeg")
+FUNCTIONS = (*STATES, "RunLeg", *READERS)
 BUCKET, SESSIONS, RUNS, LOCKS, INDEX = "the bucket", "/session-*.zip", "/runs/*", "/locks/*", "/index/*"
-LEDGER = "/ledger/*"
+LEDGER, CANCEL = "/ledger/*", "/runs/*/cancel"
 OWN_LOG = ["logs:CreateLogStream", "logs:PutLogEvents"]
 TRACES = ["xray:PutTelemetryRecords", "xray:PutTraceSegments"]
+BUS = "arn::events:::event-bus/default"
 KEY = "arn:aws:kms:eu-west-1:123456789012:key/0f9c4e0e-0000-4000-8000-000000000000"
 
 
@@ -86,8 +102,32 @@ def _allowed(template: Template, role: str, conditional: int = 0) -> dict[str, l
     return {resource: sorted(actions) for resource, actions in allowed.items()}
 
 
+def _machine(template: Template, kind: str = "EXPRESS") -> dict[str, Any]:
+    """The machine that answers POSTs, or the one of long runs."""
+    (found,) = [m for m in _of(template, "StepFunctions::StateMachine").values() if m["StateMachineType"] == kind]
+    assert isinstance(found, dict)
+    return found
+
+
 def _post(template: Template) -> dict[str, Any]:
     return _named(template, "ApiGateway::Method", "POST")
+
+
+def _above(template: Template, method: str) -> dict[str, Any]:
+    """A method of /claude-code itself."""
+    (found,) = [m for name, m in _of(template, "ApiGateway::Method").items() if f"claudecode{method}" in name]
+    assert isinstance(found, dict)
+    return found
+
+
+def _of_runs(template: Template) -> dict[str, dict[str, Any]]:
+    """The methods below /claude-code/runs/{run_id}, by what follows that: `GET`, `eventsGET` and so on."""
+    methods = _of(template, "ApiGateway::Method")
+    return {
+        re.sub(r"[0-9A-F]{8}$", "", name).partition("runsrunid")[2]: m
+        for name, m in methods.items()
+        if "runsrunid" in name
+    }
 
 
 def _request_template(template: Template) -> str:
@@ -98,10 +138,11 @@ def _request_template(template: Template) -> str:
 # --- roles ---
 
 
-def test_run_claude_has_no_right_on_any_bucket(template: Template) -> None:
-    """The function that runs strangers' code may read its secret, and write its own log and traces."""
-    assert _allowed(template, "FunctionsRunClaude") == {
-        "FunctionsRunClaudeLogs": OWN_LOG,
+@pytest.mark.parametrize("agent", AGENTS)
+def test_run_claude_has_no_right_on_any_bucket(template: Template, agent: str) -> None:
+    """A function that runs strangers' code, a leg's too, may read its secret, and write its own log and traces."""
+    assert _allowed(template, f"Functions{agent}") == {
+        f"Functions{agent}Logs": OWN_LOG,
         "*": TRACES,
         "ModelSecret": ["secretsmanager:GetSecretValue"],
     }
@@ -116,9 +157,10 @@ def bedrock(templates: Templates) -> Template:
     return templates(provider="bedrock", bedrock_models=MODELS)
 
 
-def test_bedrock_adds_the_named_models_only(bedrock: Template) -> None:
+@pytest.mark.parametrize("agent", AGENTS)
+def test_bedrock_adds_the_named_models_only(bedrock: Template, agent: str) -> None:
     """With Bedrock, RunClaude may invoke the configured models and profiles, and still nothing in S3."""
-    allowed = _allowed(bedrock, "FunctionsRunClaude")
+    allowed = _allowed(bedrock, f"Functions{agent}")
     streaming = ["bedrock:InvokeModelWithResponseStream"]
     invoke = {resource for resource, actions in allowed.items() if actions == streaming}
     assert {resource.rpartition("/")[2] for resource in invoke} == {*MODELS, "anthropic.claude-sonnet-5-v1:0"}
@@ -141,7 +183,7 @@ def test_restore_session_reads_sessions_and_keeps_the_record(template: Template)
 
 def test_persist_session_alone_writes_sessions(template: Template) -> None:
     """It can write sessions but delete none, not even a version."""
-    assert _allowed(template, "FunctionsPersistSession") == {
+    assert _allowed(template, "FunctionsPersistSession", conditional=1) == {
         "FunctionsPersistSessionLogs": OWN_LOG,
         "*": TRACES,
         SESSIONS: ["s3:AbortMultipartUpload", "s3:GetObject", "s3:GetObjectVersion", "s3:PutObject"],
@@ -155,7 +197,7 @@ def test_persist_session_alone_writes_sessions(template: Template) -> None:
 
 def test_record_failure_touches_no_session(template: Template) -> None:
     """It writes the record and frees the lease."""
-    assert _allowed(template, "FunctionsRecordFailure") == {
+    assert _allowed(template, "FunctionsRecordFailure", conditional=1) == {
         "FunctionsRecordFailureLogs": OWN_LOG,
         "*": TRACES,
         RUNS: ["s3:GetObject", "s3:PutObject"],
@@ -166,16 +208,49 @@ def test_record_failure_touches_no_session(template: Template) -> None:
     }
 
 
-def test_the_machine_invokes_every_version_of_the_four_functions(template: Template) -> None:
-    """The machine's role names no version, so that no deploy changes it; beside that it delivers logs and traces."""
-    allowed = _allowed(template, "MachineRole")
-    everywhere = allowed.pop("*")
+def test_who_ends_a_run_may_tell_of_it_and_of_nothing_else(template: Template) -> None:
+    """On the default bus of the account, in this project's name."""
+    for role in ("FunctionsPersistSession", "FunctionsRecordFailure"):
+        (statement,) = [s for s in _statements(template, role) if "Condition" in s]
+        assert (statement["Effect"], statement["Action"]) == ("Allow", "events:PutEvents")
+        assert _resource(statement["Resource"]) == BUS
+        assert statement["Condition"] == {"ForAllValues:StringEquals": {"events:source": "claude-agent-workflow"}}
+
+
+def test_the_readers_read_runs_and_write_the_mark_of_a_cancel_alone(template: Template) -> None:
+    """Of sessions they only sign the link in an answer; they touch no lease, no index and no ledger."""
+    both = {
+        "*": TRACES,
+        SESSIONS: ["s3:GetObject"],
+        RUNS: ["s3:GetObject"],
+        BUCKET: ["s3:ListBucket"],
+    }
+    assert _allowed(template, "FunctionsReadRun") == both | {
+        "FunctionsReadRunLogs": OWN_LOG,
+        CANCEL: ["s3:PutObject"],
+    }
+    assert _allowed(template, "FunctionsStreamRun") == both | {"FunctionsStreamRunLogs": OWN_LOG}
+
+
+RECORD_KEEPERS = {"RestoreSession", "PersistSession", "RecordFailure"}
+
+
+@pytest.mark.parametrize(
+    ("role", "called"),
+    [("MachineRole", {"RunClaude", "ReadRun"}), ("MachineLongRole", {"RunLeg", "ReadRun"})],
+)
+def test_a_machine_invokes_every_version_of_its_five_functions(template: Template, role: str, called: set[str]) -> None:
+    """Its role names no version, so that no deploy changes it; beside that it delivers logs and traces.
+
+    The express machine calls no leg, and the long one nothing that has to be done within a POST's time.
+    """
+    everywhere = _allowed(template, role)["*"]
     invoke = {"Action": "lambda:InvokeFunction", "Effect": "Allow"}
-    functions = list(_of(template, "Lambda::Function"))
-    statements = [s for s in _statements(template, "MachineRole") if s["Action"] == "lambda:InvokeFunction"]
+    named = {re.sub("^Functions|[0-9A-F]{8}$", "", name): name for name in _of(template, "Lambda::Function")}
+    functions = [named[state] for state in RECORD_KEEPERS | called]
+    statements = [s for s in _statements(template, role) if s["Action"] == "lambda:InvokeFunction"]
     wanted = [invoke | {"Resource": {"Fn::Join": ["", [{"Fn::GetAtt": [name, "Arn"]}, ":*"]]}} for name in functions]
     assert sorted(statements, key=json.dumps) == sorted(wanted, key=json.dumps)
-    assert len(functions) == len(STATES)
     assert everywhere == [
         "logs:CreateLogDelivery",
         "logs:DeleteLogDelivery",
@@ -192,20 +267,33 @@ def test_the_machine_invokes_every_version_of_the_four_functions(template: Templ
     ]
 
 
-def test_the_door_starts_executions_and_nothing_else(template: Template) -> None:
-    """API Gateway's role knows one action on one machine."""
-    assert _allowed(template, "DoorRole") == {"Machine": ["states:StartSyncExecution"]}
+def test_the_express_machine_alone_starts_executions_of_the_long_one(template: Template) -> None:
+    """One action on one machine, and nothing else of Step Functions; the long machine starts none, not of itself."""
+    express, long = (_allowed(template, role) for role in ("MachineRole", "MachineLongRole"))
+    assert express.keys() - {"*", ":*"} == {"MachineLong"}
+    assert express["MachineLong"] == ["states:StartExecution"]
+    assert long.keys() == {"*", ":*"}
+    assert set(express[":*"] + long[":*"]) == {"lambda:InvokeFunction"}
+
+
+def test_the_door_starts_executions_and_asks_the_readers(template: Template) -> None:
+    """API Gateway's role knows one action on one machine, and one on the two functions that read runs."""
+    assert _allowed(template, "DoorRole") == {
+        "Machine": ["states:StartSyncExecution"],
+        "FunctionsReadRun": ["lambda:InvokeFunction"],
+        "FunctionsStreamRun": ["lambda:InvokeFunction"],
+    }
 
 
 def test_every_role_is_asserted_here(template: Template) -> None:
     """A new role needs a test of its own."""
-    known = {"MachineRole", "DoorRole", *(f"Functions{state}Role" for state in STATES)}
+    known = {"MachineRole", "MachineLongRole", "DoorRole", *(f"Functions{name}Role" for name in FUNCTIONS)}
     assert {re.sub(r"[0-9A-F]{8}$", "", name) for name in _of(template, "IAM::Role")} == known
 
 
 def test_a_role_is_taken_by_its_service_alone(template: Template) -> None:
-    """Functions' roles by Lambda, the machine's by Step Functions, the door's by API Gateway; nobody else's."""
-    services = {"Functions": "lambda", "MachineRole": "states", "DoorRole": "apigateway"}
+    """Functions' roles by Lambda, the machines' by Step Functions, the door's by API Gateway; nobody else's."""
+    services = {"Functions": "lambda", "Machine": "states", "DoorRole": "apigateway"}
     for name, role in _of(template, "IAM::Role").items():
         (service,) = [service for part, service in services.items() if name.startswith(part)]
         (statement,) = role["AssumeRolePolicyDocument"]["Statement"]
@@ -255,19 +343,21 @@ def test_each_role_uses_the_key_for_its_own_service_only(guarded: Template, temp
 
     Everything else that they may do is as without the key.
     """
-    for state in ("RestoreSession", "PersistSession", "RecordFailure"):
-        role = f"Functions{state}"
-        (statement,) = [s for s in _statements(guarded, role) if "Condition" in s]
+    told = {"PersistSession", "RecordFailure"}
+    for state in ("RestoreSession", "PersistSession", "RecordFailure", *READERS):
+        role, others = f"Functions{state}", int(state in told)
+        (statement,) = [s for s in _statements(guarded, role) if "kms:ViaService" in json.dumps(s)]
         assert (statement["Effect"], statement["Resource"]) == ("Allow", KEY)
         assert statement["Action"] == ["kms:Decrypt", "kms:GenerateDataKey"]
         assert _via(statement) == "s3..amazonaws.com"
-        assert _allowed(guarded, role, conditional=1) == _allowed(template, role)
-    (statement,) = [s for s in _statements(guarded, "FunctionsRunClaude") if s["Action"] == "kms:Decrypt"]
-    assert (statement["Effect"], statement["Resource"]) == ("Allow", KEY)
-    assert _via(statement) == "secretsmanager..amazonaws.com"
-    (context,) = [value for name, value in statement["Condition"]["StringEquals"].items() if "Context" in name]
-    assert _resource(context) == "ModelSecret"
-    for role in ("MachineRole", "DoorRole"):
+        assert _allowed(guarded, role, conditional=others + 1) == _allowed(template, role, conditional=others)
+    for agent in AGENTS:
+        (statement,) = [s for s in _statements(guarded, f"Functions{agent}") if "kms:" in json.dumps(s)]
+        assert (statement["Effect"], statement["Action"], statement["Resource"]) == ("Allow", "kms:Decrypt", KEY)
+        assert _via(statement) == "secretsmanager..amazonaws.com"
+        (context,) = [value for name, value in statement["Condition"]["StringEquals"].items() if "Context" in name]
+        assert _resource(context) == "ModelSecret"
+    for role in ("MachineRole", "MachineLongRole", "DoorRole"):
         assert "kms:" not in json.dumps(_statements(guarded, role))
 
 
@@ -277,21 +367,23 @@ def _via(statement: dict[str, Any]) -> str:
 
 
 def test_run_claude_alone_is_put_into_the_network(guarded: Template) -> None:
-    """By ids, so that no account is asked; without a security group it gets one that lets nothing in."""
+    """And its legs. By ids, so that no account is asked; without a security group it gets one that lets nothing in."""
     functions = _of(guarded, "Lambda::Function")
-    (placed,) = [name for name, function in functions.items() if "VpcConfig" in function]
-    assert placed.startswith("FunctionsRunClaude")
-    config = functions[placed]["VpcConfig"]
-    assert config["SubnetIds"] == ["subnet-0a1b2c3d", "subnet-4e5f6a7b"]
+    placed = {name: function["VpcConfig"] for name, function in functions.items() if "VpcConfig" in function}
+    assert {re.sub("^Functions|[0-9A-F]{8}$", "", name) for name in placed} == set(AGENTS)
     ((group, properties),) = _of(guarded, "EC2::SecurityGroup").items()
-    assert config["SecurityGroupIds"] == [{"Fn::GetAtt": [group, "GroupId"]}]
+    for config in placed.values():
+        assert config["SubnetIds"] == ["subnet-0a1b2c3d", "subnet-4e5f6a7b"]
+        assert config["SecurityGroupIds"] == [{"Fn::GetAtt": [group, "GroupId"]}]
     assert properties["VpcId"] == "vpc-0a1b2c3d"
     assert "SecurityGroupIngress" not in properties
 
 
-def test_code_cannot_use_what_lambda_needs_for_the_network(guarded: Template, template: Template) -> None:
+@pytest.mark.parametrize("agent", AGENTS)
+def test_code_cannot_use_what_lambda_needs_for_the_network(guarded: Template, template: Template, agent: str) -> None:
     """The role has the rights on network interfaces that Lambda asks for; to the function's code they are denied."""
-    allowed = _allowed(guarded, "FunctionsRunClaude", conditional=2)
+    role = f"Functions{agent}"
+    allowed = _allowed(guarded, role, conditional=2)
     interfaces = sorted(set(allowed["*"]) - set(TRACES))
     assert interfaces == [
         "ec2:AssignPrivateIpAddresses",
@@ -301,8 +393,8 @@ def test_code_cannot_use_what_lambda_needs_for_the_network(guarded: Template, te
         "ec2:DescribeSubnets",
         "ec2:UnassignPrivateIpAddresses",
     ]
-    assert allowed | {"*": TRACES} == _allowed(template, "FunctionsRunClaude")
-    (denied,) = [s for s in _statements(guarded, "FunctionsRunClaude") if s["Effect"] == "Deny"]
+    assert allowed | {"*": TRACES} == _allowed(template, role)
+    (denied,) = [s for s in _statements(guarded, role) if s["Effect"] == "Deny"]
     assert (sorted(denied["Action"]), denied["Resource"]) == (interfaces, "*")
     assert denied["Condition"].keys() == {"ArnLike"}
     assert _resource(denied["Condition"]["ArnLike"]["lambda:SourceFunctionArn"]).endswith(":function:*")
@@ -312,17 +404,18 @@ def test_code_cannot_use_what_lambda_needs_for_the_network(guarded: Template, te
 def otherwise(templates: Templates) -> Template:
     """The template where all that is no choice of provider, key or door is chosen otherwise."""
     return templates(
-        stack_name="Otherwise", integration_timeout=120, max_concurrent_runs=3, warm_runs=2, memory_mb=3008,
-        architecture="arm64", cors_origin="https://app.example", retain_data=False, cloud_watch_role=True,
-        callers={"web-app": [1, 2], "nightly": [4]},
+        stack_name="Otherwise", integration_timeout=120, max_run_seconds=7200, max_concurrent_runs=3,
+        warm_runs=2, memory_mb=3008, architecture="arm64", cors_origin="https://app.example", retain_data=False,
+        cloud_watch_role=True, callers={"web-app": [1, 2], "nightly": [4]},
         vpc="vpc-0a1b2c3d", subnets=["subnet-0a1b2c3d"], security_group="sg-0a1b2c3d",
     )  # fmt: skip
 
 
 def test_a_security_group_of_the_deployments_is_taken_as_it_is(otherwise: Template) -> None:
     """Then the stack makes none."""
-    config = _named(otherwise, "Lambda::Function", "FunctionsRunClaude")["VpcConfig"]
-    assert config == {"SecurityGroupIds": ["sg-0a1b2c3d"], "SubnetIds": ["subnet-0a1b2c3d"]}
+    for agent in AGENTS:
+        config = _named(otherwise, "Lambda::Function", f"Functions{agent}")["VpcConfig"]
+        assert config == {"SecurityGroupIds": ["sg-0a1b2c3d"], "SubnetIds": ["subnet-0a1b2c3d"]}
     assert not _of(otherwise, "EC2::SecurityGroup")
 
 
@@ -335,16 +428,18 @@ def test_functions_find_their_settings(template: Template) -> None:
 
     restore = {"S3_BUCKET_NAME", "INTEGRATION_TIMEOUT", "MAX_TURNS", "ALLOWED_TOOLS", "STRICT"} | {
         *("MAX_BUDGET_USD", "MAX_SESSION_USD", "MAX_CALLER_USD_PER_DAY", "MAX_USD_PER_DAY"),
+        *("MAX_RUN_SECONDS", "LEG_GATE_SECONDS", "LEG_LIMIT_SECONDS"),
     }
-    for state in STATES:
-        environment = _named(template, "Lambda::Function", f"Functions{state}")["Environment"]["Variables"]
+    for state in (*STATES, "RunLeg"):
+        environment = _environment(template, state)
         texts = {name: value if isinstance(value, str) else "a reference" for name, value in environment.items()}
         assert {name for name in texts if name.startswith("MALLOC")} == (
-            GIVING_BACK.keys() if state in ("RunClaude", "PersistSession") else set()
+            GIVING_BACK.keys() if state in (*AGENTS, "PersistSession") else set()
         )
         texts = {name: value for name, value in texts.items() if name not in GIVING_BACK}
-        if state == "RunClaude":
+        if state in AGENTS:
             agent = AgentSettings.read(texts)
+            assert environment == _environment(template, "RunClaude")
             assert not restore & texts.keys()
         elif state == "PersistSession":
             commit = CommitSettings.read(texts)
@@ -354,52 +449,107 @@ def test_functions_find_their_settings(template: Template) -> None:
             assert RecordSettings.read(texts).bucket
             assert texts.keys() == {"S3_BUCKET_NAME"}
         else:
-            assert RestoreSettings.read(texts).clocks == Clocks(29)
+            settings = RestoreSettings.read(texts)
+            assert (settings.clocks, settings.legs) == (Clocks(29), Legs(3600))
             assert texts.keys() == restore | {"PRICES"}
     assert (agent.max_session_bytes, agent.max_session_files) == (commit.max_session_bytes, commit.max_session_files)
 
 
+def _environment(template: Template, function: str) -> dict[str, Any]:
+    found = _named(template, "Lambda::Function", f"Functions{function}")["Environment"]["Variables"]
+    assert isinstance(found, dict)
+    return found
+
+
+def test_the_readers_find_their_settings(otherwise: Template, templates: Templates) -> None:
+    """Who calls by which key, how long the gateway waits, and for how long an attempt can be at work."""
+    for reader in READERS:
+        texts = {name: _worked_out(value) for name, value in _environment(otherwise, reader).items()}
+        assert texts.pop("AWS_LAMBDA_EXEC_WRAPPER", None) == (
+            "/var/task/lambdas/streaming.sh" if reader == "StreamRun" else None
+        )
+        settings = ReaderSettings.read(texts)
+        assert len(texts) == len(fields(ReaderSettings))
+        names = {key: name for name, key in _keys_by_description(otherwise).items()}
+        assert {names[key]: caller for key, caller in settings.callers.items()} == {
+            "Otherwise: caller web-app, generation 1": "web-app",
+            "Otherwise: caller web-app, generation 2": "web-app",
+            "Otherwise: caller nightly, generation 4": "nightly",
+        }
+        assert (settings.auth, settings.cors_origin, settings.wait) == ("api-key", "https://app.example", 115)
+        assert (settings.lease, settings.long_lease) == (124, Legs(7200).lease)
+    for auth in ("iam", "none"):
+        found = _environment(templates(auth=auth), "ReadRun")
+        settings = ReaderSettings.read({name: _worked_out(value) for name, value in found.items()})
+        assert (settings.auth, settings.callers) == (auth, {})
+
+
+def _worked_out(value: Any) -> str:
+    """A variable as the functions get it, with logical ids for what is referred to."""
+    if isinstance(value, str):
+        return value
+    return value["Ref"] if "Ref" in value else "".join(map(_worked_out, value["Fn::Join"][1]))
+
+
+def _keys_by_description(template: Template) -> dict[str, str]:
+    return {key["Description"]: name for name, key in _of(template, "ApiGateway::ApiKey").items()}
+
+
 def test_with_bedrock_run_claude_knows_its_model(bedrock: Template) -> None:
     """The first of the models is the one for runs that name none."""
-    environment = _named(bedrock, "Lambda::Function", "FunctionsRunClaude")["Environment"]["Variables"]
-    assert (environment["MODEL_PROVIDER"], environment["BEDROCK_MODEL"]) == ("bedrock", "anthropic.claude-opus-5-v1:0")
+    for agent in AGENTS:
+        environment = _environment(bedrock, agent)
+        assert environment["MODEL_PROVIDER"] == "bedrock"
+        assert environment["BEDROCK_MODEL"] == "anthropic.claude-opus-5-v1:0"
 
 
 def test_functions_end_before_their_states(otherwise: Template) -> None:
     """Each function's timeout is that of the clocks, for another integration timeout than the default, too."""
-    clocks = Clocks(120)
-    functions = {state: _named(otherwise, "Lambda::Function", f"Functions{state}") for state in STATES}
+    clocks, legs = Clocks(120), Legs(7200)
+    functions = {name: _named(otherwise, "Lambda::Function", f"Functions{name}") for name in FUNCTIONS}
     assert {state: function["Timeout"] for state, function in functions.items()} == {
         "RestoreSession": clocks.restore_function,
         "RunClaude": clocks.run_function,
+        "RunLeg": legs.function,
         "PersistSession": clocks.persist_function,
         "RecordFailure": clocks.record_function,
+        "ReadRun": 120,
+        "StreamRun": STREAM_SECONDS + 30,
     }
     assert _post(otherwise)["Integration"]["TimeoutInMillis"] == 120_000
-    assert json.loads(_one(otherwise, "StepFunctions::StateMachine")["DefinitionString"])["TimeoutSeconds"] == 119
-    assert functions["RunClaude"]["ReservedConcurrentExecutions"] == 3
+    express, long = (json.loads(_machine(otherwise, kind)["DefinitionString"]) for kind in ("EXPRESS", "STANDARD"))
+    assert (express["TimeoutSeconds"], express["States"]["RunClaude"]["TimeoutSeconds"]) == (119, clocks.run_state)
+    assert (long["TimeoutSeconds"], long["States"]["RunClaude"]["TimeoutSeconds"]) == (legs.machine, legs.state)
+    assert all(functions[agent]["ReservedConcurrentExecutions"] == 3 for agent in AGENTS)
     assert all(function["Architectures"] == ["arm64"] for function in functions.values())
 
 
 def test_run_claude_is_an_image_of_two_gigabytes(template: Template) -> None:
-    """Memory for the CLI, and a /tmp that the session cap fits into; nothing of it is kept warm."""
-    function = _named(template, "Lambda::Function", "FunctionsRunClaude")
-    assert (function["PackageType"], function["MemorySize"]) == ("Image", 2048)
-    assert function["EphemeralStorage"]["Size"] >= 3 * 1024
+    """Memory for the CLI, and a /tmp that the session cap fits into; nothing of it is kept warm. Legs have the same."""
+    run, leg = (_named(template, "Lambda::Function", f"Functions{agent}") for agent in AGENTS)
+    assert (run["PackageType"], run["MemorySize"]) == ("Image", 2048)
+    assert run["EphemeralStorage"]["Size"] >= 3 * 1024
+    assert {name for name in run.keys() | leg.keys() if run.get(name) != leg.get(name)} == {
+        *("LoggingConfig", "Role", "Timeout"),
+    }
     assert "ProvisionedConcurrency" not in json.dumps(template)
 
 
 def _run_claude(template: Template) -> Any:
-    """What the machine calls for RunClaude."""
-    return _one(template, "StepFunctions::StateMachine")["DefinitionSubstitutions"]["RunClaude"]
+    """What the express machine calls for RunClaude."""
+    return _machine(template)["DefinitionSubstitutions"]["RunClaude"]
 
 
 def test_what_is_kept_warm_moves_on_with_a_deploy(otherwise: Template) -> None:
-    """An alias has it, for a version that is retained would go on costing; what is called is that alias."""
+    """An alias has it, for a version that is retained would go on costing; what is called is that alias.
+
+    Legs are not kept warm: nobody waits for them at the gateway.
+    """
     ((name, alias),) = _of(otherwise, "Lambda::Alias").items()
     assert alias["ProvisionedConcurrencyConfig"] == {"ProvisionedConcurrentExecutions": 2}
     version = _of(otherwise, "Lambda::Version")[alias["FunctionVersion"]["Fn::GetAtt"][0]]
     assert version == {"FunctionName": alias["FunctionName"]}
+    assert alias["FunctionName"]["Ref"].startswith("FunctionsRunClaude")
     assert _run_claude(otherwise) == {"Ref": name}
     assert _named(otherwise, "Lambda::Function", "FunctionsRunClaude")["MemorySize"] == 3008
     (target,) = _one(otherwise, "Events::Rule")["Targets"]
@@ -430,14 +580,15 @@ def test_functions_log_into_groups_that_expire(template: Template) -> None:
     assert all(f["TracingConfig"] == {"Mode": "Active"} for f in _of(template, "Lambda::Function").values())
 
 
-def test_there_are_four_functions(template: Template) -> None:
+def test_there_are_seven_functions(template: Template) -> None:
     """No construct brought one of its own along."""
-    assert len(_of(template, "Lambda::Function")) == 4
+    names = {re.sub("^Functions|[0-9A-F]{8}$", "", name) for name in _of(template, "Lambda::Function")}
+    assert names == set(FUNCTIONS)
     assert not [r["Type"] for r in template["Resources"].values() if r["Type"].startswith("Custom::")]
 
 
 def test_the_zip_holds_the_record_keepers_only(synthesized: Any) -> None:
-    """Three functions share one zip without the agent; the image's context is the folder lambdas/."""
+    """All functions but RunClaude share one zip without the agent; the image's context is the folder lambdas/."""
     zipped, image = sorted(
         (
             {str(path.relative_to(asset)) for path in asset.rglob("*") if path.is_file()}
@@ -448,7 +599,7 @@ def test_the_zip_holds_the_record_keepers_only(synthesized: Any) -> None:
     assert {"lambdas/__init__.py", "lambdas/restore_session.py", "lambdas/bucket/objects.py"} <= zipped
     assert not [
         name
-        for name in zipped - {"lambdas/prices.toml"}
+        for name in zipped - {"lambdas/prices.toml", "lambdas/streaming.sh"}
         if not name.endswith(".py") or "agent" in name or "run_claude" in name
     ]
     assert {"lambdas/Dockerfile", "lambdas/requirements.txt", "lambdas/agent/__init__.py"} <= image
@@ -461,7 +612,7 @@ def test_the_record_keepers_need_no_package_but_botocore() -> None:
 import sys
 for name in ("deflate", "zlib_ng", "claude_agent_sdk", "mcp"):
     sys.modules[name] = None
-import lambdas.persist_session, lambdas.restore_session, lambdas.record_failure
+import lambdas.persist_session, lambdas.restore_session, lambdas.record_failure, lambdas.read_run, lambdas.stream_run
 """
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -471,30 +622,76 @@ def _assets(folder: Path) -> list[Path]:
     return [path for path in folder.glob("asset.*") if path.is_dir()]
 
 
-# --- machine ---
+# --- machines ---
 
 
-def test_the_machine_shows_every_state(template: Template) -> None:
-    """Express, logged at level ALL with its data, traced: the console sees every run."""
-    machine = _one(template, "StepFunctions::StateMachine")
-    assert machine["StateMachineType"] == "EXPRESS"
-    assert machine["TracingConfiguration"] == {"Enabled": True}
-    logging = machine["LoggingConfiguration"]
-    assert (logging["Level"], logging["IncludeExecutionData"]) == ("ALL", True)
+def test_the_machines_show_every_state(template: Template) -> None:
+    """One express and one standard, logged at level ALL with their data, traced: the console sees every run."""
+    assert len(_of(template, "StepFunctions::StateMachine")) == 2
+    for machine in (_machine(template, "EXPRESS"), _machine(template, "STANDARD")):
+        assert machine["TracingConfiguration"] == {"Enabled": True}
+        logging = machine["LoggingConfiguration"]
+        assert (logging["Level"], logging["IncludeExecutionData"]) == ("ALL", True)
     assert _named(template, "Logs::LogGroup", "MachineLogs")["LogGroupName"].startswith("/aws/vendedlogs/states/")
 
 
 def test_the_definition_is_inline_and_calls_published_versions(template: Template) -> None:
-    """Linters see the definition, and a deploy in mid-run mixes nothing: old versions stay."""
-    machine = _one(template, "StepFunctions::StateMachine")
-    assert machine["DefinitionString"] == definition(Clocks(29))
+    """Linters see the definition, and a deploy in mid-run mixes nothing: old versions stay.
+
+    One text is both machines'. A leg's function has RunClaude's place in the long one, which calls itself by its name.
+    """
+    express, long = _machine(template), _machine(template, "STANDARD")
+    assert express["DefinitionString"] == definition(Clocks(29))
+    assert long["DefinitionString"] == definition(Clocks(29), Legs(3600))
     versions = _of(template, "Lambda::Version")
-    called = {state: reference["Ref"] for state, reference in machine["DefinitionSubstitutions"].items()}
-    assert called.keys() == set(STATES)
-    assert set(called.values()) == versions.keys()
-    for state, version in called.items():
-        assert versions[version]["FunctionName"]["Ref"].startswith(f"Functions{state}")
-        assert template["Resources"][version]["DeletionPolicy"] == "Retain"
+    used = set()
+    for machine, itself in ((express, {"Ref": _id(template, long)}), (long, ITSELF)):
+        called = dict(machine["DefinitionSubstitutions"])
+        assert called.pop("LongMachine") == itself
+        assert called.keys() == {*STATES, "ReadRun"}
+        for state, version in called.items():
+            name = "RunLeg" if state == "RunClaude" and machine is long else state
+            assert versions[version["Ref"]]["FunctionName"]["Ref"].startswith(f"Functions{name}")
+            assert template["Resources"][version["Ref"]]["DeletionPolicy"] == "Retain"
+            used.add(version["Ref"])
+    assert used == versions.keys()
+
+
+def _id(template: Template, properties: dict[str, Any]) -> str:
+    """Of the resource with these properties."""
+    resources: dict[str, Any] = template["Resources"]
+    return next(name for name, resource in resources.items() if resource.get("Properties") is properties)
+
+
+@pytest.mark.parametrize("name", ["template", "guarded", "bedrock", "otherwise"])
+def test_nothing_waits_for_itself(request: pytest.FixtureRequest, name: str) -> None:
+    """CloudFormation refuses circular references: machines name functions, these the API's keys, the API both."""
+    resources = request.getfixturevalue(name)["Resources"]
+    needs = {name: set(_references(resource)) & resources.keys() for name, resource in resources.items()}
+    while free := {name for name, needed in needs.items() if not needed & needs.keys()}:
+        needs = {name: needed for name, needed in needs.items() if name not in free}
+    assert not needs
+
+
+def _references(value: Any) -> Iterator[str]:
+    """The logical ids that a resource names, and more words; CloudFormation makes those first."""
+    match value:
+        case {"Ref": str() as name} | {"Fn::GetAtt": [str() as name, *_]}:
+            yield name
+        case {"Fn::Sub": str() as text} | {"Fn::Sub": [str() as text, *_]}:
+            yield from re.findall(r"\$\{(\w+)", text)
+        case {"DependsOn": str() as name, **others}:
+            yield name
+            yield from _references(others)
+        case {"DependsOn": [*names], **others}:
+            yield from names
+            yield from _references(others)
+        case dict():
+            for item in value.values():
+                yield from _references(item)
+        case list():
+            for item in value:
+                yield from _references(item)
 
 
 # --- bucket ---
@@ -562,12 +759,15 @@ def test_iam_and_none_open_the_door_otherwise(templates: Templates) -> None:
         assert "ApiKeyId" not in template["Outputs"]
         assert caller in _request_template(template)
         for method in ("OPTIONS", "ANY"):
-            assert _named(template, "ApiGateway::Method", method)["AuthorizationType"] == "NONE"
+            assert _above(template, method)["AuthorizationType"] == "NONE"
+        for name, of_run in _of_runs(template).items():
+            assert of_run["AuthorizationType"] == ("NONE" if "OPTIONS" in name else kind)
+            assert not of_run.get("ApiKeyRequired", False)
 
 
 def test_each_key_leads_to_its_caller(otherwise: Template) -> None:
     """Two generations of a key are one caller; outputs name each, and the first caller's newest is ApiKeyId."""
-    keys = {key["Description"]: name for name, key in _of(otherwise, "ApiGateway::ApiKey").items()}
+    keys = _keys_by_description(otherwise)
     outputs = {name: o["Value"]["Ref"] for name, o in otherwise["Outputs"].items() if name.startswith("ApiKeyId")}
     assert outputs == {
         "ApiKeyId": keys["Otherwise: caller web-app, generation 2"],
@@ -608,35 +808,64 @@ def test_the_accounts_logging_role_is_left_alone(template: Template, otherwise: 
 def test_every_answer_carries_the_cors_header(template: Template) -> None:
     """Every integration's answer and every one of the gateway's own, else a browser shows none of them."""
     for method in _of(template, "ApiGateway::Method").values():
-        for answer in method["Integration"]["IntegrationResponses"]:
+        for answer in method["Integration"].get("IntegrationResponses", []):
             assert answer["ResponseParameters"]["method.response.header.Access-Control-Allow-Origin"] == "'*'"
     for answer in _of(template, "ApiGateway::GatewayResponse").values():
         assert answer["ResponseParameters"]["gatewayresponse.header.Access-Control-Allow-Origin"] == "'*'"
-        assert answer["ResponseParameters"]["gatewayresponse.header.Access-Control-Expose-Headers"] == "'Retry-After'"
+        exposed = answer["ResponseParameters"]["gatewayresponse.header.Access-Control-Expose-Headers"]
+        assert exposed == f"'{EXPOSED_HEADERS}'"
 
 
 def test_each_integration_response_has_a_status_of_its_own(template: Template) -> None:
     """API Gateway keeps one for each status, and only where the method declares it."""
     for method in _of(template, "ApiGateway::Method").values():
-        statuses = [answer["StatusCode"] for answer in method["Integration"]["IntegrationResponses"]]
-        assert sorted(statuses) == sorted(response["StatusCode"] for response in method["MethodResponses"])
+        statuses = [answer["StatusCode"] for answer in method["Integration"].get("IntegrationResponses", [])]
+        assert sorted(statuses) == sorted(response["StatusCode"] for response in method.get("MethodResponses", []))
         assert len(set(statuses)) == len(statuses)
 
 
 def test_browsers_may_send_what_callers_need(template: Template) -> None:
-    """OPTIONS needs no key and allows POST with the headers of the contract."""
-    options = _named(template, "ApiGateway::Method", "OPTIONS")
-    assert not options.get("ApiKeyRequired")
-    (answer,) = options["Integration"]["IntegrationResponses"]
-    assert answer["StatusCode"] == "204"
-    allowed = answer["ResponseParameters"]["method.response.header.Access-Control-Allow-Headers"].strip("'").split(",")
-    assert {"content-type", "x-api-key", "authorization", "idempotency-key"} <= set(allowed)
-    assert {"x-amz-date", "x-amz-security-token"} <= set(allowed)
+    """OPTIONS needs no key and allows what the path takes, with the headers of the contract."""
+    runs = _of_runs(template)
+    allows = [(_above(template, "OPTIONS"), "POST"), (runs["OPTIONS"], "GET, DELETE"), (runs["eventsOPTIONS"], "GET")]
+    for options, methods in allows:
+        assert not options.get("ApiKeyRequired")
+        (answer,) = options["Integration"]["IntegrationResponses"]
+        assert answer["StatusCode"] == "204"
+        said = {name.rpartition(".")[2]: value.strip("'") for name, value in answer["ResponseParameters"].items()}
+        assert said["Access-Control-Allow-Methods"] == methods
+        allowed = set(said["Access-Control-Allow-Headers"].split(","))
+        assert {"content-type", "x-api-key", "authorization", "idempotency-key", "prefer", "last-event-id"} <= allowed
+        assert {"x-amz-date", "x-amz-security-token"} <= allowed
+
+
+def test_runs_are_handed_to_their_readers(template: Template) -> None:
+    """With the same lock as POST, as they came; the events go out as they are made, for longer than a stream lasts."""
+    runs = _of_runs(template)
+    assert runs.keys() == {"GET", "DELETE", "ANY", "OPTIONS", "eventsGET", "eventsANY", "eventsOPTIONS"}
+    for name, method in runs.items():
+        if "OPTIONS" in name:
+            continue
+        integration, streams = method["Integration"], name == "eventsGET"
+        assert method["ApiKeyRequired"] is True
+        assert integration["Type"] == "AWS_PROXY"
+        assert integration["Credentials"]["Fn::GetAtt"][0].startswith("DoorRole")
+        assert integration.get("ResponseTransferMode") == ("STREAM" if streams else None)
+        *_, path, function, action = integration["Uri"]["Fn::Join"][1]
+        assert function["Fn::GetAtt"][0].startswith("FunctionsStreamRun" if streams else "FunctionsReadRun")
+        assert (path, action) == (
+            (":lambda:path/2021-11-15/functions/", "/response-streaming-invocations")
+            if streams
+            else (":lambda:path/2015-03-31/functions/", "/invocations")
+        )
+        timeout = integration["TimeoutInMillis"] / 1000
+        assert timeout == (STREAM_SECONDS + 30 if streams else 29)
+        assert _named(template, "Lambda::Function", function["Fn::GetAtt"][0])["Timeout"] == timeout
 
 
 def test_any_other_method_is_405_before_anything_else(template: Template) -> None:
     """ANY asks for a parameter that nobody sends, and it alone can: so the gateway's refusal is worded as 405."""
-    other = _named(template, "ApiGateway::Method", "ANY")
+    other = _above(template, "ANY")
     assert not other.get("ApiKeyRequired")
     assert set(other["RequestParameters"].values()) == {True}
     validators = _of(template, "ApiGateway::RequestValidator")
@@ -667,11 +896,11 @@ def test_the_gateways_own_answers_have_the_shape_of_ours(template: Template) -> 
 
 
 def test_templates_ask_the_gateway_who_calls(template: Template) -> None:
-    """The caller comes out of `$context`; the one header read is the key, by its name whatever its case."""
+    """The caller comes out of `$context`; the headers read are key and preference, by their names whatever the case."""
     text = _request_template(template)
-    assert re.findall(r"\$input\.\w+", text).count("$input.params") == 2
-    assert "querystring" not in text
-    assert "(?i)idempotency-key" in text
+    assert re.findall(r"\$input\.params[^\n]*?\)\.(\w+)", text) == ["header"] * 3
+    assert text.count("$input.params") == 3
+    assert re.findall(r"\(\?i\)([\w-]+)", text) == ["idempotency-key", "prefer"]
 
 
 def test_templates_compare_as_every_engine_does(template: Template) -> None:
@@ -698,7 +927,10 @@ def test_a_changed_template_is_deployed_anew(template: Template, bedrock: Templa
 
 def test_outputs_are_what_users_need(template: Template) -> None:
     """ApiUrl is where to POST; nothing else is put out."""
-    assert template["Outputs"].keys() == {"ApiUrl", "ApiKeyId", "BucketName", "StateMachineArn", "SecretArn"}
+    machines = {"StateMachineArn", "LongMachineArn"}
+    assert template["Outputs"].keys() == {"ApiUrl", "ApiKeyId", "BucketName", "SecretArn"} | machines
+    assert template["Outputs"]["StateMachineArn"]["Value"] == {"Ref": _id(template, _machine(template))}
+    assert template["Outputs"]["LongMachineArn"]["Value"] == {"Ref": _id(template, _machine(template, "STANDARD"))}
     assert template["Outputs"]["ApiUrl"]["Value"]["Fn::Join"][1][-1] == "/claude-code"
 
 
@@ -728,8 +960,8 @@ def test_the_secret_holds_placeholders_only(template: Template) -> None:
     """No value of a credential is in the template, and the functions' environments know it by ARN."""
     secret = json.loads(_one(template, "SecretsManager::Secret")["SecretString"])
     assert secret == {"ANTHROPIC_API_KEY": "unset", "SUPABASE_SERVICE_KEY": "unset"}
-    run = _named(template, "Lambda::Function", "FunctionsRunClaude")["Environment"]["Variables"]
-    assert run["SECRET_ARN"]["Ref"].startswith("ModelSecret")
+    for agent in AGENTS:
+        assert _environment(template, agent)["SECRET_ARN"]["Ref"].startswith("ModelSecret")
 
 
 @pytest.fixture(scope="module")
@@ -782,7 +1014,8 @@ def test_assets_can_be_read_whatever_the_builders_umask(guarded_synth: Path) -> 
     assets = _assets(guarded_synth / "cdk.out")
     assert len(assets) == 2
     for path in (path for asset in assets for path in (asset, *asset.rglob("*"))):
-        assert path.stat().st_mode & 0o777 == (0o755 if path.is_dir() else 0o644), path
+        starts = path.is_dir() or path.suffix == ".sh"
+        assert path.stat().st_mode & 0o777 == (0o755 if starts else 0o644), path
     _, _, after_the_code = (ROOT / "lambdas/Dockerfile").read_text().partition("\nCOPY lambdas/ ")
     assert "\nRUN chmod -R a+rX ${LAMBDA_TASK_ROOT}/lambdas" in after_the_code
 

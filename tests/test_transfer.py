@@ -12,6 +12,7 @@ from lambdas.agent.transfer import CUTS, EARLY, PIECE, TAIL_BYTES, RemoteArchive
 from lambdas.archive.prefetch import blocks
 from lambdas.contract import Grant
 from lambdas.errors import StorageUnavailable
+from tests.support.granted import BucketHandler, GrantedBucket
 from tests.support.http_ranges import extent
 from tests.support.http_servers import Answering, listening
 
@@ -200,3 +201,12 @@ def test_what_is_no_answer_to_the_range_is_refused(bucket: Bucket) -> None:
     bucket.ranges = False
     with pytest.raises(StorageUnavailable, match="200"):
         list(stored.read(0, 10))
+
+
+def test_what_s3_does_not_say_is_there_is_not() -> None:
+    """It is asked once, and a silent or missing one is no error: it is asked again by and by."""
+    granted = GrantedBucket(objects={"/there": b"{}"})
+    with listening(BucketHandler, bucket=granted) as url:
+        found = [Transfer().there(Grant(f"{at}/{name}", {})) for at, name in ((url, "there"), (url, "not"))]
+    assert found == [True, False]
+    assert not Transfer().there(Grant(f"{url}/there", {}))  # it is gone by now

@@ -8,7 +8,9 @@ from typing import Any
 
 from rich.console import Console
 
-from claude_workflow.cli import ask, endpoint
+from claude_workflow.cli import answers, endpoint
+from claude_workflow.cli.ask import Question, post
+from claude_workflow.cli.client import Document
 from claude_workflow.cli.endpoint import Endpoint, of_state, typed
 from claude_workflow.cli.printing import to_stderr
 from claude_workflow.cli.serve import kept_in, serving
@@ -30,12 +32,13 @@ def run(state: Path) -> int:
     return 0 if second else 1
 
 
-def _asked(service: Endpoint, body: dict[str, Any], console: Console) -> ask.Answer | None:
+def _asked(service: Endpoint, body: dict[str, Any], console: Console) -> Document | None:
     print(f"\n> {body['prompt']}", flush=True)
     key = str(uuid.uuid4())
-    answer = ask.post(service, body, console, key)
-    of_session = ("--session", body["session_id"]) if "session_id" in body else ()
-    ask.report(answer, console, service, ("--key", key, *of_session, *service.options, "--", body["prompt"]))
+    with console.status("Claude is working…"):
+        answer = post(service, body, key)
+    again = Question(body["prompt"], body.get("session_id")).again(key, service)
+    answers.give(answer, console, service, again)
     return answer if answer["success"] else None
 
 

@@ -8,6 +8,19 @@ def dollars(amount: float | None) -> str:
     return "–" if amount is None else f"${amount:.4f}"
 
 
+def lasted(seconds: float) -> str:
+    """A time that something took, in seven characters up to four days: `1.6 s`, `12m 05s`, `3h 05m`."""
+    minutes, hours = divmod(int(seconds), 60), divmod(int(seconds) // 60, 60)
+    if seconds < 600:
+        return f"{seconds:.1f} s"
+    return f"{minutes[0]}m {minutes[1]:02}s" if hours[0] < 1 else f"{hours[0]}h {hours[1]:02}m"
+
+
+def is_cancelled(ended: dict[str, Any]) -> bool:
+    """Whether a run's caller ended it, before the model had answered (a failure) or later (an answer)."""
+    return ended.get("stop_reason") == "cancelled" or ended.get("code") == "RunCancelled"
+
+
 def is_cut_short(answer: dict[str, Any]) -> bool:
     """Whether a completed run stopped at a limit, or its model's provider failed meanwhile."""
     return answer.get("stop_reason") != "end_turn" or bool(answer.get("model_failure"))

@@ -1,7 +1,8 @@
-"""What an execution went through, state by state: from the machine's log in AWS; on one machine from what is kept of it
-(`local.histories`), and while it runs from the engine.
+"""What an execution went through, state by state: in AWS from the machine's log, or of the long machine's, which keep
+their history, from the service; on one machine from what is kept of it (`local.histories`), and while it runs from the
+engine.
 
-They tell the same story in two forms: the engine, and what is kept of it, `{type, timestamp, …EventDetails: {…}}`,
+They tell the same story in two forms: service, engine and what is kept of it, `{type, timestamp, …EventDetails: {…}}`,
 the log one JSON object an event, `{type, event_timestamp, details: {…}, execution_arn}`.
 """
 
@@ -67,9 +68,9 @@ def story_of(backend: Backend, execution: str, begin: float) -> Story:
             kept = histories.events(backend.engine.state, execution)
         except histories.Damaged as damaged:
             return Story(execution, None, [], str(damaged))
-        events = _from_engine(backend.client("stepfunctions"), execution) if kept is None else map(_event, kept)
+        events = _from_machine(backend.client("stepfunctions"), execution) if kept is None else map(_event, kept)
         return Story(execution, None, visits(events))
-    return Story(execution, console_link(execution, begin), visits(_from_log(backend, execution, begin)))
+    return Story(execution, console_link(execution, begin), visits(signed(backend, execution, begin)))
 
 
 def signed(backend: Backend, execution: str, begin: float) -> list[Event]:
@@ -77,15 +78,22 @@ def signed(backend: Backend, execution: str, begin: float) -> list[Event]:
 
     None of them on one machine, once the service has started anew. Raises botocore's errors.
     """
-    if backend.engine:
-        return list(_from_engine(backend.client("stepfunctions"), execution))
+    if backend.engine or not _is_express(execution):
+        return list(_from_machine(backend.client("stepfunctions"), execution))
     return _from_log(backend, execution, begin)
 
 
+def _is_express(execution: str) -> bool:
+    """Whether nothing but the log has its history."""
+    return execution.split(":")[5] == "express"
+
+
 def console_link(execution: str, begin: float) -> str:
-    """The console's page of an express execution, which looks for its log from `begin` (epoch seconds) on."""
+    """The console's page of an execution; that of an express one looks for its log from `begin` (epoch seconds) on."""
     region = execution.split(":")[3]
-    page = f"#/express-executions/details/{execution}?startDate={round(begin * 1000)}"
+    page = f"#/v2/executions/details/{execution}"
+    if _is_express(execution):
+        page = f"#/express-executions/details/{execution}?startDate={round(begin * 1000)}"
     return f"https://{region}.console.aws.amazon.com/states/home?region={region}{page}"
 
 
@@ -137,7 +145,7 @@ def each_text(data: Any, change: Callable[[str], str]) -> Any:
     return data
 
 
-def _from_engine(machines: Any, execution: str) -> Iterator[Event]:
+def _from_machine(machines: Any, execution: str) -> Iterator[Event]:
     pages = machines.get_paginator("get_execution_history").paginate(executionArn=execution)
     try:
         for event in (event for page in pages for event in page["events"]):

@@ -9,7 +9,7 @@ from typing import TextIO
 
 from claude_workflow import __version__
 from claude_workflow.cli import check, operating
-from claude_workflow.cli.endpoint import KEY_VARIABLE, Unusable, default_state, find
+from claude_workflow.cli.endpoint import KEY_VARIABLE, Endpoint, Unusable, default_state, find
 from claude_workflow.cli.printing import carry_all, open_all, whole
 
 PIPE_CLOSED = 141
@@ -29,6 +29,11 @@ def parser() -> argparse.ArgumentParser:
     serve.add_argument("--port", type=int, default=8000, help="port to listen on (default: %(default)s)")
     serve.add_argument("--unsandboxed", action="store_true", help="let what the model runs do whatever you can")
     serve.add_argument("--quiet", action="store_true", help="print no line for each request")
+    serve.add_argument(
+        "--leave-runs",
+        action="store_true",
+        help="leave long runs that were at work when the service ended to `replay`, instead of going on with them",
+    )
     operating.add_state(serve)
     serve.set_defaults(run=_serve)
 
@@ -37,11 +42,23 @@ def parser() -> argparse.ArgumentParser:
     ask.add_argument("--session", metavar="ID", help="go on with this session")
     ask.add_argument("--key", metavar="KEY", help="the Idempotency-Key of an earlier ask whose answer is still wanted")
     ask.add_argument("--json", action="store_true", help="print the whole answer as JSON")
-    where = ask.add_mutually_exclusive_group()
-    where.add_argument("--stack", metavar="NAME", help="ask this deployed stack, with your AWS credentials")
-    where.add_argument("--url", help=f"ask the service at this URL, with the key in {KEY_VARIABLE}")
-    operating.add_state(ask)
+    ask.add_argument(
+        "--timeout",
+        type=operating.seconds,
+        metavar="SECONDS",
+        help="end the run by then (default: the deployment's limit)",
+    )
+    ask.add_argument("--background", action="store_true", help="print the run's id, and leave it to itself")
+    _add_where(ask)
     ask.set_defaults(run=_ask)
+
+    watch = commands.add_parser("watch", help="see a run until it ends, and print its answer", description=WATCH)
+    watch.add_argument("--json", action="store_true", help="print a line of JSON a message, and the answer last")
+    cancel = commands.add_parser("cancel", help="end a run; what it did is saved", description=CANCEL)
+    for command, act in ((watch, _watch), (cancel, _cancel)):
+        command.add_argument("run_id", type=operating.run_id, metavar="RUN_ID")
+        _add_where(command)
+        command.set_defaults(run=act)
 
     operating.add_commands(commands)
 
@@ -59,12 +76,27 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+def _add_where(command: argparse.ArgumentParser) -> None:
+    """The options that say which service is meant."""
+    where = command.add_mutually_exclusive_group()
+    where.add_argument("--stack", metavar="NAME", help="of this deployed stack, with your AWS credentials")
+    where.add_argument("--url", help=f"of the service at this URL, with the key in {KEY_VARIABLE}")
+    operating.add_state(command)
+
+
 SERVE = """Runs the whole workflow on this machine: the template that goes to AWS on a local engine, without AWS or
 Docker. With ANTHROPIC_API_KEY (and ANTHROPIC_BASE_URL, if set) that model answers, otherwise a scripted stand-in."""
 
-ASK = """Posts the prompt and waits for the answer, which goes to standard output; all else goes to standard error.
-Exits with 0 for an answer, with 1 for a failure, with 2 where there is no service to ask, and with 3 for a run that
-ended without a final text."""
+ASK = """Posts the prompt, shows what Claude does, and waits for the answer as long as that takes. The answer goes to
+standard output; all else goes to standard error. Ctrl-C cancels the run, a second one leaves it to itself. Exits with 0
+for an answer, with 1 for a failure, with 2 where there is no service to ask, and with 3 for a run that ended without a
+final text."""
+
+WATCH = """Shows what Claude does in a run, from its beginning, and ends with its answer as ask does, with the same exit
+codes. Ctrl-C leaves the run to itself."""
+
+CANCEL = """Ends a run that is going on, and prints how it ended. What it did until then is saved, and its session can
+be gone on with. Exits with 0 if it has ended, with 1 if that takes longer."""
 
 DEMO = """Asks two questions of one session, the second about what the first did. Starts the service for that, and ends
 it, if none runs."""
@@ -143,14 +175,30 @@ def _is_text(given: str) -> bool:
 def _serve(chosen: argparse.Namespace) -> int:
     from claude_workflow.cli import serve
 
-    return serve.run(chosen.state, chosen.host, chosen.port, chosen.unsandboxed, chosen.quiet)
+    return serve.run(chosen.state, chosen.host, chosen.port, chosen.unsandboxed, chosen.quiet, chosen.leave_runs)
 
 
 def _ask(chosen: argparse.Namespace) -> int:
     from claude_workflow.cli import ask
 
-    prompt = _prompt(chosen.prompt)
-    return ask.run(find(chosen.state, chosen.url, chosen.stack), prompt, chosen.session, chosen.key, chosen.json)
+    question = ask.Question(_prompt(chosen.prompt), chosen.session, chosen.key, chosen.timeout)
+    return ask.run(_endpoint(chosen), question, background=chosen.background, as_json=chosen.json)
+
+
+def _watch(chosen: argparse.Namespace) -> int:
+    from claude_workflow.cli import watch
+
+    return watch.run(_endpoint(chosen), chosen.run_id, chosen.json)
+
+
+def _cancel(chosen: argparse.Namespace) -> int:
+    from claude_workflow.cli import watch
+
+    return watch.cancel(_endpoint(chosen), chosen.run_id)
+
+
+def _endpoint(chosen: argparse.Namespace) -> Endpoint:
+    return find(chosen.state, chosen.url, chosen.stack)
 
 
 def _demo(chosen: argparse.Namespace) -> int:

@@ -28,7 +28,8 @@ answers, failures, sessions, and the ledger of each day. No request of the provi
 have begun after a limit was met. Exits with 0 if all holds, else with 1."""
 
 REPLAY = """Runs failed runs again, under their own ids and on the session's version they were pinned to. What is stored
-is not paid for again. Exits with 0 if all of them succeeded (with --dry-run: can be replayed), else with 1."""
+is not paid for again. Long ones go on in the long machine, and are waited for. Exits with 0 if all of them succeeded
+(with --dry-run: can be replayed), else with 1."""
 
 SESSIONS = """purge: makes what was removed from a session, or changed in it, be gone for good. Writes its archive anew
 without it, and deletes its older versions and what its runs staged. Waits for no run: a session at work is refused."""
@@ -109,6 +110,7 @@ def _add_replay(commands: Commands) -> argparse.ArgumentParser:
     which.add_argument("--failed", action="store_true", help="all that failed or were lost")
     _add_since(replay, "24h")
     replay.add_argument("--dry-run", action="store_true", help="only say what would be done")
+    replay.add_argument("--background", action="store_true", help="wait for no long run to end")
     verb = replay.add_mutually_exclusive_group()
     verb.add_argument("--fork", action="store_true", help="as a new session, on the version they were pinned to")
     verb.add_argument("--rebase", action="store_true", help="as new runs, on the session's newest version; this pays")
@@ -160,6 +162,17 @@ def session_id(text: str) -> str:
     if not SESSION_ID.fullmatch(text):
         raise argparse.ArgumentTypeError(f"{harmless(text)} is not a session's id")
     return text
+
+
+def seconds(text: str) -> float:
+    """A number of seconds above 0, whole where it is one."""
+    try:
+        found = float(text)
+    except ValueError:
+        found = 0
+    if not 0 < found < _LONGEST:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds")
+    return int(found) if found.is_integer() else found
 
 
 def _add_since(command: argparse.ArgumentParser, default: str) -> None:
@@ -230,7 +243,7 @@ def _replay(found: "Backend", chosen: argparse.Namespace) -> int:
     from claude_workflow.cli import replay
 
     verb = "fork" if chosen.fork else "rebase" if chosen.rebase else "again"
-    return replay.run(found, chosen.run_ids, chosen.since, verb, chosen.dry_run)
+    return replay.run(found, chosen.run_ids, chosen.since, verb, dry=chosen.dry_run, waits=not chosen.background)
 
 
 def _purge(found: "Backend", chosen: argparse.Namespace) -> int:

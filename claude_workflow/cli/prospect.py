@@ -9,6 +9,7 @@ from lambdas.bucket import record
 from lambdas.bucket.objects import Bucket
 from lambdas.bucket.situation import from_outside
 from lambdas.errors import (
+    RunCancelled,
     RunInProgress,
     SessionBusy,
     SessionDamaged,
@@ -23,6 +24,7 @@ from lambdas.strict import Json
 SENTENCES = {
     "answer": "give its answer again: the run is done",
     "wait": "fail with RunInProgress, for an execution is at work on it",
+    "cancelled": "fail with RunCancelled, for its caller has ended it",
     "busy": "fail with SessionBusy, for another run is at work on its session",
     "gone": "fail with SessionNotFound, for the session was deleted: replay with --fork (a new session, on the version "
     "that the run was pinned to)",
@@ -35,7 +37,11 @@ SENTENCES = {
     "rebase": "ask again as a new run, on the session's newest version, and pay for that",
 }
 
+STARTS = ("commit", "resume", "restart", "rebase")
+"""Those that go on with a run, of a long one in the machine of the long ones."""
+
 REFUSALS: dict[type[WorkflowError], str] = {
+    RunCancelled: "cancelled",
     RunInProgress: "wait",
     SessionBusy: "busy",
     SessionNotFound: "gone",
@@ -53,6 +59,14 @@ class Prospect:
     """A name of `SENTENCES`."""
     staged: dict[str, dict[str, int]]
     """By attempt, the objects with their sizes in bytes."""
+    long: bool = False
+    """Whether the run is one that works in legs."""
+
+    @property
+    def sentence(self) -> str:
+        """What a replay would do, in words."""
+        where = " (in the long machine)" if self.long and self.does in STARTS else ""
+        return f"{SENTENCES[self.does]}{where}"
 
 
 def prospect(bucket: Bucket, run: Run, verb: str = "again") -> Prospect:
@@ -63,8 +77,8 @@ def prospect(bucket: Bucket, run: Run, verb: str = "again") -> Prospect:
         asked = record.request(bucket, request.run_id)
         step = next_step(from_outside(bucket, request, asked, time.time()))
     except SessionDamaged:
-        return Prospect("damaged", found)
-    return Prospect(_word(step, anew=verb == "rebase" and asked is None), found)
+        return Prospect("damaged", found, run.long)
+    return Prospect(_word(step, anew=verb == "rebase" and asked is None), found, run.long)
 
 
 def envelope(asked: Json, verb: str) -> Json:

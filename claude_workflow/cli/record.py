@@ -7,6 +7,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from claude_workflow.cli.endings import is_cancelled
 from lambdas.bucket import lease, listing, record
 from lambdas.bucket.listing import Entry
 from lambdas.bucket.objects import Bucket
@@ -42,12 +43,19 @@ class Run:
 
     @property
     def outcome(self) -> str:
-        """`done`, `running`, `failed`, or `lost`: neither answer nor failure, and nobody at work on it."""
-        if self.answer:
-            return "done"
+        """`done`, `running`, `failed`, `cancelled` (with an answer or without), or `lost`: neither answer nor failure,
+        and nobody at work on it."""
         if self.running:
             return "running"
-        return "failed" if self.failure else "lost"
+        ended = self.answer or self.failure
+        if ended and is_cancelled(ended):
+            return "cancelled"
+        return "done" if self.answer else "failed" if self.failure else "lost"
+
+    @property
+    def long(self) -> bool:
+        """Whether it may last longer than a POST, and works in legs."""
+        return bool(self.request.get("long"))
 
 
 class Requests:

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from claude_workflow.cli import tables
 from claude_workflow.cli.backend import Backend
-from claude_workflow.cli.endings import cut_short, dollars, is_cut_short
+from claude_workflow.cli.endings import cut_short, dollars, is_cut_short, lasted
 from claude_workflow.cli.printing import document, line, to_stderr
 from claude_workflow.cli.record import READERS, Requests, Run, each, look
 from claude_workflow.cli.tables import Columns
@@ -44,7 +44,7 @@ BLOCK: Columns = {
 PROMPT_CHARS = 200
 SESSIONS_NAMED = 10
 
-STYLES = {"done": "green", "failed": "red", "lost": "red", "running": "yellow"}
+STYLES = {"done": "green", "failed": "red", "lost": "red", "running": "yellow", "cancelled": "yellow"}
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Row:
     session_id: str
     owner: str
     outcome: str
-    """`done`, `running`, `failed` or `lost`."""
+    """`done`, `running`, `failed`, `cancelled` or `lost`."""
     code: str | None
     """What it failed with."""
     cost_usd: float | None
@@ -69,6 +69,8 @@ class Row:
     prompt: str
     """Its beginning, in one line."""
     replay_of: str | None
+    long: bool
+    """Whether it may last longer than a POST, and works in legs."""
 
     @classmethod
     def of(cls, run: Run) -> "Row":
@@ -87,13 +89,15 @@ class Row:
             model_failure=answer.get("model_failure"),
             prompt=" ".join(str((run.request.get("body") or {}).get("prompt", "")).split())[:PROMPT_CHARS],
             replay_of=run.request.get("replay_of"),
+            long=run.long,
         )
 
     @property
     def ending(self) -> str:
         """The outcome with what it was: a code, a limit, the provider's failure."""
-        what = cut_short(asdict(self)) if self.outcome == "done" else line(self.code or "", 40)
-        return f"{self.outcome}, {what}" if what else self.outcome
+        what = {"done": cut_short(asdict(self)), "cancelled": ""}.get(self.outcome, line(self.code or "", 40))
+        outcome = f"{self.outcome} (long)" if self.long else self.outcome
+        return f"{outcome}, {what}" if what else outcome
 
 
 @dataclass
@@ -183,7 +187,7 @@ def _cells(row: Row, prompt: int) -> dict[str, Text]:
         "owner": Text(line(row.owner, 40)),
         "outcome": Text(row.ending, STYLES[row.outcome]),
         "cost": Text(dollars(row.cost_usd)),
-        "took": Text("" if row.duration_ms is None else f"{row.duration_ms / 1000:.1f} s"),
+        "took": Text("" if row.duration_ms is None else lasted(row.duration_ms / 1000)),
         "prompt": Text(line(row.prompt, prompt)),
     }
 

@@ -23,6 +23,7 @@ from claude_workflow.cli.endings import dollars
 from claude_workflow.cli.endpoint import STAND_IN, Endpoint, Unusable, announce, api_key, kept_key, withdraw
 from claude_workflow.cli.history import clock
 from claude_workflow.cli.printing import line, to_stderr
+from claude_workflow.cli.resume import resumed
 from claude_workflow.local import sandbox, service
 from claude_workflow.local.api import NotUnderstood
 from claude_workflow.local.deploy import DeployFailed
@@ -30,6 +31,7 @@ from claude_workflow.local.engine import EngineFailed
 from claude_workflow.local.gateway import Served
 from claude_workflow.local.model import ScriptedModel
 from claude_workflow.local.service import Model, Service
+from lambdas.errors import StorageUnavailable
 
 ANTHROPIC = "https://api.anthropic.com"
 
@@ -90,6 +92,8 @@ def serving(
                     withdraw(state)
         except (EngineFailed, DeployFailed, NotUnderstood) as failed:
             raise Unusable(str(failed)) from failed
+        except StorageUnavailable as failed:
+            raise Unusable(failed.detail) from failed
         except (BotoCoreError, ClientError) as refused:
             log_file = state / "engine.log"
             raise Unusable(f"The engine refuses ({refused}). Is the disk full? Its log is {log_file}.") from refused
@@ -181,7 +185,7 @@ def _check_sandbox(state: Path) -> None:
         )
 
 
-def run(state: Path, host: str, port: int, unsandboxed: bool, quiet: bool) -> int:
+def run(state: Path, host: str, port: int, unsandboxed: bool, quiet: bool, leave_runs: bool) -> int:
     """Serves until Ctrl-C or SIGTERM. Raises `KeyboardInterrupt` for one that comes before the service is up."""
     console = to_stderr()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -196,8 +200,9 @@ def run(state: Path, host: str, port: int, unsandboxed: bool, quiet: bool) -> in
                 console.print(BEYOND, style="yellow", soft_wrap=True)
             console.print(f"Sessions are kept in {state}. Ctrl-C ends the service.\n", soft_wrap=True)
             print(f"{running.url} is ready:\n\n{_curl(running)}\n{_keys(running)}", flush=True)
-            while _alive(running.engine.pid):
-                time.sleep(1)
+            with resumed(running, state, console, leave=leave_runs):
+                while _alive(running.engine.pid):
+                    time.sleep(1)
             raise Unusable(f"The engine ended; its log is {running.engine.state / 'engine.log'}. Start it again.")
         except KeyboardInterrupt:
             signal.signal(signal.SIGINT, signal.SIG_DFL)  # nothing that is acknowledged is lost by that

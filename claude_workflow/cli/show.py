@@ -3,7 +3,8 @@
 import json
 import sys
 import time
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
@@ -17,7 +18,7 @@ from claude_workflow.cli.endings import cut_short, dollars, provider_failed
 from claude_workflow.cli.endpoint import Unusable, typed
 from claude_workflow.cli.history import Story, Visit, clock, story_of, unsigned
 from claude_workflow.cli.printing import document, line, to_stderr, whole
-from claude_workflow.cli.prospect import REFUSED, SENTENCES, Prospect, prospect
+from claude_workflow.cli.prospect import REFUSED, Prospect, prospect
 from claude_workflow.cli.record import Requests, Run, look
 from claude_workflow.cli.runs import PROMPT_CHARS, STYLES, Row
 from lambdas.bucket import record
@@ -34,6 +35,7 @@ BAR = 100
 
 ENDED = {
     "running": "An execution is at work on it.",
+    "cancelled": "Its caller ended it before the model had answered.",
     "lost": "Neither an answer nor a failure was written, and nobody is at work on it any more.",
 }
 
@@ -62,6 +64,9 @@ def executions(found: Run) -> list[str]:
     named = [record.get("execution") for record in (found.request, found.failure or {}, found.answer or {})]
     return list(dict.fromkeys(name for name in named if name))
 
+
+LEGS_ENDED = {"gate": "ended at a gate, where nothing is lost", "limit": "ended at its limit"}
+"""How a leg of a long run ended, in words."""
 
 Receipts = Mapping[str, Receipt | None]
 """By attempt; None for one that does not add up."""
@@ -100,16 +105,18 @@ class _Screen:
         self._say("")
         self._what_happened(found)
         if found.answer is None:
-            self._say(f"A replay would {SENTENCES[planned.does]}.")
+            self._say(f"A replay would {planned.sentence}.")
             if planned.does not in REFUSED:
                 self._out.print(f"  {typed('replay', row.run_id, *options)}", soft_wrap=True)
+        legs = _legs(planned.staged) if found.long else {}
         for attempt, objects in planned.staged.items():
             named = (f"{name} ({size:,} bytes)" for name, size in objects.items() if name != "receipt.json")
-            self._say(f"Staged in {attempt}: {', '.join(named)}")
-        for attempt, receipt in receipts.items():
-            self._receipt(attempt.split("/")[2], receipt)
+            self._say(f"Staged in {attempt}{legs.get(attempt, '')}: {', '.join(named)}")
+        for at, receipt in receipts.items():
+            attempt = at.split("/")[2]
+            self._receipt(f"{attempt}{legs.get(attempt, '')}", receipt)
         for story in stories:
-            self._story(story)
+            self._story(story, _name(story, row.run_id))
         if found.answer and found.answer.get("result"):
             self._say("\nAnswer", "bold")
             self._out.print(whole(str(found.answer["result"]), sys.stdout), soft_wrap=True)
@@ -120,7 +127,9 @@ class _Screen:
 
     def _what_happened(self, found: Run) -> None:
         answer, failure = found.answer, found.failure
-        if answer and (stopped := cut_short(answer | {"model_failure": None})):
+        if answer and found.outcome == "cancelled":
+            self._say("Cancelled by its caller; what was done until then is saved.", "yellow")
+        elif answer and (stopped := cut_short(answer | {"model_failure": None})):
             self._say(
                 f"Answered, though it stopped at {line(stopped, 40)}; what was done until then is saved.", "yellow"
             )
@@ -150,26 +159,28 @@ class _Screen:
             self._say(f"  {clock(call.at)}  {call.seconds:8.3f} s  {dollars(call.usd)}  {answer}  {name}", "dim")
         return None
 
-    def _story(self, story: Story) -> None:
+    def _story(self, story: Story, name: str) -> None:
         self._say("")
         if not story.visits:
-            self._say(f"Execution {_name(story)}", "bold")
+            self._say(f"Execution {name}", "bold")
             self._say(f"  {story.damage or 'Its history is gone, or not there yet.'}", "dim")
         else:
             begin, end = story.visits[0].entered, max(visit.left or visit.entered for visit in story.visits)
-            self._say(Text.assemble((f"Execution {_name(story)}", "bold"), f"  {clock(begin)} UTC"))
-            for visit in story.visits:
-                self._visit(visit, begin, end)
+            self._say(Text.assemble((f"Execution {name}", "bold"), f"  {clock(begin)} UTC"))
+            for state, visit in _named(story.visits):
+                self._visit(state, visit, begin, end)
         if self._verbose:
             self._out.print(f"  {story.execution}", style="dim", soft_wrap=True)
         if story.link:
             self._out.print(f"  {story.link}", soft_wrap=True)
 
-    def _visit(self, visit: Visit, begin: float, end: float) -> None:
+    def _visit(self, state: str, visit: Visit, begin: float, end: float) -> None:
         took = f"{visit.left - visit.entered:8.3f} s" if visit.left is not None else f"{'…':>8}  "
         bar = _bar(visit, begin, end, min(BAR, self._out.width - BEFORE_BAR))
-        times = f"  {line(visit.name, 20):<16} at {visit.entered - begin:8.3f} s  took {took}  "
+        times = f"  {line(state, 20):<16} at {visit.entered - begin:8.3f} s  took {took}  "
         self._say(Text.assemble(times.ljust(BEFORE_BAR), (bar, "red" if visit.errors else "green")))
+        if isinstance(visit.output, dict) and (leg := visit.output.get("leg")):
+            self._say(f"    {LEGS_ENDED.get(leg, 'ended')}; the next leg goes on", "dim")
         for error in visit.errors:
             self._say(f"    failed with {line(str(error['error']), 200)}", "red")
             if self._verbose:
@@ -189,9 +200,29 @@ class _Screen:
         self._out.print(text, style=style, soft_wrap=not self._out.is_terminal)
 
 
-def _name(story: Story) -> str:
-    """Of `arn:…:express:MACHINE:NAME:ID`, what names it to people."""
-    return ([*story.execution.split(":")[7:], story.execution])[0]
+def _legs(attempts: Iterable[str]) -> dict[str, str]:
+    """By attempt of a run in several legs, which of its execution it is: those of one share their names' digest."""
+    begun, found = Counter[str](), dict[str, str]()
+    for attempt in sorted(attempts):
+        _, _, rest = attempt.partition("-")
+        digest = rest.partition("-")[0]
+        begun[digest] += 1
+        found[attempt] = f" (leg {begun[digest]})"
+    return found if len(found) > len(begun) else {}
+
+
+def _named(visits: Sequence[Visit]) -> Iterator[tuple[str, Visit]]:
+    """The states with their names; each leg, where there is more than one, with its number."""
+    number, many = 0, sum(visit.name == "RunClaude" for visit in visits) > 1
+    for visit in visits:
+        leg = many and visit.name == "RunClaude"
+        number += leg
+        yield f"{visit.name} leg {number}" if leg else visit.name, visit
+
+
+def _name(story: Story, run_id: str) -> str:
+    """Of `arn:…:express:MACHINE:NAME:ID`, or `arn:…:execution:MACHINE:RUN-NAME`, what names it to people."""
+    return ([*story.execution.split(":")[7:], story.execution])[0].removeprefix(f"{run_id}-")
 
 
 def _bar(visit: Visit, begin: float, end: float, columns: int) -> str:

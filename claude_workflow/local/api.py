@@ -33,7 +33,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Integration:
-    """What stands behind a method: `AWS` (StartSyncExecution) or `MOCK`."""
+    """What stands behind a method: `AWS` (StartSyncExecution), `AWS_PROXY` (a function) or `MOCK`."""
 
     kind: str
     templates: Mapping[str, str]
@@ -43,6 +43,10 @@ class Integration:
     timeout: float
     """Seconds."""
     answers: tuple[Answer, ...]
+    function: str | None = None
+    """Physical name of the function behind it."""
+    streams: bool = False
+    """Whether the function's answer goes out as it is made."""
 
 
 @dataclass(frozen=True)
@@ -77,12 +81,22 @@ class Api:
     gateway_responses: Mapping[str, GatewayResponse]
     """By response type, such as `INVALID_API_KEY` or `DEFAULT_4XX`."""
     machine_timeout: float | None
-    """Seconds that the state machine gives an execution."""
+    """Seconds that the express machine gives an execution."""
     rate: float | None
     """Requests a second of one key, by the usage plan."""
     burst: int | None
     api_keys: tuple[str, ...] = field(default=())
     """Logical ids of the API keys."""
+
+    def route(self, path: str) -> tuple[str, dict[str, str]] | None:
+        """The resource of a path, and what stands in it for the resource's parameters; None where there is none."""
+        if path in self.methods:
+            return path, {}
+        for resource in self.methods:
+            pattern = re.sub(r"\\{(\w+)\\}", r"(?P<\1>[^/]+)", re.escape(resource))
+            if found := re.fullmatch(pattern, path):
+                return resource, found.groupdict()
+        return None
 
 
 def read_api(template: Template, ids: Mapping[str, str]) -> Api:
@@ -165,7 +179,11 @@ class _Reader:
             raise NotUnderstood(
                 f"Integration responses with the statuses {', '.join(statuses)}: AWS keeps one of each."
             )
-        if kind != "MOCK" and not (kind == "AWS" and uri.endswith(":states:action/StartSyncExecution")):
+        function, action = self._function(integration)
+        streams = integration.get("ResponseTransferMode") == "STREAM"
+        known = kind == "MOCK" or (kind == "AWS" and uri.endswith(":states:action/StartSyncExecution"))
+        handed = kind == "AWS_PROXY" and action == ("response-streaming-invocations" if streams else "invocations")
+        if not known and not handed:
             raise NotUnderstood(f"An integration of type {kind} with {uri or 'no URI'}.")
         return Integration(
             kind=kind,
@@ -173,14 +191,27 @@ class _Reader:
             passthrough=integration.get("PassthroughBehavior", "WHEN_NO_MATCH"),
             timeout=integration.get("TimeoutInMillis", 29_000) / 1000,
             answers=tuple(self._answer(answer) for answer in integration.get("IntegrationResponses", [])),
+            function=function,
+            streams=streams,
         )
+
+    def _function(self, integration: Mapping[str, Any]) -> tuple[str | None, str]:
+        """The function that an integration's URI names, and what is asked of it."""
+        match integration.get("Uri"):
+            case {"Fn::Join": ["", [*_, {"Fn::GetAtt": [str() as name, "Arn"]}, str() as action]]}:
+                return self.ids.get(name, name), action.strip("/")
+        return None, ""
 
     def _answer(self, answer: Mapping[str, Any]) -> Answer:
         pattern = answer.get("SelectionPattern")
         return Answer(
             status=int(answer["StatusCode"]),
             pattern=re.compile(pattern) if pattern else None,
-            templates={name: self.text(text) for name, text in answer.get("ResponseTemplates", {}).items()},
+            # By no other name than its own is this gateway reached, and by plain HTTP.
+            templates={
+                name: self.text(text).replace("https://$context.domainName", "http://$context.domainName")
+                for name, text in answer.get("ResponseTemplates", {}).items()
+            },
             headers=self._headers(answer, "method.response.header."),
         )
 
@@ -198,7 +229,8 @@ class _Reader:
 
     def _machine_timeout(self) -> float | None:
         for resource in self.resources.values():
-            if resource["Type"] == "AWS::StepFunctions::StateMachine":
+            machine = resource["Type"] == "AWS::StepFunctions::StateMachine"
+            if machine and resource["Properties"]["StateMachineType"] == "EXPRESS":
                 definition = json.loads(self.text(resource["Properties"]["DefinitionString"]))
                 seconds = definition.get("TimeoutSeconds")
                 return None if seconds is None else float(seconds)

@@ -13,6 +13,7 @@ import importlib.metadata
 import io
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -34,6 +35,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 STACK = "ClaudeAgentWorkflow"
 CODE_BUCKET = "claude-workflow-code"
 CODE_KEY = "worker.zip"
+TEMPLATE_KEY = "template.json"
 DEPLOYED = (
     "AWS::IAM::Policy",
     "AWS::IAM::Role",
@@ -45,7 +47,11 @@ DEPLOYED = (
     "AWS::SecretsManager::Secret",
     "AWS::StepFunctions::StateMachine",
 )
-SYNTHESIZED_FROM = ("stacks", "statemachine", "lambdas/errors.py", "lambdas/request.py", "lambdas/settings.py")
+SYNTHESIZED_FROM = (
+    "stacks",
+    "statemachine",
+    *(f"lambdas/{name}.py" for name in ("bus", "errors", "request", "settings")),
+)
 DEPLOY_SECONDS = 60
 
 
@@ -67,11 +73,27 @@ class Deployed:
 
     def function(self, state: str) -> str:
         """Physical name of the function of a state, such as `RunClaude`."""
-        handler = _module(state)
+        return str(self.resources[self._function(state)])
+
+    def environment(self, state: str) -> dict[str, str]:
+        """The environment of a state's function, worked out."""
+        properties = fit(self.template, {})["Resources"][self._function(state)]["Properties"]
+        return {name: self._text(value) for name, value in properties["Environment"]["Variables"].items()}
+
+    def _function(self, state: str) -> str:
+        """The CDK calls it by where it stands, with a hash behind it."""
         for name, resource in self.template["Resources"].items():
-            if resource["Type"] == "AWS::Lambda::Function" and _handler(resource["Properties"]) == handler:
-                return self.resources[name]
+            if resource["Type"] == "AWS::Lambda::Function" and re.fullmatch(rf"Functions{state}[0-9A-F]{{8}}", name):
+                return str(name)
         raise KeyError(state)
+
+    def _text(self, value: Any) -> str:
+        match value:
+            case {"Ref": str() as name}:
+                return str(self.resources[name])
+            case {"Fn::Join": [separator, parts]}:
+                return str(separator).join(map(self._text, parts))
+        return str(value)
 
 
 def synthesized(cache: Path, say: Callable[[str], None] = lambda _: None) -> Template:
@@ -147,8 +169,7 @@ def deploy(
     s3.put_object(Bucket=CODE_BUCKET, Key=CODE_KEY, Body=_bootstrap())
     fitted = fit(template, settings or {})
     _adopt_bucket(formation, STACK, fitted)
-    formation.update_stack(StackName=STACK, TemplateBody=json.dumps(fitted), Capabilities=["CAPABILITY_IAM"])
-    _await_stack(formation, STACK, "UPDATE")
+    update(engine, fitted)
     listed = formation.describe_stack_resources(StackName=STACK)["StackResources"]
     ids = {resource["LogicalResourceId"]: resource["PhysicalResourceId"] for resource in listed}
     only = {kind: ids[name] for name, kind in _types(template).items() if name in ids}
@@ -156,7 +177,22 @@ def deploy(
     secret_arn = vault.describe_secret(SecretId=only["AWS::SecretsManager::Secret"])["ARN"]
     if secret is not None:
         vault.put_secret_value(SecretId=secret_arn, SecretString=json.dumps(dict(secret)))
-    return Deployed(template, ids, only["AWS::S3::Bucket"], only["AWS::StepFunctions::StateMachine"], secret_arn)
+    return Deployed(template, ids, only["AWS::S3::Bucket"], ids[_express(template)], secret_arn)
+
+
+def _express(template: Template) -> str:
+    """The machine that POSTs start."""
+    properties: dict[str, Any] = {name: one.get("Properties", {}) for name, one in template["Resources"].items()}
+    return next(name for name, each in properties.items() if each.get("StateMachineType") == "EXPRESS")
+
+
+def update(engine: Engine, template: Template) -> None:
+    """Makes the stack what `template` says. It is given by its address: more than 51,200 bytes a call does not take."""
+    s3, formation = engine.client("s3"), engine.client("cloudformation")
+    s3.put_object(Bucket=CODE_BUCKET, Key=TEMPLATE_KEY, Body=json.dumps(template).encode())
+    url = f"{engine.url}/{CODE_BUCKET}/{TEMPLATE_KEY}"
+    formation.update_stack(StackName=STACK, TemplateURL=url, Capabilities=["CAPABILITY_IAM"])
+    _await_stack(formation, STACK, "UPDATE")
 
 
 def _types(template: Template) -> dict[str, str]:
@@ -237,19 +273,21 @@ def fit(template: Template, settings: Mapping[str, str]) -> dict[str, Any]:
     """What the engine gets of `template`."""
     kept = {name: one for name, one in template["Resources"].items() if one["Type"] in DEPLOYED}
     fitted = {name: _fitted(resource, set(kept), settings) for name, resource in kept.items()}
-    secrets = {name for name, resource in kept.items() if resource["Type"] == "AWS::SecretsManager::Secret"}
-    return {"Resources": _with_arns(fitted, secrets)}
+    return {"Resources": _referring(fitted, _types(template))}
 
 
-def _with_arns(value: Any, secrets: set[str]) -> Any:
-    """`value` with references to secrets as in AWS, where a secret's `Ref` is its ARN; the engine takes its name."""
+def _referring(value: Any, types: Mapping[str, str]) -> Any:
+    """`value` with references to secrets as in AWS, where a secret's `Ref` is its ARN; the engine takes its name. What
+    refers to an API key has its logical id, by which the gateway knows it."""
     match value:
-        case {"Ref": str() as name} if name in secrets:
+        case {"Ref": str() as name} if types.get(name) == "AWS::SecretsManager::Secret":
             return {"Fn::GetAtt": [name, "Id"]}
+        case {"Ref": str() as name} if types.get(name) == "AWS::ApiGateway::ApiKey":
+            return name
         case dict():
-            return {name: _with_arns(item, secrets) for name, item in value.items()}
+            return {name: _referring(item, types) for name, item in value.items()}
         case list():
-            return [_with_arns(item, secrets) for item in value]
+            return [_referring(item, types) for item in value]
     return value
 
 
@@ -277,7 +315,7 @@ def _function(properties: Mapping[str, Any], settings: Mapping[str, str]) -> dic
 
 
 def _handler(properties: Mapping[str, Any]) -> str:
-    """Only RunClaude is an image, whose Dockerfile names its handler."""
+    """Only RunClaude's are of an image, whose Dockerfile names the handler."""
     return str(properties.get("Handler") or _module("RunClaude"))
 
 

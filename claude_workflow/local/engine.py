@@ -254,6 +254,7 @@ def main() -> None:
     from ministack.app import app  # its import reads the environment and takes most of the start
 
     from claude_workflow.local import disk, seams
+    from claude_workflow.local.bus import Events
     from claude_workflow.local.histories import Histories
 
     disk.install()
@@ -261,8 +262,9 @@ def main() -> None:
     serving = Serving()
     serving.bind = [f"fd://{sys.argv[1]}"]
     serving.keep_alive_timeout = KEEP_ALIVE_SECONDS
-    seams.replace()
-    kept = Histories(app, Path(sys.argv[2]))
+    state = Path(sys.argv[2])
+    seams.replace(Histories(state).keep)
+    kept = Events(app, state)
     asyncio.run(serve(Guard(kept, os.environ["AWS_SECRET_ACCESS_KEY"], seams.secret_of), serving))
 
 

@@ -1,7 +1,8 @@
 """The front gateway: API Gateway's part on one machine, driven by the synthesized template (`local.api`).
 
 A thread a connection, since every request waits for its run. What the engine leaves out of Step Functions is done here:
-the 256 KiB of an execution's input and output, and the state machine's own timeout.
+the 256 KiB of an execution's input and output, and the state machine's own timeout. It gives out no function's answer
+as that is made, either: the one function that answers so, StreamRun, is done here too, in the connection's thread.
 
 Left out: authorizers other than the API key, the daily quota, the stage's name in the path.
 """
@@ -36,7 +37,8 @@ from claude_workflow.local.engine import ACCOUNT, REGION, open_files
 from claude_workflow.local.guard import ROOT_KEY
 from claude_workflow.local.http1 import HEAD_SECONDS, IDLE_SECONDS, Head, HungUp, Malformed, Stream, TooLarge
 from claude_workflow.local.mapping import Input, parsed, render, texts
-from lambdas.errors import LOCAL_CODES
+from lambdas.errors import LOCAL_CODES, WorkflowError
+from lambdas.streaming import Handler
 
 MAX_REQUEST = 10 * 1024 * 1024
 """API Gateway's limit for a request's body."""
@@ -49,7 +51,9 @@ STRANGERS = 256
 SKIPPED = 64 * 1024
 """How large a body is read and forgotten after a refusal, so that the connection can go on; else it ends."""
 SEND_SECONDS = 30
-"""How long a client may take its answer."""
+"""How long a client may take its answer, or a slice of one that is sent as it is made."""
+SLICE = 64 * 1024
+"""Bytes of such an answer that are sent at a time."""
 LAST_SECONDS = 2
 """How long, at the end, answers are waited for that are on their way."""
 
@@ -65,6 +69,7 @@ REFUSED = {
     "INTEGRATION_TIMEOUT": (504, "Endpoint request timed out"),
     "API_CONFIGURATION_ERROR": (500, "Internal server error"),
     "DEFAULT_4XX": (400, "Bad Posted"),
+    "DEFAULT_5XX": (502, "Internal server error"),
 }
 """API Gateway's own statuses and texts, where the template does not set others."""
 
@@ -132,6 +137,8 @@ class Response:
     status: int
     body: bytes = b""
     headers: dict[str, str] = field(default_factory=dict)
+    pieces: Iterator[bytes] | None = None
+    """The body of one that is sent as it is made; a piece may be empty."""
 
 
 @dataclass(frozen=True)
@@ -150,7 +157,8 @@ class Stopped(Exception):
 
 
 class Backend:
-    """Step Functions as an integration sees it: StartSyncExecution, with the limits that the engine leaves out."""
+    """Step Functions and Lambda as an integration sees them: StartSyncExecution, with the limits that the engine leaves
+    out, and Invoke."""
 
     def __init__(self, engine_url: str, root: str, machine_timeout: float | None) -> None:
         self._root = Credentials(ROOT_KEY, root)
@@ -168,15 +176,7 @@ class Backend:
         if len(call["input"].encode()) > MAX_STATE:
             return 400, json.dumps({"__type": "ValidationException", "message": "The input is too long."})
         wait = timeout if self._machine_timeout is None else min(timeout, self._machine_timeout)
-        run: Future[Any]
-        ended: Future[Any] = self._end
-        try:
-            run = self._runs.submit(self._post, "StartSyncExecution", call)
-        except RuntimeError as closed:
-            raise Stopped from closed
-        wait_for([run, ended], wait, FIRST_COMPLETED)
-        if ended.done() and not run.done():
-            raise Stopped
+        run = self._awaited(wait, self._post, "StartSyncExecution", call)
         if not run.done():
             if wait == timeout:
                 raise TimeoutError
@@ -186,16 +186,47 @@ class Backend:
         status, body = run.result()
         return status, _limited(body)
 
+    def invoke(self, function: str, event: Mapping[str, Any], timeout: float) -> str:
+        """What a function answers. Raises `ValueError` where it failed, and what `start_sync_execution` does."""
+        path = f"/2015-03-31/functions/{function}/invocations"
+        run = self._awaited(timeout, self._signed, "lambda", path, event, {"Content-Type": "application/json"})
+        if not run.done():
+            raise TimeoutError
+        answer, body = run.result()
+        if answer.status != 200 or answer.headers.get("X-Amz-Function-Error"):
+            raise ValueError(body)
+        return str(body)
+
+    def _awaited(self, seconds: float, call: Callable[..., Any], *arguments: Any) -> Future[Any]:
+        """What was called, after `seconds` at the most. Raises `Stopped`."""
+        run: Future[Any]
+        ended: Future[Any] = self._end
+        try:
+            run = self._runs.submit(call, *arguments)
+        except RuntimeError as closed:
+            raise Stopped from closed
+        wait_for([run, ended], seconds, FIRST_COMPLETED)
+        if ended.done() and not run.done():
+            raise Stopped
+        return run
+
     def _post(self, action: str, call: Mapping[str, Any]) -> tuple[int, str]:
-        request = AWSRequest("POST", f"http://{self._address}/", data=json.dumps(call).encode())
-        request.headers["Content-Type"] = "application/x-amz-json-1.0"
-        request.headers["X-Amz-Target"] = f"AWSStepFunctions.{action}"
-        SigV4Auth(self._root, "states", REGION).add_auth(request)
+        headers = {"Content-Type": "application/x-amz-json-1.0", "X-Amz-Target": f"AWSStepFunctions.{action}"}
+        answer, body = self._signed("states", "/", call, headers)
+        return answer.status, body
+
+    def _signed(
+        self, service: str, path: str, call: Mapping[str, Any], headers: Mapping[str, str]
+    ) -> tuple[http.client.HTTPResponse, str]:
+        request = AWSRequest("POST", f"http://{self._address}{path}", data=json.dumps(call).encode())
+        for name, value in headers.items():
+            request.headers[name] = value
+        SigV4Auth(self._root, service, REGION).add_auth(request)
         connection = http.client.HTTPConnection(self._address)
         try:
-            connection.request("POST", "/", request.body, dict(request.headers.items()))
+            connection.request("POST", path, request.body, dict(request.headers.items()))
             answer = connection.getresponse()
-            return answer.status, answer.read().decode()
+            return answer, answer.read().decode()
         finally:
             connection.close()
 
@@ -243,10 +274,11 @@ class _Throttle:
 
 
 class Gateway:
-    """Answers requests as API Gateway would with this API. `keys` are the API keys' values and their (logical) ids."""
+    """Answers requests as API Gateway would with this API. `keys` are the API keys' values and their (logical) ids;
+    `watch` is the function that answers as it goes."""
 
-    def __init__(self, api: Api, backend: Backend, keys: Mapping[str, str]) -> None:
-        self._api, self._backend, self._keys = api, backend, dict(keys)
+    def __init__(self, api: Api, backend: Backend, keys: Mapping[str, str], watch: Handler | None = None) -> None:
+        self._api, self._backend, self._keys, self._watch = api, backend, dict(keys), watch
         self._throttle = _Throttle(api.rate, api.burst)
 
     def answer(self, request: Posted) -> Response:
@@ -282,15 +314,18 @@ class Gateway:
 
     def _admitted(self, request: Posted, context: dict[str, Any]) -> Response:
         """The checks in API Gateway's order, then the integration."""
-        methods = self._api.methods.get(request.path, {})
+        resource, parameters = self._api.route(request.path) or ("", {})
+        methods = self._api.methods.get(resource, {})
         method = methods.get(request.method) or methods.get("ANY")
         if method is None:
             raise _GatewayResponse("MISSING_AUTHENTICATION_TOKEN")
-        context["resourcePath"] = request.path
+        context["resourcePath"] = resource
         if method.needs_key:
             context["identity"] |= texts(self._identified(request))
         body = request.read()
         _validate(method, request, body)
+        if method.integration.kind == "AWS_PROXY":
+            return self._handed(method.integration, _event(request, body, parameters, context))
         source = _input(request, body)
         template = _request_template(method.integration, request.media_type)
         mapped = _rendered(template, source, context) if template is not None else source.body
@@ -323,12 +358,36 @@ class Gateway:
             raise _GatewayResponse("API_CONFIGURATION_ERROR") from None
         return str(status), body
 
+    def _handed(self, integration: Integration, event: Mapping[str, Any]) -> Response:
+        """What a function answers that gets the request as it came."""
+        try:
+            if integration.streams:
+                return self._begun(event)
+            answer = json.loads(self._backend.invoke(str(integration.function), event, integration.timeout))
+            return Response(int(answer["statusCode"]), str(answer["body"]).encode(), dict(answer["headers"]))
+        except TimeoutError:
+            raise _GatewayResponse("INTEGRATION_TIMEOUT") from None
+        except (OSError, http.client.HTTPException):
+            raise _GatewayResponse("INTEGRATION_FAILURE") from None
+        except (ValueError, KeyError, TypeError) as broken:
+            raise _GatewayResponse("DEFAULT_5XX") from broken
+
+    def _begun(self, event: Mapping[str, Any]) -> Response:
+        """An answer that is sent as it is made; a refusal is whole at once."""
+        if self._watch is None:
+            raise _GatewayResponse("API_CONFIGURATION_ERROR")
+        answer = self._watch(dict(event))
+        if answer.status == 200:
+            return Response(200, headers=dict(answer.headers), pieces=answer.pieces)
+        return Response(answer.status, b"".join(answer.pieces), dict(answer.headers))
+
     def _context(self, request: Posted) -> dict[str, Any]:
         now = time.time()
         context: dict[str, Any] = texts(
             {
                 "accountId": ACCOUNT,
                 "apiId": "local",
+                "domainName": request.header("Host") or "",
                 "stage": self._api.stage,
                 "requestId": str(uuid.uuid4()),
                 "extendedRequestId": _extended_id(),
@@ -376,6 +435,21 @@ def _validate(method: Method, request: Posted, body: bytes) -> None:
         jsonschema.validate(parsed(body.decode()), schema)
     except (ValueError, RecursionError, jsonschema.ValidationError):
         raise _GatewayResponse("BAD_REQUEST_BODY") from None
+
+
+def _event(request: Posted, body: bytes, parameters: Mapping[str, str], context: Mapping[str, Any]) -> dict[str, Any]:
+    """The request as a function gets it."""
+    return {
+        "resource": context["resourcePath"],
+        "path": request.path,
+        "httpMethod": request.method,
+        "headers": dict(request.headers),
+        "queryStringParameters": dict(request.query) or None,
+        "pathParameters": dict(parameters) or None,
+        "requestContext": {name: value for name, value in context.items() if name != "responseOverride"},
+        "body": body.decode("utf-8", "replace") or None,
+        "isBase64Encoded": False,
+    }
 
 
 def _input(request: Posted, body: bytes) -> Input:
@@ -485,6 +559,11 @@ class _Handler(BaseRequestHandler):
         began = time.monotonic()
         self._unread = head.length != 0
         response = self._answer(head)
+        if response.pieces is not None:
+            try:
+                return self._send_pieces(response, response.pieces, stays=head.stays)
+            finally:
+                self.server.log(Served(head.method, head.path, response, time.monotonic() - began))
         self.server.log(Served(head.method, head.path, response, time.monotonic() - began))
         skipped = self._unread and head.length is not None and head.length <= SKIPPED and not head.expects
         stays = head.stays and (skipped or not self._unread)
@@ -524,18 +603,56 @@ class _Handler(BaseRequestHandler):
 
     def _send(self, response: Response, *, stays: bool, bodiless: bool = False) -> None:
         bodiless = bodiless or response.status in (204, 304)
-        headers = {"Server": "claude-workflow", "Date": formatdate(usegmt=True), **response.headers}
-        if response.status not in (204, 304):
-            headers["Content-Length"] = str(len(response.body))
-        if not stays:
-            headers["Connection"] = "close"
-        phrase = http.client.responses.get(response.status, "")
-        lines = [f"HTTP/1.1 {response.status} {phrase}"]
-        lines += [f"{name}: {re.sub(r'[^ -~]', '', value)}" for name, value in headers.items()]
+        length = {} if response.status in (204, 304) else {"Content-Length": str(len(response.body))}
         self.request.settimeout(SEND_SECONDS)
-        self.request.sendall("\r\n".join([*lines, "", ""]).encode() + (b"" if bodiless else response.body))
+        self.request.sendall(_head_of(response, length, stays=stays) + (b"" if bodiless else response.body))
         if not stays:
             self._stream.linger()
+
+    def _send_pieces(self, response: Response, pieces: Iterator[bytes], *, stays: bool) -> bool:
+        """Sends an answer as it is made: in chunks, or until the connection's end. Whether another may follow on it.
+
+        Nothing is kept of it here: who reads slowly is waited for, and who reads too slowly is left.
+        """
+        self.request.settimeout(SEND_SECONDS)
+        self.request.sendall(_head_of(response, {"Transfer-Encoding": "chunked"} if stays else {}, stays=stays))
+        try:
+            for piece in pieces:
+                self._send_piece(piece, chunked=stays)
+                if self.server.ending.is_set():
+                    break
+                if self._has_left():
+                    return False
+        except WorkflowError:
+            return False  # without an end, at which the client comes back
+        if stays:
+            self.request.sendall(b"0\r\n\r\n")
+        return stays
+
+    def _send_piece(self, piece: bytes, *, chunked: bool) -> None:
+        for start in range(0, len(piece), SLICE):
+            part = piece[start : start + SLICE]
+            self.request.settimeout(SEND_SECONDS)  # of each
+            self.request.sendall(b"%x\r\n%s\r\n" % (len(part), part) if chunked else part)
+
+    def _has_left(self) -> bool:
+        """Whether the client has hung up. It has nothing to say as long as it listens."""
+        self.request.settimeout(0)
+        try:
+            return not self.request.recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
+            return False
+
+
+def _head_of(response: Response, more: Mapping[str, str], *, stays: bool) -> bytes:
+    """An answer's first line and headers."""
+    headers = {"Server": "claude-workflow", "Date": formatdate(usegmt=True), **response.headers, **more}
+    if not stays:
+        headers["Connection"] = "close"
+    phrase = http.client.responses.get(response.status, "")
+    lines = [f"HTTP/1.1 {response.status} {phrase}"]
+    lines += [f"{name}: {re.sub(r'[^ -~]', '', value)}" for name, value in headers.items()]
+    return "\r\n".join([*lines, "", ""]).encode()
 
 
 class _Server(ThreadingTCPServer):
@@ -549,6 +666,8 @@ class _Server(ThreadingTCPServer):
         super().__init__(address, _Handler)
         self.lobby = _Lobby()
         self.log = log
+        self.ending = threading.Event()
+        """Set when the service ends, and with it what would go on."""
         self._at_work: set[_Handler] = set()
 
     @contextmanager
@@ -562,6 +681,7 @@ class _Server(ThreadingTCPServer):
 
     def finish(self) -> None:
         """Gives the last answers a moment."""
+        self.ending.set()
         until = time.monotonic() + LAST_SECONDS
         while self._at_work and time.monotonic() < until:
             time.sleep(0.02)
@@ -577,18 +697,19 @@ def serving(
     host: str = "127.0.0.1",
     port: int = 0,
     log: Callable[[Served], None] = lambda _: None,
+    watch: Handler | None = None,
 ) -> Iterator[str]:
     """Serves the API in threads of its own, and yields its base URL; ended on the way out: what waits for a run is
     answered that the service was stopped.
 
-    `keys` maps the value of each API key to its logical id in the template; `root` is the
-    secret of the engine's root. `log` hears of each request before its answer is sent, and must not raise. Raises
-    `OSError` if the port is taken.
+    `keys` maps the value of each API key to its logical id in the template; `root` is the secret of the engine's root;
+    `watch` is StreamRun. `log` hears of each request before its answer is sent, or after one that is sent as it is
+    made, and must not raise. Raises `OSError` if the port is taken.
     """
     backend = Backend(engine_url, root, api.machine_timeout)
     open_files()
     with _Server((host, port), log) as server:
-        server.gateway = Gateway(api, backend, keys)
+        server.gateway = Gateway(api, backend, keys, watch)
         threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
         try:
             yield f"http://{host}:{server.server_address[1]}"

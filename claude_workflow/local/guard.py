@@ -46,7 +46,9 @@ PREFLIGHT = ("host", "origin", "access-control-request-method", "access-control-
 ROOT_CALLS = {
     ("states", f"AWSStepFunctions.{name}") for name in ("StartSyncExecution", "StopExecution", "GetExecutionHistory")
 }
-ROLE_CALLS = {("secretsmanager", "secretsmanager.GetSecretValue")}
+READER = re.compile(r"/2015-03-31/functions/[A-Za-z0-9-]*FunctionsReadRun[A-Za-z0-9-]*/invocations")
+"""The one function that root may call, for the gateway: it reads runs. The others are the state machine's."""
+ROLE_CALLS = {("secretsmanager", "secretsmanager.GetSecretValue"), ("events", "AWSEvents.PutEvents")}
 """Calls by service and X-Amz-Target, once sealed."""
 
 LISTED = {"prefix", "delimiter", "encoding-type", "max-keys"}
@@ -208,6 +210,10 @@ def _admit(request: Signed, claimed: Claim) -> None:
         listed = (claimed.service, called) in (ROOT_CALLS if claimed.key == ROOT_KEY else ROLE_CALLS)
         if not listed or (request.method, request.path, dict(request.query)) != ("POST", "/", {}):
             raise NotAllowed("This is not one of the calls that the workflow needs.")
+        return
+    if READER.fullmatch(request.path):
+        if claimed.key != ROOT_KEY or claimed.service != "lambda" or request.method != "POST" or request.query:
+            raise NotAllowed("Nobody but the gateway calls this function.")
         return
     forms = LINKED if claimed.is_link else OBJECTS
     query = {name for name in request.query if not (claimed.is_link and name.startswith("X-Amz-"))}

@@ -5,6 +5,7 @@ GetExecutionHistory, without the signatures in presigned URLs. It is written bef
 whoever started it and however it ended, and goes after as many days as the record does.
 """
 
+import asyncio
 import contextlib
 import gzip
 import json
@@ -13,19 +14,16 @@ import re
 import tempfile
 import time
 import zlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-
-App = Callable[[Any, Any, Any], Awaitable[None]]
 
 KEPT_DAYS = 30
 """As long as the bucket's lifecycle keeps the record of a run."""
 
-EVENTS = 1000
-"""The most that the engine tells at once. An execution of five states with their retries has some thirty."""
+PAGE = 1000
+"""Events that the engine tells at once, at the most. A POST's execution has some thirty, a long run's as many a leg."""
 
-START = "AWSStepFunctions.StartSyncExecution"
 NAME = re.compile(r"[A-Za-z0-9_-]{1,80}")
 """What Step Functions allows in a name that can be logged."""
 SIGNED = re.compile(r"\?[^\s\"'\\]*X-Amz-Signature=[^\s\"'\\]*")
@@ -39,45 +37,28 @@ class Damaged(ValueError):
 
 
 class Histories:
-    """An ASGI application before the engine's, which keeps the history of each execution that ends."""
+    """Those of a state directory; kept by the engine's own process, in the thread of the execution that ends."""
 
-    def __init__(self, app: App, state: Path) -> None:
-        self._app = app
+    def __init__(self, state: Path) -> None:
         self._state = state
         self._cleared = 0.0
 
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] != "http" or START.encode() not in dict(scope["headers"]).values():
-            await self._app(scope, receive, send)
-            return
-        answer: list[Any] = []
-
-        async def hold(message: Any) -> None:
-            answer.append(message)
-
-        await self._app(scope, receive, hold)
-        try:
-            await self._keep(b"".join(message.get("body", b"") for message in answer))
-        except (OSError, ValueError):  # a full disk takes the history, not the answer
-            logging.getLogger(__name__).exception("The history of an execution could not be kept.")
-        for message in answer:
-            await send(message)
-
-    async def _keep(self, answer: bytes) -> None:
-        execution = json.loads(answer).get("executionArn")
-        file = execution and path(self._state, execution)
+    def keep(self, execution: str) -> None:
+        """Keeps what the engine tells of an execution (its ARN)."""
+        file = path(self._state, execution)
         if file is None:
             return
-        from ministack.services import stepfunctions  # it reads the environment of the engine's process
+        try:
+            self._write(file, json.dumps({"events": [*_told(execution)]}))
+        except (OSError, ValueError):  # a full disk takes the history, not the answer
+            logging.getLogger(__name__).exception("The history of an execution could not be kept.")
 
-        call = json.dumps({"executionArn": execution, "maxResults": EVENTS}).encode()
-        target = {"x-amz-target": "AWSStepFunctions.GetExecutionHistory"}
-        _, _, history = await stepfunctions.handle_request("POST", "/", target, call, {})
+    def _write(self, file: Path, history: str) -> None:
         file.parent.mkdir(mode=0o700, exist_ok=True)
         self._clear(file.parent)
         # Whole or not at all, and the user's alone from the start: as NamedTemporaryFile makes files.
         with tempfile.NamedTemporaryFile(dir=file.parent, prefix="new-", delete=False) as new:
-            new.write(gzip.compress(SIGNED.sub(UNSIGNED, history.decode()).encode()))
+            new.write(gzip.compress(SIGNED.sub(UNSIGNED, history).encode()))
         Path(new.name).replace(file)
 
     def _clear(self, folder: Path) -> None:
@@ -90,6 +71,21 @@ class Histories:
             with contextlib.suppress(FileNotFoundError):
                 if file.stat().st_mtime < now - KEPT_DAYS * 86_400:
                     file.unlink()
+
+
+def _told(execution: str) -> Iterator[dict[str, Any]]:
+    """The engine's answers to GetExecutionHistory, a page at a time."""
+    from ministack.services import stepfunctions  # it reads the environment of the engine's process
+
+    call: dict[str, Any] = {"executionArn": execution, "maxResults": PAGE}
+    target = {"x-amz-target": "AWSStepFunctions.GetExecutionHistory"}
+    while True:
+        _, _, body = asyncio.run(stepfunctions.handle_request("POST", "/", target, json.dumps(call).encode(), {}))
+        page = json.loads(body)
+        yield from page.get("events", [])
+        if not (token := page.get("nextToken")):
+            return
+        call["nextToken"] = token
 
 
 def path(state: Path, execution: str) -> Path | None:

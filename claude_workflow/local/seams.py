@@ -7,6 +7,8 @@ All that depends on ministack's insides is here; `replace` raises, and the engin
   its environment.
 - **Credentials of roles.** ministack reckons secret and token of a role from the names of function and role, which
   are no secrets. Here both go through a key that is drawn at this start.
+- **Histories.** ministack forgets what executions went through when it ends. Here whoever keeps them hears of each
+  execution that is over, before its end is answered.
 """
 
 import hmac
@@ -16,7 +18,7 @@ from typing import Any
 
 from ministack.core.iam_evaluator import ResolvedCredential, resolve_credential
 from ministack.core.lambda_runtime import ProvidedWorker
-from ministack.services import lambda_svc, sts
+from ministack.services import lambda_svc, stepfunctions, sts
 
 from claude_workflow.local.engine import ACCOUNT
 
@@ -29,12 +31,14 @@ OWN = len(f"/{'0' * 64}/")
 """Characters of the secret in the path, with the slashes around it."""
 
 
-def replace() -> None:
-    """Puts the replacements in place, once. Raises `AttributeError` where ministack has changed."""
+def replace(keep: Callable[[str], None]) -> None:
+    """Puts the replacements in place, once; `keep` is called with the ARN of each execution that is over. Raises
+    `AttributeError` where ministack has changed."""
     ProvidedWorker._build_handler_class = _asking_who(ProvidedWorker._build_handler_class)
     lambda_svc._provided_worker_env = _telling(lambda_svc._provided_worker_env)
     sts.register_session = _keyed(sts.register_session)
     lambda_svc._execute_function_provided = _never
+    stepfunctions._run_execution = _kept(stepfunctions._run_execution, keep)
 
 
 def secret_of(key: str, token: str) -> str | None:
@@ -78,6 +82,14 @@ def _keyed(register: Callable[[str, dict[str, Any]], None]) -> Callable[[str, di
         register(key, session | {name: _secret(session[name]) for name in IN_ENVIRONMENT})
 
     return keyed
+
+
+def _kept(run: Callable[[str], None], keep: Callable[[str], None]) -> Callable[[str], None]:
+    def kept(execution: str) -> None:
+        run(execution)
+        keep(execution)
+
+    return kept
 
 
 def _never(*_: object) -> dict[str, Any]:

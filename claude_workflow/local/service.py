@@ -1,15 +1,17 @@
 """The whole service on this machine: engine, deployed template, gateway. What `serve`, `demo` and the tests start."""
 
 import secrets
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from claude_workflow.local import api, deploy, engine, gateway, sandbox, sweep
+from claude_workflow.local import api, deploy, engine, gateway, lost, sandbox, sweep, watching
 from claude_workflow.local.deploy import Deployed
 from claude_workflow.local.engine import Engine
 from claude_workflow.local.gateway import Served
+from claude_workflow.local.lost import Lost
+from lambdas.bucket.objects import Bucket
 
 PATH = "/claude-code"
 
@@ -36,6 +38,8 @@ class Service:
     """What keeps the agent from the user's files, of `settings.SANDBOXES`; None: nothing, it runs as the user."""
     keys: Mapping[str, str] = field(default_factory=dict)
     """All API keys, by caller and generation, such as `default-1`."""
+    lost: Sequence[Lost] = ()
+    """Runs that were at work when the service on these sessions ended."""
 
 
 @contextmanager
@@ -55,8 +59,8 @@ def running(
 
     The agent is kept in a sandbox where the machine offers one, unless `unsandboxed`.
     `say` hears of what takes longer than a second, `log` of each request. `key` is the first caller's newest API key,
-    `key_of` has the others, by caller and generation. Raises `EngineFailed`, `DeployFailed`, or `OSError` where the
-    port is taken.
+    `key_of` has the others, by caller and generation. Raises `EngineFailed`, `DeployFailed`, `StorageUnavailable`, or
+    `OSError` where the port is taken.
     """
     state.mkdir(mode=0o700, parents=True, exist_ok=True)
     template = deploy.synthesized(state, say)
@@ -70,10 +74,14 @@ def running(
         }
         deployed = deploy.deploy(started, template, settings=settings, secret={"ANTHROPIC_API_KEY": model.key})
         started.seal()
+        found = lost.settle(Bucket(started.client("s3"), deployed.bucket))
         described = api.read_api(template, deployed.resources)
         callers = api.callers(template)
         values = {ids: key_of(name) if number else key for number, (ids, name) in enumerate(callers.items())}
         keys = {value: ids for ids, value in values.items()}
-        with gateway.serving(described, started.url, keys, root=started.root, host=host, port=port, log=log) as base:
+        watch = watching.stream(started, deployed)
+        with gateway.serving(
+            described, started.url, keys, root=started.root, host=host, port=port, log=log, watch=watch
+        ) as base:
             named = {callers[ids]: value for ids, value in values.items()}
-            yield Service(base + PATH, key, started, deployed, holding, named)
+            yield Service(base + PATH, key, started, deployed, holding, named, found)

@@ -21,7 +21,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import partial
 from io import FileIO
@@ -30,7 +30,6 @@ from typing import TYPE_CHECKING, BinaryIO, Protocol, Self
 
 from lambdas.agent.frames import blocks, kind
 from lambdas.errors import Internal, WorkflowError
-from lambdas.receipt import Receipt
 from lambdas.strict import Json
 
 if TYPE_CHECKING:
@@ -54,24 +53,21 @@ LAG_SECONDS = 1.0
 CLOSE_SECONDS = 1.0
 """How long the end waits for a checkpoint that is being given up; nothing but S3 can make that long."""
 
+UPLOAD_SECONDS = 15.0
+"""How long it waits where another one follows, which the one before must not take the place of."""
+
 TRANSCRIPT_BYTES = 256 * 1024 * 1024
 """How much of a transcript is looked through at a time. It is the agent's to write, so it may be anything."""
 
 
 class Saver(Protocol):
-    """Where a checkpoint goes, and what else has to outlive a run that is killed."""
+    """Where a checkpoint goes."""
 
     def pack(self, out: BinaryIO, go_on: Callable[[], None]) -> int:
         """Write the session to `out`, asking `go_on` (which may raise) all the time, and return its size in bytes."""
 
     def upload(self, archive: BinaryIO, size: int) -> None:
         """Make it the checkpoint of this attempt."""
-
-    def saving_seconds(self) -> float:
-        """About how long saving what the run has changed by now would take, at its end."""
-
-    def receipt(self, receipt: Receipt) -> None:
-        """Keep what the attempt has cost by now. Raises StorageUnavailable."""
 
 
 class Answers(Protocol):
@@ -103,7 +99,9 @@ class Checkpoints:
         self._changed = threading.Condition()
         self._wanted = False
         self._due = 0.0
-        self._closed = False
+        self._closed = self._settling = False
+        self.staged = False
+        """Whether one is there, to go on from."""
         self._thread = threading.Thread(target=self._work, daemon=True)
 
     def note(self, message: Json) -> None:
@@ -122,11 +120,33 @@ class Checkpoints:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._close(CLOSE_SECONDS)
+        self._answers.release()
+
+    def settle(self, calls: Collection[str], seconds: float) -> bool:
+        """Take no more checkpoints and let no more answers through, and wait until the transcript has caught up, the
+        results of these calls included; whether it has, after so many seconds at the most."""
+        self._settling = True
+        self._close(UPLOAD_SECONDS)
+        self._answers.hold()
+        self._transcript.expected |= {f"result {each}" for each in calls}
+        until = time.monotonic() + seconds
+        time.sleep(SETTLE_SECONDS)
+        while not self._transcript.complete():
+            if time.monotonic() > until:
+                return False
+            time.sleep(SETTLE_SECONDS / 4)
+        return True
+
+    def _close(self, seconds: float) -> None:
         with self._changed:
             self._closed = True
             self._changed.notify()
-        self._thread.join(CLOSE_SECONDS)
-        self._answers.release()
+        self._thread.join(seconds)
+
+    def _release(self) -> None:
+        if not self._settling:
+            self._answers.release()
 
     def last(self) -> None:
         """The checkpoint of a run that failed, whose processes are dead. Not where the one before is the better."""
@@ -144,7 +164,7 @@ class Checkpoints:
                     self._save(self._frozen(), partial(self._go_on, end), self._go_on)
                     saved = True
             finally:
-                self._answers.release()
+                self._release()
             with self._changed:
                 self._wanted |= not saved
                 self._due = time.monotonic() + max(REST_SECONDS, (time.monotonic() - began) / SHARE)
@@ -189,10 +209,11 @@ class Checkpoints:
                     raise Internal(detail="the transcript lags behind")
                 archive.go_on = packing
                 size = self._saver.pack(archive, packing)
-            self._answers.release()
+            self._release()
             archive.seek(0)
             archive.go_on = sending
             self._saver.upload(archive, size)
+            self.staged = True
 
     def _go_on(self, end: float = math.inf) -> None:
         if self._closed:

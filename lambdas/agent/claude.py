@@ -25,48 +25,34 @@ makes the other tools disappear, for subagents too. `Bash(git *)` is therefore n
 import asyncio
 import json
 import math
-import sys
 import time
 import uuid
 from collections import deque
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import claude_agent_sdk
 from claude_agent_sdk import ClaudeAgentOptions, ClaudeSDKClient, CLIConnectionError
 from claude_agent_sdk._internal.transport.subprocess_cli import SubprocessCLITransport, _LineFramer
-from jsonschema import Draft7Validator, validators
-from referencing import Registry
 
 from lambdas import strict
 from lambdas.agent import frames
-from lambdas.agent.checkpoint import Checkpoints, Saver
+from lambdas.agent.checkpoint import Checkpoints
+from lambdas.agent.ending import Ending, Leg, Outside
 from lambdas.agent.environment import environment, refuse_credentials
-from lambdas.agent.messages import TOO_DEEP
+from lambdas.agent.outcome import STDERR_BYTES, Left, Outcome, Unfinished, Verdict
 from lambdas.agent.processes import Processes
+from lambdas.agent.progress import Progress
 from lambdas.agent.proxy import Proxy
 from lambdas.agent.receipts import Receipts
-from lambdas.agent.scratch import Scratch, crowded
-from lambdas.agent.transcript import Transcript, only_uuid
+from lambdas.agent.scratch import Scratch
+from lambdas.agent.transcript import ENDERS, Transcript, only_uuid
 from lambdas.agent.witness import Witness
 from lambdas.contract import dollars
-from lambdas.errors import (
-    MODEL_STATUSES,
-    AgentCrashed,
-    DiskFull,
-    Internal,
-    ModelOverloaded,
-    ModelRateLimited,
-    ModelUnpriced,
-    NotAsked,
-    OutputUnusable,
-    SchemaRefused,
-    SessionDamaged,
-    WorkflowError,
-)
-from lambdas.receipt import Receipt
+from lambdas.errors import Internal, SessionDamaged, WorkflowError
 from lambdas.strict import Json
 
 CLI = Path(claude_agent_sdk.__file__).parent / "_bundled" / "claude"
@@ -74,21 +60,14 @@ CLI = Path(claude_agent_sdk.__file__).parent / "_bundled" / "claude"
 MESSAGE_BYTES = 64 * 1024 * 1024
 """Longest message of the CLI; at the SDK's default of 1 MiB a large image would end the run."""
 
-STDERR_BYTES = 4096
-"""How much of the end of the CLI's stderr is kept."""
-
 INTERRUPT_SECONDS = 2.0
 """How long the CLI may take to stop at the deadline; it takes 0.02."""
 
 EXIT_SECONDS = 3.0
 """How long the CLI may take to write its transcript and end; it takes 0.1."""
 
-TAIL_FILES, FILE_SECONDS = 20_000, 50e-6
-"""For how many files there is always time after the deadline, and what each more takes to be looked at and removed: the
-deadline comes earlier by that. 20 µs were measured, and twice as much on a busy machine."""
-
-COUNT_SECONDS = 1.0
-"""How often files are counted, where that does not take a quarter of the time."""
+SETTLED_SECONDS = {"gate": 10.0, "limit": 1.0}
+"""How long the end of a leg waits for the transcript; it takes 0.2. At the gate there is time."""
 
 OUTLIVING = (
     *("Monitor", "Workflow"),  # work in the background, and wake the model for it
@@ -99,20 +78,10 @@ OUTLIVING = (
 """Tools of CLI 2.1.332 that make sense only in a process that stays. A run ends with its answer: what they begin would
 die with it, and come before the next prompt as the news of its death."""
 
-NO_SCHEMA = "--json-schema is not a valid JSON Schema"
-"""What CLI 2.1.332 says on its stderr before it ends, without a message and before any call of the model."""
-
-STOPPED = {
-    "error_max_turns": "max_turns",
-    "error_max_budget_usd": "max_budget",
-    "error_max_structured_output_retries": "max_structured_output_retries",
-}
-"""Results of the CLI's for a limit, and the run's `stop_reason`."""
-
 CONTINUE = (
-    "[This turn was cut off by a failure of the service, not by the user. Conversation and workspace are as they were "
-    "after its last completed step, and nothing runs in the background any more. Continue from where you left off; "
-    "do not repeat what is done.]"
+    "[This turn was cut off by the service, not by the user: it goes on in another process. Conversation and workspace "
+    "are as they were then, and nothing runs in the background any more. Continue from where you left off; do not "
+    "repeat what is done.]"
 )
 """The prompt that goes on with a turn that was cut off."""
 
@@ -125,11 +94,12 @@ class Turn:
     """What the agent is asked. Texts up to 64 KiB but for the prompt; tools by their bare names."""
 
     prompt: str
-    """`CONTINUE` to go on with a turn that was cut off."""
     claude_session: str
     """Claude's own id of the session, a UUID."""
     resume: bool
     """Whether that session exists: its transcript must then be in the scratch directory."""
+    cut: bool = False
+    """Whether an earlier attempt began this very turn, and was answered: then the prompt is `CONTINUE`."""
     model: str | None = None
     append_system_prompt: str | None = None
     max_turns: int | None = None
@@ -144,127 +114,112 @@ class Turn:
     """Whether a call's worst has to fit into the budget before it is made."""
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """A completed run. Its transcript is in the scratch directory and can be resumed."""
+@overload
+async def converse(turn: Turn, scratch: Scratch, proxy: Proxy, outside: Outside, deadline: float) -> Outcome: ...
+@overload
+async def converse(
+    turn: Turn, scratch: Scratch, proxy: Proxy, outside: Outside, deadline: float, leg: Leg | None
+) -> Outcome | Unfinished: ...
+async def converse(
+    turn: Turn, scratch: Scratch, proxy: Proxy, outside: Outside, deadline: float, leg: Leg | None = None
+) -> Outcome | Unfinished:
+    """Run one turn, or a `leg` of one. At `deadline` (epoch seconds), or when it is cancelled, it is interrupted and
+    ends as completed; for all that ends it, see `lambdas.agent.ending`.
 
-    messages: list[Json]
-    """The CLI's stream-json objects as printed."""
-    result: str | None
-    structured_output: Any
-    stop_reason: str
-    """`end_turn`, `refusal`, `max_tokens` … of the model; `max_turns`, `max_budget`, `deadline`,
-    `max_structured_output_retries` of the run."""
-    num_turns: int
-    receipt: Receipt
-    """By the meter, with the CLI's own total beside it."""
-    usage: Json
-    """Of all its calls of the model, subagents' included."""
-    duration_ms: int
-    model_failure: Json | None
-    """`{"status", "times"}` where the model answered nothing but errors when the run ended: the status, None for no
-    connection, and how often in a row."""
-
-    @property
-    def cost_usd(self) -> float:
-        """This run's own, by the meter."""
-        return self.receipt.usd
-
-
-async def converse(turn: Turn, scratch: Scratch, proxy: Proxy, saver: Saver, deadline: float) -> Outcome:
-    """Run one turn. At `deadline` (epoch seconds) it is interrupted and ends as completed, `stop_reason` "deadline";
-    sooner where it has changed so much that saving it, or made so many files that removing them, will take the rest of
-    the time.
-
-    Returns a few seconds after the deadline at the latest, whatever the CLI does; every process that the run
-    started is dead then. Raises ModelUnauthorized, ModelRejected, ModelRateLimited, ModelOverloaded (also if
-    nothing had come from the model by the deadline), AgentCrashed, OutputUnusable, and SessionDamaged if the transcript
-    to resume is missing; Internal if a process does not die. Checkpoints go to `saver`, one last also where the run
-    failed after money was spent.
+    Returns a few seconds after the deadline, or the leg's limit, at the latest, whatever the CLI does; every process
+    that the run started is dead then. Raises ModelUnauthorized, ModelRejected, ModelRateLimited, ModelOverloaded (also
+    if nothing had come from the model by then), RunCancelled (likewise), AgentCrashed, OutputUnusable, and
+    SessionDamaged if the transcript to resume is missing; Internal if a process does not die. What an earlier attempt
+    had answers of does not fail for want of any, though. Checkpoints go `outside`, one last also where the run failed
+    after money was spent.
     """
     began = time.monotonic()
     transcript = Transcript(scratch, turn.claude_session)
     before = transcript.size
     if turn.resume and not before:
         raise SessionDamaged(detail="the session has no transcript")
-    agent = _Agent(turn, scratch, proxy, saver, deadline)
-    with agent.receipts:
-        in_time = await agent.run(deadline)
+    agent = _Agent(turn, scratch, proxy, outside, Ending(deadline, leg, proxy.gate, outside, scratch.root))
+    with agent.progress, agent.receipts:
+        by = await agent.run()
         proxy.meter.quiet(QUIET_SECONDS)
-    run = _Run(turn, scratch, proxy, agent, round((time.monotonic() - began) * 1000))
+    left = agent.left(by, round((time.monotonic() - began) * 1000))
+    verdict = Verdict(proxy, transcript, turn.output_schema, turn.cut, left)
     try:
-        if not in_time:
-            run.reword(before)
-        return run.outcome(in_time)
+        verdict.reword(before)
+        return verdict.outcome()
     except WorkflowError:
         if proxy.answers:
             agent.checkpoints.last()
+            agent.progress.last()
         raise
 
 
 class _Agent:
     """The CLI's process from its start to its end."""
 
-    def __init__(self, turn: Turn, scratch: Scratch, proxy: Proxy, saver: Saver, deadline: float) -> None:
+    def __init__(self, turn: Turn, scratch: Scratch, proxy: Proxy, outside: Outside, ending: Ending) -> None:
         self._proxy = proxy
         self._prompt, self._asked = turn.prompt, str(uuid.uuid4())
-        self._root = scratch.root
+        self._ending = ending
         self._stderr: deque[str] = deque()
         self._processes = Processes(scratch.root, scratch.sandbox)
         options = _options(turn, scratch, proxy, self._keep_stderr)
         transcript = Transcript(scratch, turn.claude_session)
-        self.checkpoints = Checkpoints(saver, proxy, self._processes.frozen, transcript.open, deadline)
-        self._saver = saver
+        self.checkpoints = Checkpoints(outside, proxy, self._processes.frozen, transcript.open, ending.last)
+        self.progress = Progress(outside.messages)
         self._earlier_usd = transcript.total_usd() if turn.resume else 0.0
-        self.receipts = Receipts(proxy.meter, saver.receipt)
+        self.receipts = Receipts(proxy.meter, outside.receipt)
         proxy.meter.allow(turn.max_budget_usd, turn.max_turns, self.receipts, turn.strict)
-        self._transport = _Tee(options, self.checkpoints, proxy.witness)
+        self._transport = _Tee(options, self.checkpoints, proxy.witness, self.progress)
         self._client = ClaudeSDKClient(options, transport=self._transport)
-        self.messages = self._transport.messages
-        self.failure: Exception | None = None
+        self._failure: Exception | None = None
         """What the SDK raised; the CLI died, or said something that is no message."""
 
-    @property
-    def result(self) -> Json:
-        """What the CLI said when it was done with the prompt; empty if it did not."""
-        return next((message for message in reversed(self.messages) if frames.ends(message, self._asked)), {})
+    def left(self, by: str | None, duration_ms: int) -> Left:
+        """What there is when it is gone."""
+        ends = self._transport.ends
+        result = next((message for message in reversed(ends) if frames.ends(message, self._asked)), {})
+        return Left(
+            by=by,
+            result=result,
+            last_message=ends[-1] if ends else {},
+            told=self.progress.text,
+            total_usd=self._total_usd(result),
+            stderr="\n".join(self._stderr)[-STDERR_BYTES:],
+            failure=self._failure,
+            checkpointed=self.checkpoints.staged,
+            duration_ms=duration_ms,
+        )
 
-    def total_usd(self, result: Json) -> float | None:
+    def _total_usd(self, result: Json) -> float | None:
         """What Claude Code says that this run cost: a word of the agent's world, to be compared with the meter's. None
         where it says nothing, or nothing that could be."""
         said: Any = result.get("total_cost_usd")
         total = said - self._earlier_usd if dollars(said) else math.nan
         return round(total, 10) if dollars(total) else None
 
-    @property
-    def stderr(self) -> str:
-        """The end of what the CLI wrote there."""
-        return "\n".join(self._stderr)[-STDERR_BYTES:]
-
     def _keep_stderr(self, line: str) -> None:
         self._stderr.append(line[-STDERR_BYTES:])
         while len(self._stderr) > 1 and sum(map(len, self._stderr)) - len(self._stderr[0]) > STDERR_BYTES:
             self._stderr.popleft()
 
-    async def run(self, deadline: float) -> bool:
-        """Whether the turn ended before the deadline."""
+    async def run(self) -> str | None:
+        """By what the turn ended (see `ending`); None if by itself."""
         with self._processes:
             talk = asyncio.create_task(self._talk())
-            crowd = asyncio.create_task(self._crowd(deadline))
             try:
                 with self.checkpoints:
-                    left = max(0.0, deadline - time.time())
-                    await asyncio.wait({talk, crowd}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+                    by = await self._ending.awaited(talk)
                     self._proxy.shut()  # what is still at work in the CLI asks the model nothing more
-                in_time = talk.done()
-                if not in_time:
+                    if by in SETTLED_SECONDS:
+                        by = await self._leave(by, talk)
+                if by in ENDERS:
                     await self._interrupt(talk)
             finally:
-                crowd.cancel()
                 await self._end(talk)
         if not talk.cancelled() and isinstance(error := talk.exception(), Exception):
-            self.failure = error
-        return in_time
+            self._failure = error
+        return by
 
     async def _talk(self) -> None:
         await self._client.connect()
@@ -275,21 +230,23 @@ class _Agent:
                 if frames.ends(frame, self._asked):
                     return
 
-    async def _crowd(self, deadline: float) -> None:
-        """Ends when the time that is left is needed to save what the run changed, or to remove its files."""
-        took = late = 0.0
-        while (left := deadline - late - time.time()) > 0:
-            await asyncio.sleep(min(left, max(COUNT_SECONDS, 3 * took)))
-            began = time.time()
-            if crowded(self._root, TAIL_FILES + int((deadline - began) / FILE_SECONDS)):
-                return
-            late = self._saver.saving_seconds()
-            took = time.time() - began
+    async def _leave(self, by: str, talk: asyncio.Task[None]) -> str:
+        """End a leg, so that another one can go on; by what, when all is told. At the gate the CLI does nothing but
+        wait: a SIGTERM lets it write down its sums. At the limit all that is under way stands still, and is killed."""
+        calls = self._proxy.gate.owed if by == "gate" else ()
+        settled = await asyncio.to_thread(self.checkpoints.settle, calls, SETTLED_SECONDS[by])
+        if by == "gate" and settled:
+            self._transport.terminate()
+            await asyncio.wait({talk}, timeout=EXIT_SECONDS)
+        else:
+            with suppress(Internal), self._processes.frozen():  # what does not stand still is killed all the same
+                self._processes.kill()
+        return by if settled else "lag"
 
     async def _interrupt(self, talk: asyncio.Task[None]) -> None:
         """Ask the CLI to stop, which it answers with a result. If it is not there yet or does not, it is killed."""
         asking = asyncio.create_task(self._client.interrupt())
-        await asyncio.wait({talk}, timeout=INTERRUPT_SECONDS if self.messages else 0)
+        await asyncio.wait({talk}, timeout=INTERRUPT_SECONDS if self.progress else 0)
         asking.cancel()
         await asyncio.gather(asking, return_exceptions=True)  # if it failed, the result is missing, too
 
@@ -310,17 +267,27 @@ class _Agent:
 class _Tee(SubprocessCLITransport):
     """The SDK's transport, which keeps what passes, and lets pass what is true."""
 
-    def __init__(self, options: ClaudeAgentOptions, checkpoints: Checkpoints, witness: Witness) -> None:
+    def __init__(
+        self, options: ClaudeAgentOptions, checkpoints: Checkpoints, witness: Witness, progress: Progress
+    ) -> None:
         super().__init__(prompt=_no_prompt(), options=options)
         self._checkpoints = checkpoints
         self._witness = witness
-        self.messages: list[Json] = []
+        self._progress = progress
+        self.ends: list[Json] = []
+        """The messages that say how a turn ended."""
 
     async def connect(self) -> None:
         await super().connect()
         printed: Any = self._stdout_stream
         lines: Any = self._believed(printed)
         self._stdout_stream = lines  # it is only ever iterated over
+
+    def terminate(self) -> None:
+        """Ask the CLI to end."""
+        if self._process:
+            with suppress(ProcessLookupError):
+                self._process.terminate()
 
     async def _believed(self, printed: AsyncIterator[str]) -> AsyncIterator[str]:
         """Of what is printed, the lines that are believed."""
@@ -345,7 +312,9 @@ class _Tee(SubprocessCLITransport):
             if message is None:
                 return False
             self._checkpoints.note(message)
-            self.messages.append(message)
+            self._progress.add(message)
+            if frames.kind(message) == "result":
+                self.ends.append(message)
         return frames.for_the_sdk(frame)
 
 
@@ -393,104 +362,3 @@ def _options(turn: Turn, scratch: Scratch, proxy: Proxy, stderr: Callable[[str],
         max_buffer_size=MESSAGE_BYTES,
         stderr=stderr,
     )
-
-
-@dataclass(frozen=True)
-class _Run:
-    """What there is to judge when the CLI is gone."""
-
-    turn: Turn
-    scratch: Scratch
-    proxy: Proxy
-    agent: _Agent
-    duration_ms: int
-
-    def reword(self, since: int) -> None:
-        """Say in the transcript who ended the turn. Raises `DiskFull`, or `Internal` where it cannot be written."""
-        try:
-            Transcript(self.scratch, self.turn.claude_session).reword(since)
-        except OSError as error:
-            raise self._error(DiskFull if DiskFull.means(error) else Internal, {"result": str(error)}) from error
-
-    def outcome(self, in_time: bool) -> Outcome:
-        """The completed run, or raises what it failed by."""
-        result = self.agent.result
-        if not in_time:
-            if not self.proxy.answers:
-                raise self._error(ModelOverloaded if self.proxy.meter.calls else NotAsked, result)
-            return self._completed("deadline", result)
-        if not result:
-            refused = NO_SCHEMA in self.agent.stderr and not self.proxy.answers
-            raise self._error(SchemaRefused if refused else AgentCrashed, result)
-        if result["subtype"] == "success" and result["is_error"]:
-            if limit := self.proxy.meter.limit:
-                return self._completed(limit, result | {"result": None})
-            raise self._refused(result)
-        unasked = result["subtype"] == "success" and not result["num_turns"]
-        if unasked or result["subtype"] == "error_during_execution":
-            raise self._error(AgentCrashed, result)
-        return self._completed(self._stop_reason(result), result)
-
-    def _stop_reason(self, result: Json) -> str:
-        """A run that stopped at a limit names it; otherwise the model says why it stopped."""
-        return STOPPED.get(result["subtype"]) or self.proxy.witness.stop_reason
-
-    def _completed(self, stop_reason: str, result: Json) -> Outcome:
-        if not Transcript(self.scratch, self.turn.claude_session).size:
-            raise self._error(AgentCrashed, result)
-        meter, took = self.proxy.meter, result.get("duration_ms")
-        return Outcome(
-            messages=self.agent.messages,
-            result=result.get("result"),
-            structured_output=self._output(result),
-            stop_reason=stop_reason,
-            num_turns=max(0, min(result.get("num_turns", 0), meter.calls + 1)),
-            receipt=meter.receipt(self.agent.total_usd(result)),
-            usage=meter.usage,
-            duration_ms=took if type(took) is int and 0 <= took <= self.duration_ms else self.duration_ms,
-            model_failure=self.proxy.witness.failure,
-        )
-
-    def _output(self, result: Json) -> Any:
-        """What the model gave for the caller's schema, in its last answer. Raises `OutputUnusable`."""
-        outputs = self.proxy.witness.outputs
-        if self.turn.output_schema is None or result.get("subtype") != "success" or result["is_error"] or not outputs:
-            return None
-        fitting = [each for each in outputs if each is not TOO_DEEP and fits(each, self.turn.output_schema)]
-        if not fitting:
-            raise self._error(OutputUnusable, result)
-        return fitting[-1]
-
-    def _refused(self, result: Json) -> WorkflowError:
-        """The API refused, or was not there, as the proxy saw it."""
-        witness = self.proxy.witness
-        if not witness.failed:
-            return self._error(AgentCrashed, result)
-        if self.proxy.meter.unpriced:
-            return self._error(ModelUnpriced, result)
-        error = MODEL_STATUSES.get(witness.status or 0, ModelOverloaded)
-        waits = error is ModelRateLimited or witness.status == 529
-        return self._error(error, result, retry_after=self.proxy.retry_after if waits else None)
-
-    def _error(self, kind: type[WorkflowError], result: Json, retry_after: int | None = None) -> WorkflowError:
-        errors = result.get("errors")
-        listed = map(str, errors) if isinstance(errors, list) else ()
-        causes = (str(result.get("result") or ""), *listed, str(self.agent.failure or ""))
-        detail = "\n".join(part for part in (*causes, self.agent.stderr) if part)[-STDERR_BYTES:]
-        return kind(retry_after=retry_after, cost_usd=self.proxy.meter.spent, detail=detail)
-
-
-WITHOUT_PATTERNS = validators.extend(  # type: ignore[no-untyped-call]  # its stub has no types
-    Draft7Validator, {"pattern": lambda *_: ()}
-)
-"""JavaScript's regular expressions are not Python's (`\\w` has no é there), so a right answer could seem wrong."""
-
-
-def fits(output: Any, schema: Json) -> bool:
-    """Whether a structured output is what the schema (of draft 7) asks for, as far as can be told here: patterns are
-    left to Claude Code, which has checked what it printed itself. Nothing is fetched."""
-    try:
-        return bool(WITHOUT_PATTERNS(schema, registry=Registry()).is_valid(output))
-    except Exception as unknown:  # whatever the schema makes the validator stumble over
-        print(f"a schema that cannot be applied here: {type(unknown).__name__}", file=sys.stderr)
-        return True

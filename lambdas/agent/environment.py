@@ -28,6 +28,8 @@ SWITCHES = {
     "CLAUDE_CODE_DISABLE_AUTO_MEMORY": "1",
     "CLAUDE_CODE_DISABLE_NONSTREAMING_FALLBACK": "1",  # else a cut stream is paid for twice
     "CLAUDE_CODE_MAX_RETRIES": "2",
+    "BASH_DEFAULT_TIMEOUT_MS": "120000",
+    "BASH_MAX_TIMEOUT_MS": "600000",  # so long a leg of a run waits for a call that is under way (`settings.Legs`)
     "CLAUDE_BYTE_STREAM_IDLE_TIMEOUT_MS": "60000",  # nothing else ends a silent stream
     # A restored tree has new inodes and ctimes; without these, git reads every file to see that none has changed.
     "GIT_CONFIG_COUNT": "2",

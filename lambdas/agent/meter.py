@@ -16,14 +16,13 @@ announced: the limit, not the cost, reckons with as much of it as could have bee
 import math
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
 from lambdas.agent.messages import Answer, Call
-from lambdas.pricing import COUNTS, Asked, Prices, Unpriced, kept
-from lambdas.receipt import Called, Receipt
+from lambdas.pricing import Asked, Prices, Unpriced, kept
+from lambdas.receipt import Called, Receipt, used
 from lambdas.strict import Json
 
 CALLS_PER_TURN = 10
@@ -73,7 +72,6 @@ class Meter:
         self._keeping: Keeping = _Unkept()
         self._under_way: list[Charge] = []
         self._ended: list[Called] = []
-        self._used: Counter[str] = Counter()
         self._reckoned = 0.0
         """What the limits reckon with of the calls that have ended."""
         self.spent = 0.0
@@ -107,12 +105,7 @@ class Meter:
     @property
     def usage(self) -> Json:
         """The tokens of all calls, as the API names them."""
-        used = self._used
-        hour, minutes = used["ephemeral_1h_input_tokens"], used["ephemeral_5m_input_tokens"]
-        return {kind: used[kind] for kind in COUNTS} | {
-            "cache_creation": {"ephemeral_1h_input_tokens": hour, "ephemeral_5m_input_tokens": minutes},
-            "server_tool_use": {"web_search_requests": used["web_search_requests"]},
-        }
+        return used(call.usage for call in self._ended)
 
     @property
     def budget_met(self) -> bool:
@@ -185,18 +178,8 @@ class Meter:
             self._reckoned += reckoned
             self.spent = round(self.spent + line.usd, 10)
             self.turns += charge.call.main and line.end == "whole"
-            self._used.update(_counted(line.usage))
             self._changed.notify_all()
         self._keeping.changed()
-
-
-def _counted(usage: Json) -> Counter[str]:
-    counted = Counter({kind: usage.get(kind, 0) for kind in COUNTS})
-    hour = usage.get("cache_creation", {}).get("ephemeral_1h_input_tokens", 0)
-    counted["ephemeral_1h_input_tokens"] = hour
-    counted["ephemeral_5m_input_tokens"] = max(0, counted["cache_creation_input_tokens"] - hour)
-    counted["web_search_requests"] = usage.get("server_tool_use", {}).get("web_search_requests", 0)
-    return counted
 
 
 def _now() -> float:
@@ -270,6 +253,7 @@ class Charge:
             usage=usage,
             usd=usd,
             most=round(most, 10) if math.isfinite(most) else None,
+            main=self.call.main,
         )
 
     def _end(self, end: str) -> None:

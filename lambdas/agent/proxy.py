@@ -7,7 +7,8 @@ comes. It ends with the run. If the agent hangs up, the call upstream is dropped
 **Waiting out.** Once the model has answered, the run has cost money, and a hiccup of the provider must not end it: a
 429, a 5xx or no answer at all is then not handed on, but the same request is sent again, for as long as the agent
 waits. It sees a slow answer (CLI 2.1.330 waits 360 s for its headers, longer than any run), and is interrupted at the
-run's deadline. Before the first answer a refusal is the agent's, and so the caller's.
+run's deadline. Before the first answer a refusal is the agent's, and so the caller's; where the run goes on after an
+earlier attempt, that one was answered, and paid for.
 
 **The model's answers are read as they pass**, by the meter, which also decides whether a call is passed on at all
 (`lambdas.agent.meter`), and by the witness, who knows what was said (`lambdas.agent.witness`). Both have heard a piece
@@ -37,6 +38,7 @@ from urllib.parse import urlsplit
 
 import certifi
 
+from lambdas.agent.gate import Gate
 from lambdas.agent.messages import Call, Reader, Unreadable, reader
 from lambdas.agent.meter import Charge, LimitMet, Meter
 from lambdas.agent.witness import Witness
@@ -190,7 +192,8 @@ class Proxy:
     Entering reads every secret once, and raises ModelUnauthorized if one is unset, or what reading it raises.
     """
 
-    def __init__(self, upstreams: Sequence[Upstream], prices: Prices | None = None) -> None:
+    def __init__(self, upstreams: Sequence[Upstream], prices: Prices | None = None, *, paid: bool = False) -> None:
+        """`paid`: whether the run has cost something before, in an earlier attempt."""
         self._upstreams = {upstream.name: upstream for upstream in upstreams}
         self._token = f"run-{secrets.token_urlsafe(32)}"
         self._open: set[socket.socket] = set()
@@ -199,6 +202,8 @@ class Proxy:
         self._bodies = _Room(BODIES_BYTES)
         self.meter = Meter(prices)
         self.witness = Witness(self.meter)
+        self.gate = Gate()
+        self._paid = paid
         self.answers = 0
         """How many answers of the model have begun, that is, how many are paid for."""
         self.retry_after: int | None = None
@@ -270,6 +275,11 @@ class Proxy:
         """Pass no further call on: it waits until the agent hangs up, or the proxy ends. What is under way goes on."""
         self._shut = True
 
+    def pass_gate(self, call: Call, body: bytes, client: socket.socket) -> None:
+        """Return when a call of the model may go on; where it may not, raise when the agent hangs up."""
+        if not self.gate.admits(call, body):
+            _wait(client)
+
     @contextmanager
     def answer(
         self, upstream: Upstream, request: "Sent", client: socket.socket, charge: Charge | None
@@ -282,6 +292,8 @@ class Proxy:
         while True:
             if self._shut:
                 _wait(client)
+            if charge:
+                self.pass_gate(charge.call, request.body, client)
             with ExitStack() as call:
                 response = self._response(call, upstream, request, client, charge)
                 if response is not None:
@@ -319,7 +331,8 @@ class Proxy:
         return call.enter_context(self._call(upstream, request, client, charge))[1]
 
     def _waits_out(self, upstream: Upstream, status: int) -> bool:
-        return upstream.name == MODEL and self.answers > 0 and (status == 429 or status >= 500)
+        paid = self._paid or self.answers > 0
+        return upstream.name == MODEL and paid and (status == 429 or status >= 500)
 
     @contextmanager
     def _call(
@@ -502,6 +515,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             return self._refuse(HTTPStatus.BAD_REQUEST, f"not a request that can be metered: {problem}")
         if call is None:
             return self._relay(upstream, request, None)
+        proxy.pass_gate(call, request.body, self.connection)
         try:
             with proxy.meter.call(call, lambda: _wait(self.connection, 0)) as charge:
                 self._relay(upstream, request, charge)
@@ -557,6 +571,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                 witness.heard(answer)
             if answer.whole:
                 charge.settle()
+                self.proxy.gate.answered(answer)
 
         try:
             self._stream(response, hear)

@@ -3,8 +3,8 @@
 So anything may be in its place, and is told from a transcript without waiting and without following a link.
 
 **Who ended a turn.** Claude Code (2.1.332) takes an interruption for the user's, and lets the model read so in the next
-turn: the user did not want to proceed, and it should stop and wait. Where it was a limit of the service, the lines that
-say so are written anew, when the run's processes are dead.
+turn: the user did not want to proceed, and it should stop and wait. Where it was a limit of the service, or the caller
+ended the run from outside, the lines that say so are written anew, when the run's processes are dead.
 """
 
 import json
@@ -25,11 +25,17 @@ REFUSED = "The user doesn't want to "
 INTERRUPTED = "[Request interrupted by user"
 """How the text begins that ends the turn."""
 
+ENDERS = {
+    "deadline": "by a time limit of the service, not by the user",
+    "cancelled": "because the caller of the service ended the run",
+}
+"""Who ends a turn, in words, by its `stop_reason`."""
+
 STOPPED = (
-    "[This call was stopped by a time limit of the service, not by the user. It may have run in part or in full, and "
-    "what it changed may be there; it does not run any more.]"
+    "[This call was stopped {}. It may have run in part or in full, and what it changed may be there; it does not run "
+    "any more.]"
 )
-ENDED = "[This turn was ended here by a time limit of the service, not by the user.]"
+ENDED = "[This turn was ended here {}.]"
 
 NEWS_BYTES = 64 * 1024 * 1024
 """How much of one run's conversation is looked through; what is longer stays as it is."""
@@ -84,15 +90,15 @@ class Transcript:
                         total = float(json.loads(line)["totalCostUSD"])
         return total
 
-    def reword(self, since: int) -> None:
-        """Say of what ended the turn, after the byte `since`, that it was the service. Raises OSError."""
+    def reword(self, since: int, ender: str) -> None:
+        """Say after the byte `since` who it was that ended the turn, in words of `ENDERS`. Raises OSError."""
         file = self.open(os.O_RDWR)
         if file is None:
             return
         with file:
             file.seek(since)
             news = file.read(NEWS_BYTES)
-            said = b"\n".join(_reworded(line) for line in news.split(b"\n"))
+            said = b"\n".join(_reworded(line, ender) for line in news.split(b"\n"))
             if said != news and not file.read(1):
                 file.seek(since)
                 file.write(said)
@@ -109,7 +115,7 @@ def _folder(name: str, parent: int | None = None) -> Iterator[int]:
         os.close(folder)
 
 
-def _reworded(line: bytes) -> bytes:
+def _reworded(line: bytes, ender: str) -> bytes:
     """A line of the transcript; as it is unless it says that the user ended something."""
     if REFUSED.encode() not in line and INTERRUPTED.encode() not in line:
         return line
@@ -118,13 +124,13 @@ def _reworded(line: bytes) -> bytes:
     except (ValueError, RecursionError):  # the agent's writing, or Claude Code's that was cut
         return line
     blocks = frames.blocks(record) if isinstance(record, dict) and frames.kind(record) == "user" else []
-    changed = [_reword(block) for block in blocks]
+    changed = [_reword(block, ender) for block in blocks]
     if not any(changed):
         return line
     return json.dumps(record, separators=(",", ":")).encode()
 
 
-def _reword(block: dict[str, Any]) -> bool:
+def _reword(block: dict[str, Any], ender: str) -> bool:
     """Change a block in place, if it is one of these."""
     name, begins, instead = {
         "tool_result": ("content", REFUSED, STOPPED),
@@ -133,5 +139,5 @@ def _reword(block: dict[str, Any]) -> bool:
     text = block.get(name)
     applies = bool(name) and isinstance(text, str) and text.startswith(begins)
     if applies:
-        block[name] = instead
+        block[name] = instead.format(ender)
     return applies

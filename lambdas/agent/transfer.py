@@ -3,12 +3,12 @@
 import re
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import islice
 from mmap import ACCESS_READ, mmap
 from tempfile import TemporaryFile
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple, TypedDict
 
 from urllib3 import BaseHTTPResponse, PoolManager, Retry, Timeout
 from urllib3.exceptions import HTTPError
@@ -21,6 +21,18 @@ ATTEMPTS = Retry(
     total=3, backoff_factor=0.2, status_forcelist=(409, 500, 502, 503, 504), allowed_methods=("GET", "PUT")
 )
 """A GET or PUT of one object can be repeated, also where it met another write (409); urllib3 rewinds the body."""
+
+
+class Patience(TypedDict, total=False):
+    """For how long S3 is waited for, in urllib3's words; what is not said is the pool's."""
+
+    retries: Retry
+    timeout: Timeout
+
+
+PATIENT: Patience = {}
+HASTY: Patience = {"retries": Retry(total=0), "timeout": Timeout(connect=1, read=2)}
+"""For what is done again in a second."""
 
 CONNECTIONS = 4
 """At once; more wait for none, and are closed after use."""
@@ -62,15 +74,21 @@ class Transfer:
         """
         return RemoteArchive(self, grant, size, directory)
 
-    def put(self, grant: Grant, body: bytes | BinaryIO, size: int) -> bool:
+    def put(self, grant: Grant, body: bytes | BinaryIO, size: int, patience: Patience = PATIENT) -> bool:
         """Stage one object of `size` bytes. False where the grant's condition does not hold (412)."""
         headers = {**grant.headers, "Content-Length": str(size)}
         with _speaking("staging"):
-            response = self.pool.request("PUT", grant.url, body=body, headers=headers)
+            response = self.pool.request("PUT", grant.url, body=body, headers=headers, **patience)
         if response.status == 412:
             return False
         _expect(response, "staging", (200,))
         return True
+
+    def there(self, grant: Grant) -> bool:
+        """Whether an object is there. It is asked for once: an S3 that does not say is asked again by and by."""
+        with suppress(HTTPError):
+            return bool(self.pool.request("GET", grant.url, headers=grant.headers, **HASTY).status == 200)
+        return False
 
     @contextmanager
     def get(self, grant: Grant, statuses: tuple[int, ...], headers: dict[str, str]) -> Iterator[BaseHTTPResponse]:

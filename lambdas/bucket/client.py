@@ -4,6 +4,7 @@ from typing import Any
 
 import botocore.session
 from botocore.config import Config
+from botocore.session import Session
 
 CONFIG = Config(
     signature_version="s3v4",  # presigned URLs that pin a version or a header need it
@@ -19,7 +20,8 @@ CONFIG = Config(
 attempts that one which refuses for ever (their pauses are up to 1 s and 2 s) is named before that timeout."""
 
 
-def s3_client() -> Any:
+def s3_client(session: Session | None = None) -> Any:
     """A client for the region that the function's environment names, or for its endpoint, where it names one: that of
-    an address, such as the local engine's, is asked for a bucket by path whatever the style."""
-    return botocore.session.get_session().create_client("s3", config=CONFIG)
+    an address, such as the local engine's, is asked for a bucket by path whatever the style. `session` is one that
+    makes other clients, too."""
+    return (session or botocore.session.get_session()).create_client("s3", config=CONFIG)

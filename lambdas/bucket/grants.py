@@ -13,6 +13,7 @@ def grants(bucket: Bucket, claim: Claim, checkpoint: str | None, seconds: int) -
     at, base = claim.staging, claim.base
     return Grants(
         request=_get(bucket, f"runs/{claim.run_id}/request.json", seconds),
+        cancel=_get(bucket, f"runs/{claim.run_id}/cancel", seconds),
         session=_get(bucket, session_key(base.session_id), seconds, VersionId=base.version_id) if base else None,
         started=_put(bucket, f"{at}started", seconds, IfNoneMatch="*"),
         receipt=_put(bucket, f"{at}receipt.json", seconds),

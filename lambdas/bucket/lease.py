@@ -3,7 +3,7 @@
 It is taken and given back by conditional writes. What decides who may commit is the commit's own condition.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from math import ceil
 
@@ -24,8 +24,8 @@ class Lease:
 
 
 def take(bucket: Bucket, session_id: str, wanted: Lease, now: float) -> Lease | None:
-    """Take the session's lease, or find it mine, or take it over if it is expired (`now` in epoch seconds). Returns the
-    one that was taken over, whose run was lost.
+    """Take the session's lease, or find it mine and make it last as long as is wanted, or take it over if it is expired
+    (`now` in epoch seconds). Returns the one that was taken over, whose run was lost.
 
     Raises `RunInProgress` where another execution of this run holds it, `SessionBusy` where another run does. Both
     say when to come again: soon, then after as long as the other has been at work by then. So whoever comes again
@@ -42,9 +42,10 @@ def take(bucket: Bucket, session_id: str, wanted: Lease, now: float) -> Lease | 
         if held is None:
             continue
         lease, etag = held
-        if lease.execution == wanted.execution:
+        own = lease.execution == wanted.execution
+        if own and lease.expires_at >= wanted.expires_at:
             return None
-        if busy := in_the_way(lease, wanted.run_id, now):
+        if not own and (busy := in_the_way(lease, wanted.run_id, now)):
             ahead = wanted.expires_at - lease.expires_at  # leases are of one length
             wait = ceil(min(lease.expires_at - now, max(FIRST_WAIT, ahead)))
             raise busy(retry_after=wait, session_id=session_id, run_id=wanted.run_id)
@@ -52,7 +53,7 @@ def take(bucket: Bucket, session_id: str, wanted: Lease, now: float) -> Lease | 
             bucket.write(key, asdict(wanted), IfMatch=etag)
         except (ConditionFailed, Missing):  # taken over, or given back
             continue
-        return lease
+        return None if own else lease
     raise SessionBusy(retry_after=1, session_id=session_id, run_id=wanted.run_id)
 
 
@@ -60,6 +61,14 @@ def holder(bucket: Bucket, session_id: str) -> Lease | None:
     """Who holds the session's lease, expired or not."""
     held = _held(bucket, session_id)
     return held[0] if held else None
+
+
+def every(bucket: Bucket) -> Iterator[tuple[str, Lease]]:
+    """Who holds which session, by its id, expired or not."""
+    for one in bucket.listed("locks/"):
+        session_id = one["Key"].removeprefix("locks/").removesuffix(".json")
+        if held := holder(bucket, session_id):
+            yield session_id, held
 
 
 def in_the_way(lease: Lease | None, run_id: str, now: float) -> type[WorkflowError] | None:

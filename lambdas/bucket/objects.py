@@ -10,7 +10,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from time import sleep
-from typing import Any
+from typing import Any, BinaryIO
 
 from botocore.exceptions import BotoCoreError, ClientError
 
@@ -113,12 +113,28 @@ class Bucket:
         except Missing:
             return b""
 
+    def read_part(self, key: str, start: int, most: int) -> bytes:
+        """An object's bytes from `start` on, `most` at the most; none where there are none."""
+        try:
+            with storage(f"reading {key}"):
+                got = self.s3.get_object(Bucket=self.name, Key=key, Range=f"bytes={start}-{start + most - 1}")
+                found: bytes = got["Body"].read(most)
+                got["Body"].close()
+                return found
+        except Missing:
+            return b""
+
     def write(self, key: str, data: Json, **condition: str) -> None:
         """Writes JSON. Raises `ConditionFailed`, and `Missing` where `IfMatch` finds nothing any more."""
         body = strict.written(data)
         about = {"Bucket": self.name, "Key": key, "ContentType": "application/json"}
         with storage(f"writing {key}"):
             decided(partial(self.s3.put_object, **about, Body=body, **condition))
+
+    def upload(self, key: str, file: BinaryIO) -> None:
+        """Writes JSON out of a file."""
+        with storage(f"writing {key}"):
+            self.s3.put_object(Bucket=self.name, Key=key, ContentType="application/json", Body=file)
 
     def write_once(self, key: str, data: Json) -> tuple[Json, bool]:
         """Writes JSON where there is nothing. Whoever comes second gets what the first wrote, and False."""

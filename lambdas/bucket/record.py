@@ -6,16 +6,25 @@
                                               staged by RunClaude through grants, the last three at once
     runs/{run_id}/{attempt}/receipt.json      every call of the model and what it cost, written as the run goes
     runs/{run_id}/{attempt}/detail.txt        or, where it fails, what its operator should know of it
+    runs/{run_id}/cancel                      its caller has ended it; empty
+    runs/{run_id}/messages.json               the messages of all attempts, where they are too many for the answer
+    runs/{run_id}/again.json                  that it was handed over once more, and when
     runs/{run_id}/response.json               the committed answer
     runs/{run_id}/failure.json                what the run died of
+    runs/{run_id}/cancel                      the mark by which its caller ends it
 
 What lies under an attempt was written by RunClaude, which runs strangers' code: it is read as a stranger's.
 """
 
-from collections.abc import Collection, Mapping
-from dataclasses import asdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import pairwise
+from tempfile import TemporaryFile
 from typing import cast
 
+from lambdas import strict
 from lambdas.bucket.objects import Bucket, ConditionFailed, Missing
 from lambdas.contract import FORMAT, Base, Claim, Result
 from lambdas.errors import AgentCrashed
@@ -28,6 +37,17 @@ RESULT_BYTES = 8 * 1024 * 1024
 
 RECEIPT_BYTES = 16 * 1024 * 1024
 """No honest receipt.json is larger: a call takes some 500 bytes, and a run has some hundreds."""
+
+NOTHING_CALLED = Receipt((), {}, None, None)
+
+MESSAGES_BYTES = 8 * 1024 * 1024
+"""The most that is read into memory of an attempt's messages."""
+
+LEFT_OUT = "messages_left_out"
+"""The message that stands for those of an attempt that are more, and says where they are."""
+
+AT_ONCE = 8
+"""How many attempts' receipts are read at a time: a run of many hours has some hundreds."""
 
 WHOLE = ("changes.zip", "messages.json", "result.json")
 """What an attempt has to have left for its result to be one."""
@@ -90,19 +110,81 @@ def failure(bucket: Bucket, run_id: str) -> Json | None:
     return bucket.read(f"runs/{run_id}/failure.json")
 
 
-def spent_before(bucket: Bucket, claim: Claim) -> float:
-    """US dollars that earlier attempts of the run cost, as far as they could tell."""
-    return sum((cost or 0.0 for cost in costs_before(bucket, claim).values()), 0.0)
+def cancel(bucket: Bucket, run_id: str) -> None:
+    """Write the mark by which the run's caller ends it."""
+    bucket.touch(f"runs/{run_id}/cancel")
 
 
-def costs_before(bucket: Bucket, claim: Claim) -> dict[str, float | None]:
-    """US dollars by attempt, of those before the claim's; None for one that nobody can tell. What version 0.2 wrote
-    down of its attempts, which kept no receipts, stands in the run's failure."""
+@dataclass(frozen=True)
+class Earlier:
+    """What a run's attempts before one came to."""
+
+    costs: Mapping[str, float | None]
+    """US dollars by attempt; None for one that nobody can tell."""
+    receipts: Mapping[str, Receipt | None]
+    """By attempt, in their order."""
+    conversation: Sequence[str]
+    """The attempts through which the conversation has gone that is gone on with, in their order."""
+
+    @property
+    def usd(self) -> float:
+        """US dollars, as far as they could tell."""
+        return sum((cost or 0.0 for cost in self.costs.values()), 0.0)
+
+    @property
+    def said(self) -> list[Receipt]:
+        """The receipts of the conversation."""
+        return [receipt for at in self.conversation if (receipt := self.receipts.get(at))]
+
+    @property
+    def turns(self) -> int:
+        """Of the conversation."""
+        return sum(receipt.turns for receipt in self.said)
+
+    def seconds(self, until: str) -> float:
+        """How long the conversation took before the attempt `until`: a leg lasted until the next one began, of another
+        attempt it is known when it asked the model."""
+        total = 0.0
+        for at, after in pairwise((*self.conversation, until)):
+            (begun, execution), (end, other) = _named(at), _named(after)
+            receipt = self.receipts.get(at) or NOTHING_CALLED
+            total += (end - begun) / 1000 if execution == other else receipt.seconds
+        return total
+
+
+def earlier(bucket: Bucket, claim: Claim) -> Earlier:
+    """Before the claim's own attempt. What version 0.2 wrote down of its attempts, which kept no receipts, stands in
+    the run's failure."""
     if not claim.repeated:
-        return {}
-    said: dict[str, float | None] = (failure(bucket, claim.run_id) or {"costs": {}})["costs"]
-    costs = said | {at: found.usd if found else None for at, found in receipts(bucket, claim.run_id).items()}
-    return {attempt: cost for attempt, cost in costs.items() if attempt != claim.staging}
+        return Earlier({}, {}, ())
+    written: dict[str, float | None] = (failure(bucket, claim.run_id) or {"costs": {}})["costs"]
+    found = {at: one for at, one in receipts(bucket, claim.run_id).items() if at != claim.staging}
+    costs = written | {at: one.usd if one else None for at, one in found.items()}
+    costs.pop(claim.staging, None)
+    return Earlier(costs, found, _conversation(bucket, claim))
+
+
+def _conversation(bucket: Bucket, claim: Claim) -> list[str]:
+    """The attempts, before the claim's, since the first that left a checkpoint: each of them has gone on from one."""
+    if not claim.staging.startswith(f"runs/{claim.run_id}/"):
+        return []
+    number = _number(claim.staging.split("/")[2])
+    keys = _staged(bucket, claim.run_id, "started", "checkpoint.zip")
+    since = next((key.rpartition("/")[0] for key in keys if key.endswith("checkpoint.zip")), "~")
+    attempts = dict.fromkeys(key.rpartition("/")[0] for key in keys)
+    own = [at for at in attempts if _number(at.split("/")[2]) == number]
+    return [f"{at}/" for at in own if since <= at < claim.staging.rstrip("/")]
+
+
+def hand_over_again(bucket: Bucket, run_id: str, began_at: float) -> None:
+    """Say that a run which had failed, or was lost, goes on: the execution that began at `began_at` (epoch seconds)
+    hands it over. Until its next attempt leaves something, nothing else tells that."""
+    bucket.write(f"runs/{run_id}/again.json", {"format": FORMAT, "began_at": began_at})
+
+
+def handed_over_again(bucket: Bucket, run_id: str) -> float:
+    """When that was last; 0 for a run that never was."""
+    return float((bucket.read(f"runs/{run_id}/again.json") or {"began_at": 0})["began_at"])
 
 
 def spent_by(bucket: Bucket, attempt: str) -> float | None:
@@ -120,7 +202,7 @@ def most_by(bucket: Bucket, attempt: str) -> float | None:
 def _accounted(bucket: Bucket, attempt: str) -> Receipt | None:
     """An attempt's receipt, an empty one where there is none; None for one that does not add up."""
     try:
-        return receipt(bucket, attempt) or Receipt((), {}, None, None)
+        return receipt(bucket, attempt) or NOTHING_CALLED
     except ValueError:
         return None
 
@@ -129,7 +211,8 @@ def receipts(bucket: Bucket, run_id: str) -> dict[str, Receipt | None]:
     """Those that the run's attempts left, by attempt (`runs/{run_id}/{attempt}/`), in their order; None for one that
     does not add up."""
     attempts = [key.removesuffix("receipt.json") for key in _staged(bucket, run_id, "receipt.json")]
-    return {attempt: _accounted(bucket, attempt) for attempt in attempts}
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        return dict(zip(attempts, pool.map(partial(_accounted, bucket), attempts), strict=True))
 
 
 def staged_receipt(bucket: Bucket, claim: Claim) -> Receipt | None:
@@ -153,10 +236,12 @@ def detail(bucket: Bucket, claim: Claim, most: int) -> str:
 
 
 def left(bucket: Bucket, run_id: str, unfit: Collection[str] = ()) -> Left:
-    """What the run is pinned to, and what its attempts staged on that, without the results of `unfit` attempts."""
+    """What the run is pinned to, what its attempts staged on that, without the results of `unfit` attempts, and whether
+    it was cancelled."""
     standing = pinned(bucket, run_id)
     number = standing.number if standing else 0
-    staged = _staged(bucket, run_id, *WHOLE, "checkpoint.zip")
+    listed = [one["Key"] for one in bucket.listed(f"runs/{run_id}/")]
+    staged = _attempts(listed, *WHOLE, "checkpoint.zip")
     keys = [key for key in staged if _number(key.split("/")[2]) == number]
     attempts = list(dict.fromkeys(key.rpartition("/")[0] + "/" for key in reversed(keys)))
 
@@ -164,7 +249,8 @@ def left(bucket: Bucket, run_id: str, unfit: Collection[str] = ()) -> Left:
         return next((at for at in among if all(at + name in keys for name in names)), None)
 
     fit = [at for at in attempts if at not in unfit]
-    return Left(standing, Staging(newest(fit, *WHOLE), newest(attempts, "checkpoint.zip")))
+    staging = Staging(newest(fit, *WHOLE), newest(attempts, "checkpoint.zip"))
+    return Left(standing, staging, cancelled=f"runs/{run_id}/cancel" in listed)
 
 
 def unfit(bucket: Bucket, run_id: str) -> list[str]:
@@ -180,20 +266,55 @@ def result(bucket: Bucket, claim: Claim) -> Result:
         raise AgentCrashed(run_id=claim.run_id, session_id=claim.session_id, detail=str(error)) from error
 
 
-def messages(bucket: Bucket, claim: Claim, most: int) -> list[Json] | None:
-    """The agent's messages; None where they have more than `most` bytes, or are none: a stranger staged them."""
+def messages(bucket: Bucket, attempts: Sequence[str], most: int) -> list[Json] | None:
+    """The agent's messages in these attempts; None where those of one have more than `most` bytes, or are none: a
+    stranger staged them."""
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        found = list(pool.map(lambda at: _messages(bucket, at, most), attempts))
+    return None if None in found else [message for each in found for message in each or ()]
+
+
+def keep_messages(bucket: Bucket, run_id: str, attempts: Iterable[str]) -> str:
+    """Write the messages of several attempts as one object, and return its key. Of those of one attempt that are too
+    many to be read, it says where they are."""
+    key = f"runs/{run_id}/messages.json"
+    with TemporaryFile() as file:
+        between = b"[\n"
+        for at in attempts:
+            found = _messages(bucket, at, MESSAGES_BYTES)
+            for message in found if found is not None else [{"type": "system", "subtype": LEFT_OUT, "at": at}]:
+                file.write(between + strict.written(message))
+                between = b",\n"
+        file.write(b"\n]\n" if between == b",\n" else b"[]\n")
+        file.seek(0)
+        bucket.upload(key, file)
+    return key
+
+
+def _messages(bucket: Bucket, attempt: str, most: int) -> list[Json] | None:
+    """An attempt's; none where it died before it had any."""
     try:
-        found: object = bucket.read(f"{claim.staging}messages.json", most)
+        found: object = bucket.read(f"{attempt}messages.json", most)
     except ValueError:
         return None
+    found = [] if found is None else found
     honest = isinstance(found, list) and all(isinstance(message, dict) for message in found)
     return cast(list[Json], found) if honest else None
 
 
 def _staged(bucket: Bucket, run_id: str, *names: str) -> list[str]:
     """The keys of these names that attempts of the run left, in the order of the attempts."""
-    keys = [one["Key"] for one in bucket.listed(f"runs/{run_id}/")]
+    return _attempts((one["Key"] for one in bucket.listed(f"runs/{run_id}/")), *names)
+
+
+def _attempts(keys: Iterable[str], *names: str) -> list[str]:
     return sorted(key for key in keys if key.count("/") == 3 and key.endswith(names))
+
+
+def _named(attempt: str) -> tuple[int, str]:
+    """When an attempt began, in milliseconds, and its execution, as its name has it (`contract.attempt`)."""
+    begun, execution = attempt.split("/")[2].split("-")[:2]
+    return int(begun), execution
 
 
 def _number(attempt: str) -> int:

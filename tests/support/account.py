@@ -3,7 +3,6 @@
 What this engine cannot do, no test asks of it: X-Ray, service quotas, TestInvokeMethod, access logs.
 """
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,9 +22,6 @@ def deployed(state: Path, template: Json) -> Iterator[Kit]:
         made = deploy.deploy(started, template, secret={"ANTHROPIC_API_KEY": "sk-ant-of-a-test"})
         api = {name: one for name, one in template["Resources"].items() if "::ApiGateway::" in one["Type"]}
         whole = {"Resources": deploy.fit(template, {})["Resources"] | api}
-        formation = started.client("cloudformation")
-        body = json.dumps(whole, separators=(",", ":"))  # 51,200 bytes at the most; from there on, AWS takes it from S3
-        formation.update_stack(StackName=deploy.STACK, TemplateBody=body, Capabilities=["CAPABILITY_IAM"])
-        deploy._await_stack(formation, deploy.STACK, "UPDATE")
+        deploy.update(started, whole)
         nowhere = Endpoint("http://127.0.0.1:9/claude-code", None)
         yield Kit(nowhere, Backend(made.bucket, made.state_machine_arn, started), deploy.STACK, max_dollars=0)

@@ -60,9 +60,13 @@ STYLE = re.compile(r"\x1b\[[0-9;]*m|\x1b\[\?25[lh]|\x1b\[[0-9]*[A-K]|\r")
 """Colors, and what a passing line of progress leaves."""
 
 
+WIPED = re.compile(r"[^\n]*\n(\x1b\[\?25h)?\r\x1b\[1A\x1b\[2K|[^\n]*\r\x1b\[2K")
+"""A line that was written over, or the one above that was."""
+
+
 def plain(text: str) -> str:
-    """A screen as text: without colors and the blanks at the ends of lines."""
-    return "\n".join(line.rstrip() for line in STYLE.sub("", text).splitlines())
+    """A screen as text: without colors, lines that passed, and the blanks at the ends of lines."""
+    return "\n".join(line.rstrip() for line in STYLE.sub("", WIPED.sub("", text)).splitlines())
 
 
 @dataclass

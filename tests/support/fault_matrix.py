@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lambdas.bucket.record import WHOLE
+from tests.support.long_fault_matrix import long_document
 from tests.support.s3_faults import KILLED_AFTER, KILLED_BEFORE, LOST, SILENT
 
 DOCUMENT = Path(__file__).parent.parent.parent / "docs" / "faults.md"
@@ -288,7 +289,7 @@ def in_order() -> list[Row]:
 def document() -> str:
     """`docs/faults.md`."""
     lines = [TITLES, ("---",) * len(TITLES), *map(cells, in_order())]
-    return INTRODUCTION + "\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return INTRODUCTION + "\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines) + long_document()
 
 
 if __name__ == "__main__":

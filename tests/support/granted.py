@@ -17,6 +17,10 @@ class GrantedBucket:
     url: str = ""
     objects: dict[str, bytes] = field(default_factory=dict)
     puts: list[str] = field(default_factory=list)
+    told: dict[str, list[bytes]] = field(default_factory=dict)
+    """What messages there were, each time that they were written."""
+    refused: tuple[str, ...] = ()
+    """Paths that nothing can be written to."""
     saved: Callable[[bytes], object] = lambda _: None
     """Shown each checkpoint."""
 
@@ -26,14 +30,20 @@ class BucketHandler(Answering):
 
     def do_PUT(self) -> None:
         content = self.received()
+        if self.path in self.bucket.refused:
+            return self.answer(403)
         self.bucket.objects[self.path] = content
         self.bucket.puts.append(self.path)
         if self.path.endswith("/checkpoint"):
             self.bucket.saved(content)
-        self._give(b"")
+        if self.path.endswith("/messages"):
+            self.bucket.told.setdefault(self.path, []).append(content)
+        return self._give(b"")
 
     def do_GET(self) -> None:
-        content = self.bucket.objects[self.path]
+        content = self.bucket.objects.get(self.path)
+        if content is None:
+            return self.answer(404)
         if "Range" not in self.headers:
             return self._give(content)
         start, end = extent(self.headers["Range"], len(content))
@@ -49,7 +59,7 @@ def a_task(bucket: GrantedBucket, attempt: str, claude_session: str, checkpoint:
 
     staged = {
         name: grant(f"{attempt}/{name}")
-        for name in ("started", "receipt", "checkpoint", "changes", "messages", "result", "detail")
+        for name in ("cancel", "started", "receipt", "checkpoint", "changes", "messages", "result", "detail")
     }
     resumed = grant(f"{checkpoint}/checkpoint") if checkpoint else None
     return Task(
@@ -59,6 +69,8 @@ def a_task(bucket: GrantedBucket, attempt: str, claude_session: str, checkpoint:
         resume=checkpoint is not None,
         cut=checkpoint is not None,
         deadline=time.time() + 60,
+        gate=None,
+        limit=None,
         handed_at=time.time(),
         size=0,
         directory=0,

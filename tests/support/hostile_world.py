@@ -28,8 +28,9 @@ from typing import Any
 
 from claude_workflow.local import sandbox
 from claude_workflow.local.model import ScriptedModel
-from lambdas.agent.claude import Outcome, Turn, converse
+from lambdas.agent.claude import Turn, converse
 from lambdas.agent.environment import environment
+from lambdas.agent.outcome import Outcome
 from lambdas.agent.processes import seal
 from lambdas.agent.proxy import Proxy, Secret, anthropic
 from lambdas.agent.sandbox import Sandbox

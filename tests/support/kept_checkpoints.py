@@ -27,6 +27,10 @@ class Kept:
     """Seconds that an upload takes."""
     receipts: list[Receipt] = field(default_factory=list)
     """In US dollars, as they were told."""
+    told: list[bytes] = field(default_factory=list)
+    """The messages, each time that they were shown."""
+    cancel: Callable[[], bool] = lambda: False
+    """Whether the run is cancelled."""
     saving: Callable[[], float] = lambda: 0.0
     """Seconds that the end is told to take."""
 
@@ -46,6 +50,12 @@ class Kept:
 
     def receipt(self, receipt: Receipt) -> None:
         self.receipts.append(receipt)
+
+    def messages(self, text: bytes) -> None:
+        self.told.append(text)
+
+    def cancelled(self) -> bool:
+        return self.cancel()
 
     def restore(self, into: Scratch, which: int = -1) -> None:
         """What a replay does: the checkpoint in place of what is there."""

@@ -15,6 +15,7 @@ from claude_workflow.local.guard import BUCKET
 from lambdas.bucket import record
 from lambdas.errors import AgentCrashed
 from lambdas.request import run_id
+from lambdas.strict import Json
 from tests.support.buckets import a_bucket
 from tests.support.played_workflow import Execution, Fuse, Killed, Workflow
 
@@ -27,6 +28,8 @@ ECHO = {
             "Choices": [
                 {"Condition": "{% $states.input.key = 'moved' %}", "Next": "Moved"},
                 {"Condition": "{% $contains($states.input.key, 'hopeless') %}", "Next": "Failed"},
+                {"Condition": "{% $contains($states.input.key, 'cancelled') %}", "Next": "Cancelled"},
+                {"Condition": "{% $contains($states.input.key, 'long') %}", "Next": "Accepted"},
             ],
             "Default": "Answered",
         },
@@ -39,6 +42,16 @@ ECHO = {
                 "session_id": "session-new",
                 "cost_usd": 0.25,
             },
+        },
+        "Accepted": {
+            "Type": "Pass",
+            "End": True,
+            "Output": {"success": True, "status": "running", "session_id": "session-long"},
+        },
+        "Cancelled": {
+            "Type": "Fail",
+            "Error": "RunCancelled",
+            "Cause": "{% $string({'error': 'It was cancelled.', 'cost_usd': 0}) %}",
         },
         "Failed": {
             "Type": "Fail",
@@ -80,6 +93,7 @@ class Past(Workflow):
         execution: str | None = None,
         prompt: str | None = None,
         fuse: Fuse | None = None,
+        long: bool = False,
         **played: Any,
     ) -> str:
         """A run that was asked for `ago` seconds ago, in a new session or in one of its caller's; returns its id.
@@ -98,13 +112,19 @@ class Past(Workflow):
             else:
                 answer = self.execute(asked, fuse, **({"fails": CRASH} if ending == "failed" else {}) | played)
                 assert answer["success"] == (ending == "done"), answer
+        if long:
+            self.store.write(f"runs/{run}/request.json", self.asked(run) | {"long": True})
         return run
+
+    def asked(self, run: str) -> Json:
+        """Who asked what."""
+        asked = record.request(self.store, run)
+        assert asked
+        return asked
 
     def session(self, run: str) -> str:
         """The session that a run goes on with, or began."""
-        asked = record.request(self.store, run)
-        assert asked
-        return str(asked["session_id"])
+        return str(self.asked(run)["session_id"])
 
 
 @contextmanager

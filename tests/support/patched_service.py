@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from claude_workflow.local import api, deploy, engine, gateway, sandbox
+from claude_workflow.local import api, deploy, engine, gateway, sandbox, watching
 from claude_workflow.local.service import Model, Service
 from lambdas.strict import Json
 
@@ -14,7 +14,8 @@ KEY = "k" * 24
 
 @contextmanager
 def serving(state: Path, template: Json, model: Model, added: Mapping[str, str], key: str = KEY) -> Iterator[Service]:
-    """The service, which throttles nobody; `added` comes into the environment of every function.
+    """The service, which throttles nobody; `added` comes into the environment of every function. A second key is of a
+    caller that the template does not know.
 
     Its engine is not sealed, so that tests can ask it for more than the workflow does.
     """
@@ -25,8 +26,11 @@ def serving(state: Path, template: Json, model: Model, added: Mapping[str, str],
             secret={"ANTHROPIC_API_KEY": model.key},
         )
         described = api.read_api(deployed.template, deployed.resources)
-        with gateway.serving(described, started.url, {key: described.api_keys[0]}, root=started.root) as base:
-            yield Service(f"{base}/claude-code", key, started, deployed)
+        named = {"default-1": key, "another": f"{key}-of-another"}
+        keys = {key: described.api_keys[0], named["another"]: "KeyOfAnother"}
+        watch = watching.stream(started, deployed)
+        with gateway.serving(described, started.url, keys, root=started.root, watch=watch) as base:
+            yield Service(f"{base}/claude-code", key, started, deployed, keys=named)
 
 
 def _patched(template: Json, added: Mapping[str, str]) -> Json:

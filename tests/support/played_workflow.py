@@ -27,6 +27,7 @@ from lambdas.bucket.commit import Commit, Rules, of_archive
 from lambdas.bucket.lease import Lease
 from lambdas.bucket.objects import Bucket
 from lambdas.bucket.versions import session_key
+from lambdas.bus import RunEnded
 from lambdas.contract import Claim, Restored, Result, RunResult, Task
 from lambdas.errors import AgentCrashed, ModelOverloaded, Refused, WorkflowError
 from lambdas.persist_session import PersistSession
@@ -34,15 +35,16 @@ from lambdas.pricing import Prices
 from lambdas.receipt import Receipt
 from lambdas.record_failure import RecordFailure
 from lambdas.request import asked_run
-from lambdas.restore_session import LEASE_MARGIN, RestoreSession
-from lambdas.settings import Caps, Clocks, RestoreSettings
+from lambdas.restore_session import Execution as Asking
+from lambdas.restore_session import RestoreSession
+from lambdas.settings import LEASE_MARGIN, Caps, Clocks, Legs, RestoreSettings
 from lambdas.strict import Json
 from tests.support.archives import session
 from tests.support.metered import receipt_of
 from tests.support.opened import Opened
 
 CALLER = "alice"
-CLOCKS = Clocks(29)
+CLOCKS, LEGS = Clocks(29), Legs(3600)
 LEASE_SECONDS = CLOCKS.machine + LEASE_MARGIN
 RULES = Rules(Limits(1000, 1 << 30, RATIO), 0.5)
 HISTORY = "history"
@@ -146,11 +148,12 @@ class Workflow:
         self.s3 = bucket.s3
         self.bucket = bucket.name
         self.store = bucket
-        self.settings = RestoreSettings(bucket.name, CLOCKS, Caps(50, 1.0, None), Prices.of())
+        self.settings = RestoreSettings(bucket.name, CLOCKS, LEGS, Caps(50, 1.0, None), Prices.of())
         self.transfer = Transfer()
         self.now = 1_800_000_000.0
         self.conversations: Counter[str] = Counter()
         """How often the model was asked, by run."""
+        self.told: list[RunEnded] = []
 
     def restore(self, execution: Execution, fuse: Fuse | None = None) -> Restored:
         """RestoreSession."""
@@ -159,7 +162,7 @@ class Workflow:
         envelope |= {"requested_at": self.now * 1000, "oversize": False}
         request = state.request(envelope | execution.envelope)
         execution.started = execution.started or self.now
-        execution.restored = state.restore(request, execution.name, execution.started)
+        execution.restored = state.restore(request, Asking(execution.name, execution.started, execution.started))
         return execution.restored
 
     def run(
@@ -193,7 +196,7 @@ class Workflow:
             raise fails or ModelOverloaded
         last = self.transfer.read(grants.session) if grants.session else None
         self.conversations[task.run_id] += 1
-        staged = archive or _with_turn(last, task.run_id)
+        staged = archive or with_turn(last, task.run_id)
         result = replace(a_result(last, staged), **said)
         text = json.dumps(result.dump()).encode()
         put(lambda: self.transfer.put(grants.changes, staged, len(staged)))
@@ -209,13 +212,13 @@ class Workflow:
 
     def persist_session(self, fuse: Fuse | None = None) -> PersistSession:
         """PersistSession's."""
-        return PersistSession(Bucket(FusedS3(self.s3, fuse or Fuse()), self.bucket), RULES)
+        return PersistSession(Bucket(FusedS3(self.s3, fuse or Fuse()), self.bucket), RULES, self.told.append)
 
     def record(
         self, execution: Execution, error: WorkflowError, fuse: Fuse | None = None, state: str = "PersistSession"
     ) -> Json:
         """RecordFailure."""
-        state_of = RecordFailure(Bucket(FusedS3(self.s3, fuse or Fuse()), self.bucket))
+        state_of = RecordFailure(Bucket(FusedS3(self.s3, fuse or Fuse()), self.bucket), self.told.append)
         raised = {"Error": type(error).__name__, "Cause": json.dumps({"errorMessage": str(error)})}
         claim = execution.restored.dump()["claim"] if execution.restored else None
         told: Json = {"state": state, "error": raised, "caller": execution.caller, "key": execution.key}
@@ -287,7 +290,7 @@ def _object(bucket: Bucket, key: str, **version: str) -> bytes | None:
     return None
 
 
-def _with_turn(last: bytes | None, run: str) -> bytes:
+def with_turn(last: bytes | None, run: str) -> bytes:
     """What a run stages that adds its line to the session's last version."""
     history = "".join(f"{each}\n" for each in [*(runs_in(last) if last else []), run])
     return session(**{run: b"a turn", HISTORY: history.encode()})

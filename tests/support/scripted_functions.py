@@ -22,15 +22,39 @@ from lambdas.strict import Json
 def restore_session(event: Json, _context: object) -> Json:
     script = event["envelope"]["body"]
     filler = _act("RestoreSession", script, event).get("filler")
-    claim = {"script": script, "session_id": "session-1", "run_id": "run-1"}
-    task = {"script": script, "task": True}
-    return {"next": script.get("next", "run"), "claim": claim, "task": task, "response": {"answered": "before"}} | (
-        {"filler": filler} if filler else {}
-    )
+    long = event["execution"].startswith(event["long_machine"].replace(":stateMachine:", ":execution:"))
+    if long and "refuses" in script:
+        raise _error(script["refuses"], json.dumps(script))
+    claim = {"script": script, "session_id": "session-1", "run_id": "run-1", "staging": "leg/", "long": long}
+    look = {
+        "script": script,
+        "session_id": "session-1",
+        "run_id": "run-1",
+        "until": time.time() + script.get("wait", 0),
+    }
+    return {
+        "next": "run" if long else script.get("next", "run"),
+        "claim": claim,
+        "task": {"script": script, "task": True},
+        "response": {"answered": "before"},
+        "name": f"{Path(script['folder']).name}-long",
+        "look": look,
+    } | ({"filler": filler} if filler else {})
 
 
 def run_claude(event: Json, _context: object) -> Json:
-    return _act("RunClaude", event["script"], event)
+    """A leg ends, or fails, as often as the script says."""
+    script = event["script"]
+    told = _act("RunClaude", script, event)
+    number = len(list((Path(script["folder"]) / "RunClaude").iterdir()))
+    return {"leg": "gate"} if number <= script.get("legs", 0) else told
+
+
+def read_run(event: Json, _context: object) -> Json:
+    script = event["look"]["script"]
+    _act("ReadRun", script, event)
+    said = script["says"]
+    return {"next": said, "response": {"answered": "by another"}, "failure": {"code": "AgentCrashed", "error": "x"}}
 
 
 def persist_session(event: Json, _context: object) -> Json:

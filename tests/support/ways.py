@@ -7,14 +7,17 @@ the functions of `stand_in.py`.
 import json
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from lambdas import errors
 from lambdas.strict import Json
 from stacks.definition import DEFINITION
+from tests.support.waiting import eventually
 
-STATES = ("RestoreSession", "RunClaude", "PersistSession", "RecordFailure")
+STATES = ("RestoreSession", "RunClaude", "PersistSession", "RecordFailure", "ReadRun")
 CALLER = "default"
 
 
@@ -34,6 +37,11 @@ class Way:
     locally: bool = True
     """Whether the local engine walks it too, which takes half a second: every kind of way, if not every error."""
 
+    disbelieved: bool = False
+    """Whether what RunClaude returned is not acted by."""
+    fails_at: str | None = None
+    """The state whose error is recorded, where it is none of a function's."""
+
     @property
     def forged(self) -> bool:
         """Whether a function raises what is Step Functions' own, which not every interpreter lets it."""
@@ -49,12 +57,24 @@ class Walk:
     calls: dict[str, list[Json]]
 
     @classmethod
-    def of(cls, execution: Json, folder: Path) -> "Walk":
-        """With what the functions wrote down in `folder`."""
+    def of(cls, machines: Any, execution: Json, folder: Path) -> "Walk":
+        """With what the functions wrote down in `folder`, when the execution that it was handed over to has ended, too.
+
+        `machines` is Step Functions' client.
+        """
+        assert eventually(lambda: "RUNNING" not in set(_handed_over(machines, folder)))
         calls = {state: sorted(folder.glob(f"{state}/*")) for state in STATES}
         return cls(
             execution, {state: [json.loads(path.read_text()) for path in paths] for state, paths in calls.items()}
         )
+
+
+def _handed_over(machines: Any, folder: Path) -> Iterator[str]:
+    """The status of the execution that the functions name after their folder, where there is one."""
+    for machine in machines.list_state_machines()["stateMachines"]:
+        long_execution = machine["stateMachineArn"].replace(":stateMachine:", ":execution:") + f":{folder.name}-long"
+        with suppress(machines.exceptions.ExecutionDoesNotExist):
+            yield machines.describe_execution(executionArn=long_execution)["status"]
 
 
 def _retried(state: str) -> list[str]:
@@ -77,23 +97,33 @@ def assert_went(walk: Walk, way: Way) -> None:
     assert (execution["status"], execution.get("error")) == (status, way.error), execution
     answer = json.loads(execution["cause" if way.error else "output"])
     assert {name: answer.get(name) for name in way.answer} == way.answer, answer
-    called = [state for state in STATES for _ in calls[state]]
+    called = [state for state in STATES for _ in calls[state][: 1 if state == "ReadRun" else None]]
     assert Counter(called) == Counter(way.calls.split()), called
     for call in calls["RestoreSession"]:
-        assert set(call) == {"envelope", "execution", "started_at"}
-        assert (call["execution"], call["envelope"]["key"]) == (execution["executionArn"], key)
+        assert set(call) == {"envelope", "execution", "started_at", "began_at", "before", "long_machine"}
+        assert call["envelope"]["key"] == key
+        assert call["before"] in (None, "leg/")
+        assert (call["began_at"] == call["started_at"]) == (call["before"] is None)
+    assert execution["executionArn"] in [call["execution"] for call in calls["RestoreSession"]]
     for call in calls["RunClaude"]:
         assert set(call) == {"script", "task"}
     for call in calls["PersistSession"]:
-        assert (set(call), set(call["claim"])) == ({"claim", "told"}, {"script", "session_id", "run_id"})
-        assert call["told"].get("of") == ("RunClaude" if calls["RunClaude"] else None)
+        assert (set(call), call["claim"]["staging"]) == ({"claim", "told"}, "leg/")
+        assert call["told"].get("of") == ("RunClaude" if calls["RunClaude"] and not way.disbelieved else None)
     for call in calls["RecordFailure"]:
-        told = {"execution": execution["executionArn"], "caller": CALLER, "key": key, "replay": None}
-        assert call.keys() == told.keys() | {"claim", "state", "error", "started_at"}
+        told = {"caller": CALLER, "key": key, "replay": None}
+        assert call.keys() == told.keys() | {"claim", "state", "error", "started_at", "execution"}
         assert {name: call[name] for name in told} == told
+        assert call["execution"] == _last(calls["RestoreSession"])
         assert set(call["error"]) == {"Error", "Cause"}
         assert (call["state"] == "RestoreSession") == (call["claim"] is None)
-        assert call["state"] == [state for state in STATES[:3] if calls[state]][-1]
+        assert call["state"] == way.fails_at or [state for state in STATES[:3] if calls[state]][-1]
+
+
+def _last(restored: list[Json]) -> str:
+    """The execution that was asked last: of a run that is handed over, the long machine's."""
+    executions = [str(call["execution"]) for call in restored]
+    return next((each for each in executions if each.endswith("-long")), executions[0])
 
 
 def ways() -> Iterator[Way]:
@@ -135,11 +165,40 @@ def ways() -> Iterator[Way]:
         yield recorded(f"RecordFailure: {name}, waited out", script, calls, "AgentCrashed", locally=False)
     unrecorded = _raising("RecordFailure", "StorageUnavailable")
     twice = "RecordFailure RecordFailure"
+    yield from handed_over()
     ids: Json = {"session_id": "session-1", "run_id": "run-1", "cost_usd": None, "retryable": True, "success": False}
     yield Way("unrecorded, with a claim", crashed | unrecorded, f"{ran} {twice}", ids, "Internal")
     none = {"session_id": None, "run_id": None}
     damaged = _raising("RestoreSession", "SessionDamaged")
     yield Way("unrecorded, without a claim", damaged | unrecorded, f"{restored} {twice}", ids | none, "Internal")
+
+
+def handed_over() -> Iterator[Way]:
+    """Those of a request that prefers to be answered asynchronously, through both machines."""
+    handed, running = "RestoreSession RestoreSession RunClaude PersistSession", {"status": "running", "run_id": "run-1"}
+    over: Json = {"next": "hand_over"}
+    waits: Json = over | {"wait": 30, "says": "answered"}
+    answered = {"answered": "by another"}
+    yield Way("handed over", over, handed, running)
+    yield Way("handed over and waited for", waits, f"{handed} ReadRun", answered)
+    failed = waits | {"says": "failed"}
+    yield Way("handed over, and failed", failed, f"{handed} ReadRun", {"error": "x"}, "AgentCrashed")
+    yield Way("handed over, not done in time", waits | {"wait": 3, "says": "look"}, f"{handed} ReadRun", running)
+    blind = waits | {"wait": 3} | _raising("ReadRun", "StorageUnavailable")
+    yield Way("handed over, and read in vain", blind, f"{handed} ReadRun", running)
+    yield Way("at work in another execution", waits | {"next": "look"}, "RestoreSession ReadRun", answered)
+    yield Way("three legs", over | {"legs": 2}, f"{handed} RestoreSession RunClaude RestoreSession RunClaude", running)
+    died = {"raises": "Runtime.ExitError", "times": 1}
+    yield Way("a leg died", over | {"RunClaude": died}, f"{handed} RestoreSession RunClaude", running)
+    dying, leg = over | _raising("RunClaude", "AgentCrashed"), "RestoreSession RunClaude"
+    yield Way("legs die", dying, f"RestoreSession {leg} {leg} {leg} {leg} RecordFailure", running)
+    rejected = over | _raising("RunClaude", "ModelRejected")
+    yield Way("a leg failed", rejected, f"RestoreSession {leg} RecordFailure", running)
+    refused = over | {"refuses": "SessionBusy"}
+    yield Way("refused after it was handed over", refused, "RestoreSession RestoreSession RecordFailure", running)
+    yield Way(
+        "no leg", {"legs": 1}, "RestoreSession RunClaude PersistSession", {"of": "PersistSession"}, disbelieved=True
+    )
 
 
 def _raising(state: str, name: str) -> Json:

@@ -9,6 +9,10 @@ from claude_workflow.cli.check.row import NotAsked
 from lambdas.strict import Json
 
 STATES = ("RestoreSession", "RunClaude", "PersistSession", "RecordFailure")
+AGENTS = ("RunClaude", "RunLeg")
+FUNCTIONS = (*STATES, "RunLeg", "ReadRun", "StreamRun")
+LONG = "MachineLong"
+"""The machine of standard executions, and the beginning of its role's name."""
 
 
 @dataclass
@@ -66,7 +70,7 @@ class Account:
     @property
     def post(self) -> dict[str, str]:
         """The POST method as API Gateway's calls name it."""
-        resource = self.id("ApiGateway::Resource")
+        resource = self.called[self.properties("ApiGateway::Method", "POST")["ResourceId"]["Ref"]]
         return {"restApiId": self.id("ApiGateway::RestApi"), "resourceId": resource, "httpMethod": "POST"}
 
     def integration(self) -> Json:

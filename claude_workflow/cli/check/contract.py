@@ -57,6 +57,12 @@ def elsewhere(raw: Json) -> str:
     return "It went on in the session itself" if raw["session_id"] == raw["first"]["session_id"] else ""
 
 
+def read(kit: Kit, below: str = "", **headers: str) -> Json:
+    """Asks for the first run, or for what is below it, with these headers."""
+    raw = kit.send("", "GET", f"claude-code/runs/{kit.first['run_id']}{below}", {"content-type": "", **headers})
+    return raw | {"first": {name: kit.first.get(name) for name in ("session_id", "run_id", "result")}}
+
+
 def busy(kit: Kit) -> Json:
     """While one run sleeps: another of its session, and the same one again."""
     session, prompt = kit.first["session_id"], SLEEP.format(seconds=8 if kit.stack else 3)
@@ -67,6 +73,19 @@ def busy(kit: Kit) -> Json:
             time.sleep(0.2)
         another = kit.run("Hello.", session_id=session, model=NO_MODEL)
         return {"another": another, "the same": sleeping(), "the first": running.result()}
+
+
+def handed_over(kit: Kit, *, cancels: bool = False) -> Json:
+    """A run that is answered 202, and asked for until it is done; where it `cancels`, it is ended in its tool call."""
+    prompt, key = SLEEP.format(seconds=60 if cancels else 1), "cancelled" if cancels else "long"
+    accepted = kit.run(prompt, f"{key}-{kit.id}", prefer="respond-async")
+    path, plain = f"claude-code/runs/{accepted['run_id']}", {"content-type": ""}
+    while "state" in (seen := kit.send("", "GET", path, plain)) and kit.seconds_left > 0:
+        if cancels and seen["turns"]:
+            kit.send("", "DELETE", path, plain)
+            cancels = False
+        time.sleep(1)
+    return {"accepted": accepted, "the run": seen}
 
 
 def too_long(kit: Kit) -> Json:

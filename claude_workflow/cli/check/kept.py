@@ -3,10 +3,10 @@
 import json
 from collections.abc import Iterator
 
-from claude_workflow.cli.check.account import STATES
+from claude_workflow.cli.check.account import AGENTS, FUNCTIONS, LONG, STATES
 from claude_workflow.cli.check.kit import Kit
 from claude_workflow.cli.check.row import NotAsked, compared, unlike
-from lambdas.settings import Clocks
+from lambdas.settings import Clocks, Legs
 from lambdas.strict import Json
 
 MODEL_KEY = "ANTHROPIC_API_KEY"
@@ -71,8 +71,10 @@ def invoked(kit: Kit) -> Json:
     return {"status": done["status"], "code": json.loads(done["body"]).get("code"), "sent": sent[0] if sent else None}
 
 
-def _definition(kit: Kit) -> Json:
-    machine = kit.client("stepfunctions").describe_state_machine(stateMachineArn=kit.backend.state_machine_arn)
+def _definition(kit: Kit, arn: str | None = None) -> Json:
+    """Of the express machine, or of another."""
+    arn = arn or kit.backend.state_machine_arn
+    machine = kit.client("stepfunctions").describe_state_machine(stateMachineArn=arn)
     definition: Json = json.loads(machine["definition"])
     return definition | {"role": machine["roleArn"]}
 
@@ -88,14 +90,23 @@ def clocks(kit: Kit) -> Iterator[tuple[str, object, object]]:
     for state, name in zip(STATES, ("restore", "run", "persist", "record"), strict=True):
         yield state, definition["States"][state].get("TimeoutSeconds"), getattr(clocks, f"{name}_state")
         yield f"{state}'s function", kit.account.function(state)["Timeout"], getattr(clocks, f"{name}_function")
+    long = _definition(kit, kit.account.id("StepFunctions::StateMachine", LONG))
+    legs = Legs(int(kit.account.environment("RestoreSession")["MAX_RUN_SECONDS"]))
+    yield "the long machine", long.get("TimeoutSeconds"), legs.machine
+    yield "a leg", long["States"]["RunClaude"].get("TimeoutSeconds"), legs.state
+    yield "RunLeg", kit.account.function("RunLeg")["Timeout"], legs.function
 
 
 @compared
 def versions(kit: Kit) -> Iterator[tuple[str, object, object]]:
-    """Which functions the machine calls, and which it should: versions of the stack's own."""
-    for state in STATES:
-        called = _definition(kit)["States"][state]["Arguments"]["FunctionName"]
-        yield state, called.rpartition(":")[0], kit.account.function(state)["FunctionArn"]
+    """Which functions the machines call, and which they should: versions of the stack's own."""
+    long = kit.account.id("StepFunctions::StateMachine", LONG)
+    for arn, run in ((kit.backend.state_machine_arn, "RunClaude"), (long, "RunLeg")):
+        states = _definition(kit, arn)["States"]
+        for state in (*STATES, "ReadRun"):
+            called = states[state]["Arguments"]["FunctionName"]
+            function = run if state == "RunClaude" else state
+            yield f"{state} ({run})", called.rpartition(":")[0], kit.account.function(function)["FunctionArn"]
 
 
 TESTED: dict[str, tuple[str, Json, Json]] = {
@@ -127,7 +138,7 @@ def as_defined(raw: Json) -> str:
 @compared
 def functions(kit: Kit) -> Iterator[tuple[str, object, object]]:
     """What each is, and has."""
-    for state in STATES:
+    for state in FUNCTIONS:
         kept, meant = kit.account.function(state), kit.account.properties("Lambda::Function", state)
         wanted = {"State": "Active", "LastUpdateStatus": "Successful"} | meant
         for name in ("State", "LastUpdateStatus", "MemorySize", "Timeout"):
@@ -139,10 +150,10 @@ def functions(kit: Kit) -> Iterator[tuple[str, object, object]]:
 @compared
 def settings(kit: Kit) -> Iterator[tuple[str, object, object]]:
     """Names and settings in the functions' environments that other resources have to agree with."""
-    for state in STATES:
+    for state in FUNCTIONS:
         kept = kit.account.environment(state)
         meant = kit.account.properties("Lambda::Function", state)["Environment"]["Variables"]
-        if state != "RunClaude":
+        if state not in AGENTS:
             meant = meant | {"S3_BUCKET_NAME": kit.bucket.name}
         yield from ((f"{state} {name}", kept.get(name), meant[name]) for name in meant if isinstance(meant[name], str))
 

@@ -13,10 +13,10 @@ import urllib3
 from urllib3.util import parse_url
 
 from claude_workflow.cli import history
-from claude_workflow.cli.ask import CONNECT, LONGEST
 from claude_workflow.cli.backend import Backend
 from claude_workflow.cli.check.account import Account
 from claude_workflow.cli.check.row import NotAsked
+from claude_workflow.cli.client import CONNECT, LONGEST
 from claude_workflow.cli.endpoint import STAND_IN, Endpoint
 from claude_workflow.cli.history import Event
 from lambdas.bucket import listing, record, versions
@@ -106,19 +106,21 @@ class Kit:
 
     # Asking
 
-    def run(self, prompt: str, key: str | None = None, **fields: Any) -> Json:
-        """The answer to a small run. Raises `NotAsked` where it could cost more than is left."""
+    def run(self, prompt: str, key: str | None = None, prefer: str = "", **fields: Any) -> Json:
+        """The answer to a small run, with its header `Prefer`. Raises `NotAsked` where it could cost more than is
+        left."""
         if self.spent + RUN_DOLLARS > self.max_dollars:
             spent = f"${self.spent:.2f} of ${self.max_dollars:.2f}"
             raise NotAsked(f"{spent} are spent: a run more could pass --max-dollars.")
         model = {"model": self.model} if self.model else {}
         limits = {"allowed_tools": TOOLS, "max_turns": 4, "max_budget_usd": RUN_DOLLARS}
         body = model | limits | {"prompt": prompt} | fields
-        headers = {"idempotency-key": key or str(uuid.uuid4())}
+        headers = {"idempotency-key": key or str(uuid.uuid4()), "prefer": prefer}
         return self.send(json.dumps(body, ensure_ascii=False), headers=headers)
 
     def send(self, body: str, method: str = "POST", path: str = "", headers: Json = NONE, waits: bool = True) -> Json:
-        """The answer to one request, flat: its status, headers of `HEADERS`, and the fields of its JSON.
+        """The answer to one request, flat: its status, headers of `HEADERS`, and the fields of its JSON, where a run's
+        own status is its `state`.
 
         It has `headers` instead of the usual ones; one that is empty is left out. Where it `waits`, a rate that is
         spent is waited for; a day's quota is not.
@@ -145,8 +147,8 @@ class Kit:
             self.costs[run_id] = max(self.costs.get(run_id, 0.0), cost or 0.0)
         if cost is None:
             self.untold += RUN_DOLLARS
-        told = {name: value for name, value in answer.items() if name not in LONG}
-        return {"status": response.status} | raw | told | _printed(answer)
+        told = {"state" if name == "status" else name: value for name, value in answer.items() if name not in LONG}
+        return raw | told | _printed(answer) | {"status": response.status}
 
     def fetch(self, url: str, method: str = "GET") -> Json:
         """The answer to a presigned request: its status, what S3 calls its error, and how its body begins."""
@@ -236,8 +238,9 @@ def _ended(events: list[Event]) -> list[Event]:
 
 
 def _printed(answer: Json) -> Json:
-    """What the tools of a run printed, since a model may word it anew."""
-    contents = [message["message"]["content"] for message in answer.get("messages", []) if message["type"] == "user"]
+    """What the tools of a run printed, since a model may word it anew. One that goes on tells their number only."""
+    messages = [] if "status" in answer else answer.get("messages", [])
+    contents = [message["message"]["content"] for message in messages if message["type"] == "user"]
     blocks = [block for content in contents if isinstance(content, list) for block in content]
     results = [block["content"] for block in blocks if block.get("type") == "tool_result"]
     texts = [one if isinstance(one, str) else "".join(part.get("text", "") for part in one) for one in results]

@@ -2,41 +2,59 @@
 
 from collections.abc import Iterator, Mapping
 
+from claude_workflow.cli.check.account import AGENTS, LONG
 from claude_workflow.cli.check.kit import Kit
 from claude_workflow.cli.check.row import compared
 
 READERS = ("RestoreSession", "PersistSession")
 KEEPERS = (*READERS, "RecordFailure")
-BUCKET, SECRET, MACHINE, FUNCTION = "the bucket", "the secret", "the machine", "a version of RunClaude"
+TELLERS = ("PersistSession", "RecordFailure")
+WATCHERS = ("ReadRun", "StreamRun")
+BUCKET, SECRET, BUS, READER = "the bucket", "the secret", "the event bus", "ReadRun"
+MACHINE, LONG_MACHINE = "the machine", "the long machine"
+RUN, LEG = "a version of RunClaude", "a version of RunLeg"
 RIGHTS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "session-1.zip": {
-        "s3:GetObject": READERS,
+        "s3:GetObject": (*READERS, *WATCHERS),
         "s3:GetObjectVersion": READERS,
         "s3:PutObject": ("PersistSession",),
         "s3:AbortMultipartUpload": ("PersistSession",),
         "s3:DeleteObject": (),
         "s3:DeleteObjectVersion": (),
     },
-    "runs/run-1/x": {"s3:GetObject": KEEPERS, "s3:PutObject": KEEPERS, "s3:DeleteObject": ()},
+    "runs/run-1/x": {"s3:GetObject": (*KEEPERS, *WATCHERS), "s3:PutObject": KEEPERS, "s3:DeleteObject": ()},
+    "runs/run-1/cancel": {"s3:PutObject": (*KEEPERS, "ReadRun"), "s3:DeleteObject": ()},
     "locks/session-1.json": {"s3:GetObject": KEEPERS, "s3:PutObject": KEEPERS, "s3:DeleteObject": KEEPERS},
     "index/sessions/session-1/run-1": {"s3:PutObject": KEEPERS, "s3:DeleteObject": KEEPERS},
     "ledger/2026-01-01/x": {"s3:PutObject": KEEPERS, "s3:DeleteObject": KEEPERS},
-    BUCKET: {"s3:ListBucket": KEEPERS, "s3:ListBucketVersions": READERS, "s3:PutBucketPolicy": ()},
-    SECRET: {"secretsmanager:GetSecretValue": ("RunClaude",), "secretsmanager:PutSecretValue": ()},
+    BUCKET: {"s3:ListBucket": (*KEEPERS, *WATCHERS), "s3:ListBucketVersions": READERS, "s3:PutBucketPolicy": ()},
+    SECRET: {"secretsmanager:GetSecretValue": AGENTS, "secretsmanager:PutSecretValue": ()},
     MACHINE: {"states:StartSyncExecution": ("Door",), "states:StartExecution": (), "states:UpdateStateMachine": ()},
-    FUNCTION: {"lambda:InvokeFunction": ("Machine",), "lambda:UpdateFunctionCode": ()},
+    LONG_MACHINE: {"states:StartExecution": ("Machine",), "states:StopExecution": (), "states:UpdateStateMachine": ()},
+    RUN: {"lambda:InvokeFunction": ("Machine",), "lambda:UpdateFunctionCode": ()},
+    LEG: {"lambda:InvokeFunction": (LONG,), "lambda:UpdateFunctionCode": ()},
+    BUS: {"events:PutEvents": TELLERS, "events:DeleteEventBus": ()},
+    READER: {"lambda:InvokeFunction": ("Door",), "lambda:UpdateFunctionCode": ()},
 }
 """By resource and action, who needs it. Everybody else must not have it."""
 
 
 def _arn(kit: Kit, resource: str) -> str:
     machine = kit.backend.state_machine_arn
-    bucket = f"arn:{machine.split(':')[1]}:s3:::{kit.bucket.name}"
+    _, partition, _, region, account, *_ = machine.split(":")
+    bucket, bus = (
+        f"arn:{partition}:s3:::{kit.bucket.name}",
+        f"arn:{partition}:events:{region}:{account}:event-bus/default",
+    )
     if resource == SECRET:
         return kit.account.environment("RunClaude")["SECRET_ARN"]
-    if resource == FUNCTION:
-        return f"{kit.account.function('RunClaude')['FunctionArn']}:1"
-    return {BUCKET: bucket, MACHINE: machine}.get(resource, f"{bucket}/{resource}")
+    if resource == LONG_MACHINE:
+        return kit.account.id("StepFunctions::StateMachine", LONG)
+    if resource in (RUN, LEG):
+        return f"{kit.account.function(resource.rpartition(' ')[2])['FunctionArn']}:1"
+    if resource == READER:
+        return str(kit.account.function("ReadRun")["FunctionArn"])
+    return {BUCKET: bucket, MACHINE: machine, BUS: bus}.get(resource, f"{bucket}/{resource}")
 
 
 @compared

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from functools import partial
 from urllib.parse import parse_qs, urlsplit
 
-from claude_workflow.cli.check.account import STATES
+from claude_workflow.cli.check.account import FUNCTIONS
 from claude_workflow.cli.check.kit import Kit
 from claude_workflow.cli.check.row import NotAsked, compared
 from claude_workflow.cli.history import visits
@@ -150,7 +150,7 @@ def _lines(kit: Kit, state: str, wanted: re.Pattern[str]) -> list[Json]:
 
 def errors(kit: Kit) -> Json:
     """The first lines that name something bad, by function."""
-    return {state: [event["message"][:500] for event in _lines(kit, state, BAD)][:5] for state in STATES}
+    return {state: [event["message"][:500] for event in _lines(kit, state, BAD)][:5] for state in FUNCTIONS}
 
 
 def reports(kit: Kit) -> Json:
