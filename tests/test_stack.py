@@ -530,7 +530,7 @@ def test_run_claude_is_an_image_of_two_gigabytes(template: Template) -> None:
     assert (run["PackageType"], run["MemorySize"]) == ("Image", 2048)
     assert run["EphemeralStorage"]["Size"] >= 3 * 1024
     assert {name for name in run.keys() | leg.keys() if run.get(name) != leg.get(name)} == {
-        *("LoggingConfig", "Role", "Timeout"),
+        *("Description", "LoggingConfig", "Role", "Timeout"),
     }
     assert "ProvisionedConcurrency" not in json.dumps(template)
 

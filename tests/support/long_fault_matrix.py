@@ -135,9 +135,9 @@ def _between_legs() -> Iterator[LongRow]:
     writes = (("lease", 5), ("ledger: spent", 1), ("ledger: failed", 1), ("ledger: given back", 1))
     for at, first in (*writes, ("ledger: reserved", 2), ("index: claimed", 2)):
         yield _row(state, at, KILLED_BEFORE, first=first)
-        yield _row(state, at, KILLED_AFTER, first=first)
         left = "reservation" if at in ("lease", "ledger: spent") else ""
         yield _row(state, at, REFUSED, FAILED, left=left, calls=1, again=1, times=ALWAYS, first=first)
+    yield _row(state, at, KILLED_AFTER, first=first)
     lost = LOST_RUN | {"left": "lease, reservation", "calls": 1, "again": 1}
     yield _row(state, "lease", ENDED_BEFORE, lost, first=5)
     yield _row(state, "ledger: reserved", ENDED_AFTER, lost, first=2)
@@ -211,10 +211,10 @@ def _cancelled(way: str) -> Iterator[LongRow]:
     again = {"session": "old", "left": "lease, reservation", "then": CANCEL, "meanwhile": "202 cancelling"}
     lost = again | {"ends": "200 lost", "repeat": "200 cancelled", "calls": 1}
     none = again | {"ends": "200 lost", "repeat": "409 RunCancelled", "calls": 0}
-    answer: dict[str, Any] = {"answer": "202 running"} if long else ON_ITS_WAY
-    yield replace(row("lost, with a checkpoint", "checkpoint.zip", ENDED_AFTER, lost), **answer)
+    answer = "202 running" if long else "504 RunTimedOut"
+    yield replace(row("lost, with a checkpoint", "checkpoint.zip", ENDED_AFTER, lost), answer=answer)
     none |= {} if long else {"repeat": "200 lost"}  # its POST says 409 RunCancelled, and nothing of that is recorded
-    yield replace(row("lost, before its first answer", "started", ENDED_AFTER, none), **answer)
+    yield replace(row("lost, before its first answer", "started", ENDED_AFTER, none), answer=answer)
     failed = FAILED | {"then": CANCEL, "meanwhile": "500 Internal", "times": ALWAYS}
     yield row("failed, with a result", "commit", REFUSED, failed)
     yield row("failed, with nothing", "base.json", REFUSED, failed, calls=0, again=2)

@@ -231,14 +231,13 @@ class Walk:
 
     def _leg(self) -> Json:
         self._state, self._claim = "RestoreSession", None
-        restored = self._tried(self._restored, 3)
+        restored: Restored = self._tried(self._restored, 3)
         self._claim = Claim.load(json.loads(json.dumps(restored.dump()))["claim"])
         if restored.look:
             self._hand_over(restored)
             return {"success": True, "status": "running", "run_id": restored.look.run_id}
         if restored.response is not None:
-            answer: Json = restored.response
-            return answer
+            return restored.response
         told: object = {}
         if restored.task:
             self._state = "RunClaude"
@@ -247,8 +246,8 @@ class Walk:
             finally:
                 self._workflow.now += LEG_SECONDS if self._long else SECONDS
         self._state = "PersistSession"
-        persisted: Json = self._tried(partial(self._persisted, told), 3)
-        return persisted
+        answer: Json = self._tried(partial(self._persisted, told), 3)
+        return answer
 
     def _tried(self, state: Callable[[Life], Any], times: int) -> Any:
         """A state that the definition repeats."""
