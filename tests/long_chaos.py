@@ -5,6 +5,9 @@
 take as long together as is asked for. Meanwhile the CLI, its function, the engine and the service are killed
 (SIGKILL); the service is started again on the same state, and goes on with the run by itself. Whoever waits for the run
 asks for it by its id, and posts it again, as a client would, only where it failed.
+
+A step that the CLI's death befalls in its middle nobody does again but the model, which is told that its outcome is
+unknown; the stand-in goes on with the next one. So such steps may be missing, but no other, and none is done twice.
 """
 
 import argparse
@@ -120,9 +123,12 @@ class LongRun:
             receipts = record.receipts(bucket, self.run_id)
             locks = [one["Key"] for one in bucket.listed("locks/")]
             entries = ledger.entries(bucket, time.strftime("%Y-%m-%d", time.gmtime()), time.time())
-        if logged != [f"step-{number}" for number in range(self.steps)]:
-            yield f"steps: {len(logged)}, more than once {[one for one, n in Counter(logged).items() if n > 1]}"
         asked = [r for r in list(chaos.model.requests) if f"({self.key})" in "\n".join(r.conversation.prompts)]
+        cut = set(_cut(asked[-1].body["messages"]))
+        done = [step for number in range(self.steps) if (step := f"step-{number}") not in cut or step in logged]
+        if logged != done or len(cut) > chaos.kills["CLI"]:
+            more = [one for one, n in Counter(logged).items() if n > 1]
+            yield f"{len(logged)} steps, more than once {more}; of {cut} the model was told that nobody knows"
         again = len(asked) - (self.steps + 1)
         if not 0 <= again <= 2 * kills:
             yield f"{len(asked)} calls of the model for {self.steps} steps and an answer, with {kills} kills"
@@ -138,6 +144,7 @@ class LongRun:
         if not eventually(lambda: not chaos._scratch(), GONE_SECONDS):
             yield f"scratch: {chaos._scratch()}"
         chaos.say(
+            f"{len(logged)} of {self.steps} steps, {len(cut)} cut; "
             f"{len(receipts)} attempts, {len(asked)} calls of the model ({again} of them again), {lines} on receipts, "
             f"{answer['num_turns']} turns and {len(answer['messages'])} messages told, {waited.posts} posts, "
             f"{max(self.memory, default=0)} MiB at the most"
@@ -146,6 +153,16 @@ class LongRun:
         for place in (chaos.state, chaos.temporary):
             if not eventually(lambda place=place: not processes(place), GONE_SECONDS):  # type: ignore[misc]
                 yield f"orphans: {processes(place)}"
+
+
+def _cut(messages: list[Json]) -> Iterator[str]:
+    """The steps that died with the CLI, in their middle: the model is told that nobody knows what came of them, and it
+    is for the model to look. The stand-in does not."""
+    blocks = [block for message in messages if isinstance(message["content"], list) for block in message["content"]]
+    steps = {block["id"]: block["input"]["command"] for block in blocks if block["type"] == "tool_use"}
+    for block in blocks:
+        if block["type"] == "tool_result" and "unknown" in json.dumps(block["content"]):
+            yield steps[block["tool_use_id"]].split()[3]
 
 
 def killed(state: Path, steps: int, step: float, leg: float, kills: int, seed: int) -> list[str]:
