@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from tests.support.buckets import a_bucket
+from tests.support.handed_over import Long
 from tests.support.played_workflow import Execution, Workflow
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "requests.md"
@@ -36,6 +37,7 @@ def _shape(key: str) -> str:
     key = re.sub(r"/\d{13}-[0-9a-f]{8}/", "/…/", key)
     key = re.sub(r"session-[0-9a-f-]+", "{session}", key)
     key = re.sub(r"^ledger/[\d-]+/.*~(reserved|spent)~.*", r"ledger/{day}/…~\1", key)
+    key = re.sub(r"^(ledger/sessions/[^~]+~).*", r"\1…", key)
     return re.sub(r"\d{4}-\d\d-\d\dT\d\d", "{hour}", key)
 
 
@@ -75,5 +77,34 @@ def test_a_commit_asks_for_what_is_documented_and_no_more(noted: Noted) -> None:
     told = workflow.run(restored.task)
     noted.asked.clear()
     workflow.persist(restored.claim, told)
-    listed = DOCUMENT.read_text().split("## PersistSession")[1]
-    assert sorted(noted.asked) == sorted(re.findall(r"^\| `([A-Z]+ [^`]+)`", listed, re.MULTILINE))
+    assert sorted(noted.asked) == sorted(listed("## PersistSession"))
+
+
+def test_handing_over_asks_for_the_record_and_the_lease(noted: Noted) -> None:
+    """As RestoreSession's table has it, down to the lease."""
+    workflow = Workflow(a_bucket(noted))
+    for when, body in (("goes on", {"session_id": workflow.new_session("six")}), ("new", {})):
+        noted.asked.clear()
+        Long(workflow, when.replace(" ", "-"), **body).post()
+        asked = documented(when)
+        assert sorted(noted.asked) == sorted(asked[: asked.index("PUT locks/{session}.json") + 1])
+
+
+def test_a_later_leg_asks_for_what_is_documented_and_no_more(noted: Noted) -> None:
+    """Twenty requests between the first two legs, and a receipt more between each two that follow."""
+    workflow = Workflow(a_bucket(noted))
+    long = Long(workflow, session_id=workflow.new_session("seven"))
+    long.post()
+    long.next()
+    between = listed("## RestoreSession, between")
+    for more in range(3):
+        long.work("a step")
+        noted.asked.clear()
+        long.next()
+        assert sorted(noted.asked) == sorted([*between, *["GET runs/{run}/…/receipt.json"] * more])
+
+
+def listed(title: str) -> list[str]:
+    """The requests in the table below a title of the document."""
+    section = DOCUMENT.read_text().split(title)[1].split("\n## ")[0]
+    return re.findall(r"^\| `([A-Z]+ [^`]+)`", section, re.MULTILINE)
