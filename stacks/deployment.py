@@ -66,7 +66,7 @@ class Deployment:
     allowed_tools: tuple[str, ...] | None
     """None: every tool of Claude Code."""
     max_concurrent_runs: int | None
-    """Reserved concurrency of RunClaude; None: the account's."""
+    """Reserved concurrency of RunClaude, and of RunLeg too; None: the account's."""
     warm_runs: int
     """Provisioned concurrency of RunClaude: how many runs at once meet no cold start. It costs by the hour."""
     memory_mb: int

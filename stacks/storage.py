@@ -51,7 +51,7 @@ class Storage(Construct):
         meant(
             self.bucket,
             {
-                "S1": "Access logs of the server need a second bucket to keep and guard. Three roles and short-lived "
+                "S1": "Access logs of the server need a second bucket to keep and guard. Five roles and short-lived "
                 "presigned URLs are all that reaches this one, and every run is in the machine's log; an account that "
                 "wants every request on record turns on CloudTrail's data events."
             },
