@@ -13,8 +13,8 @@ DEPLOYED = ["CREATE_COMPLETE", "UPDATE_COMPLETE"]
 class WarmUp(Construct):
     """A rule on the stack's own events, which may invoke the one version of RunClaude that was deployed.
 
-    A trigger of the CDK's would do it while the deploy goes on, and fail it. It is a custom resource: a function more, in
-    another language, with a role of its own.
+    A trigger of the CDK's would do it while the deploy goes on, and fail it. It is a custom resource: a function
+    more, in another language, with a role of its own.
     """
 
     def __init__(self, scope: Construct, construct_id: str, *, run: aws_lambda.IFunction) -> None:
