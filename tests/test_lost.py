@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from claude_workflow.cli.resume import goes_on, said
-from claude_workflow.local.lost import Lost, settle
+from claude_workflow.local.lost import Lost, free, settle
 from lambdas.bucket import lease, ledger, record
 from lambdas.bucket.lease import Lease
 from lambdas.bucket.ledger import SPENT
@@ -38,7 +38,7 @@ def test_with_nothing_at_work_there_is_nothing_to_settle(workflow: Workflow) -> 
 def test_a_lost_runs_session_is_free_and_what_it_reserved_is_what_it_spent(workflow: Workflow) -> None:
     """However long its lease would have lasted; what it cost counts against its session."""
     session = died(workflow, Execution("first", "one", {"prompt": "x"}))
-    assert settle(workflow.store) == [Lost(Execution("", "one", {}).run, False, False)]
+    assert settle(workflow.store) == [Lost(Execution("", "one", {}).run, session, False, False)]
     assert workflow.lease(session) is None
     assert reserved_or_spent(workflow) == [(SPENT, COST)]
     assert ledger.failed_usd(workflow.store, session) == COST
@@ -82,7 +82,7 @@ def test_a_run_that_had_ended_is_told_from_one_at_work(workflow: Workflow, fails
     answer = workflow.execute(execution, fails=fails)
     held = Lease(execution.run, execution.name, workflow.now + 30)
     lease.take(workflow.store, answer["session_id"], held, workflow.now)
-    assert settle(workflow.store) == [Lost(execution.run, False, True)]
+    assert settle(workflow.store) == [Lost(execution.run, answer["session_id"], False, True)]
     assert workflow.lease(answer["session_id"]) is None
 
 
@@ -94,18 +94,23 @@ def test_a_failed_run_that_was_asked_again_was_at_work(workflow: Workflow) -> No
     assert not found.ended
 
 
-def test_a_long_run_is_known_by_its_record(workflow: Workflow) -> None:
-    """As RestoreSession wrote it."""
+def test_a_long_run_is_found_until_it_goes_on(workflow: Workflow) -> None:
+    """Its record says that it is one. A start that is killed before it goes on with it leaves it to the next, and it
+    is only free where it is to be left alone."""
     execution = Execution("first", "one", {"prompt": "x"})
-    died(workflow, execution)
+    session = died(workflow, execution)
     asked = record.request(workflow.store, execution.run)
     assert asked
     workflow.store.write(f"runs/{execution.run}/request.json", asked | {"long": True})
-    assert settle(workflow.store) == [Lost(execution.run, True, False)]
+    run = Lost(execution.run, session, True, False)
+    assert settle(workflow.store) == settle(workflow.store) == [run]
+    assert workflow.lease(session)
+    free(workflow.store, run)
+    assert settle(workflow.store) == []
 
 
 STATE = Path("/somewhere")
-SYNC, LONG, ENDED = Lost("run-1", False, False), Lost("run-1", True, False), Lost("run-1", True, True)
+SYNC, LONG, ENDED = (Lost("run-1", "s", *kind) for kind in ((False, False), (True, False), (True, True)))
 
 
 @pytest.mark.parametrize(

@@ -74,7 +74,7 @@ def executions(history: Past) -> list[Json]:
 def test_serve_starts_the_long_runs_that_were_at_work_again(history: Past) -> None:
     """As `replay` does, and no other; one that cannot go on is said, and one that is left is not touched."""
     good, bad = (history.play("claimed", key=key) for key in ("long", "hopeless-long"))
-    lost = [Lost(good, True, False), Lost(bad, True, False), Lost(history.play("claimed"), False, False)]
+    lost = [Lost(good, "s", True, False), Lost(bad, "s", True, False), Lost(history.play("claimed"), "s", False, False)]
     deployed = Deployed({}, {}, history.store.name, history.state_machine_arn, "")
     running, said = Service("", "", history.engine, deployed, lost=lost), StringIO()
     before, console = len(executions(history)), Console(file=said, width=400)

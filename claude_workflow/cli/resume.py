@@ -11,6 +11,7 @@ from claude_workflow.cli.backend import Backend
 from claude_workflow.cli.endpoint import of_state, typed
 from claude_workflow.cli.record import each
 from claude_workflow.cli.replay import AT_A_TIME, Replay
+from claude_workflow.local import lost
 from claude_workflow.local.lost import Lost
 from claude_workflow.local.service import Service
 from lambdas.bucket.listing import Entry
@@ -23,6 +24,8 @@ def resumed(running: Service, state: Path, console: Console, *, leave: bool) -> 
     them. A run that does not go on is said, too."""
     for run in running.lost:
         console.print(said(run, state, leave=leave), soft_wrap=True, markup=False, highlight=False)
+        if run.at_work and leave:
+            lost.free(_bucket(running), run)
     entries = [Entry(run.run_id) for run in running.lost if goes_on(run, leave=leave)]
     ending = threading.Event()
 
@@ -45,13 +48,16 @@ def resumed(running: Service, state: Path, console: Console, *, leave: bool) -> 
 def _replay(running: Service, state: Path) -> Replay:
     deployed = running.deployed
     backend = Backend(deployed.bucket, deployed.state_machine_arn, running.engine, of_state(state))
-    bucket = Bucket(backend.client("s3"), deployed.bucket)
-    return Replay(backend, bucket, backend.client("stepfunctions"), "again", since=0.0)
+    return Replay(backend, _bucket(running), backend.client("stepfunctions"), "again", since=0.0)
+
+
+def _bucket(running: Service) -> Bucket:
+    return Bucket(running.engine.client("s3"), running.deployed.bucket)
 
 
 def goes_on(run: Lost, *, leave: bool) -> bool:
     """Whether `serve` goes on with it: nobody waits for the others' answers any more."""
-    return run.is_long and not run.ended and not leave
+    return run.at_work and not leave
 
 
 def said(run: Lost, state: Path, *, leave: bool) -> str:

@@ -2,6 +2,9 @@
 
 One engine alone runs on a state directory. So before its workflow can be asked anything, every lease there is a dead
 execution's, however long it would last, and so is every reservation of money.
+
+A long run that goes on keeps its lease: it is taken over in its name, and a start that is cut off before that finds it
+again.
 """
 
 from collections.abc import Iterable
@@ -23,24 +26,36 @@ class Lost:
     """A run that held its session when the engine ended."""
 
     run_id: str
+    session_id: str
     is_long: bool
     """Whether it goes on without its caller, who was answered 202."""
     ended: bool
     """Whether it was done, or had failed, and its session only was not free yet."""
 
+    @property
+    def at_work(self) -> bool:
+        """Whether it can go on without its caller."""
+        return self.is_long and not self.ended
+
 
 def settle(bucket: Bucket) -> list[Lost]:
-    """Frees what they held, and writes down what they spent in place of what they had reserved; all of it can be
-    repeated. Raises `StorageUnavailable`."""
+    """Frees what they held, but for long runs at work, and writes down what they spent in place of what they had
+    reserved; all of it can be repeated. Raises `StorageUnavailable`."""
     held = [*lease.every(bucket)]
     for day in _days(each for _, each in held):
         ledger.entries(bucket, day, inf)
     found = []
     for session_id, dead in held:
         ledger.lost(bucket, session_id, dead.run_id)
-        found.append(_found(bucket, dead))
-        lease.free(bucket, session_id, partial(eq, dead))
+        found.append(_found(bucket, session_id, dead))
+        if not found[-1].at_work:
+            lease.free(bucket, session_id, partial(eq, dead))
     return found
+
+
+def free(bucket: Bucket, run: Lost) -> None:
+    """Frees the session of a long run that is left to who asks for it. Raises `StorageUnavailable`."""
+    lease.free(bucket, run.session_id, lambda held: held.run_id == run.run_id)
 
 
 def _days(held: Iterable[Lease]) -> set[str]:
@@ -49,7 +64,7 @@ def _days(held: Iterable[Lease]) -> set[str]:
     return {f"{datetime.fromtimestamp(end - ago, UTC):%Y-%m-%d}" for end in ends for ago in (0, DAY)}
 
 
-def _found(bucket: Bucket, dead: Lease) -> Lost:
+def _found(bucket: Bucket, session_id: str, dead: Lease) -> Lost:
     asked, failure = record.request(bucket, dead.run_id) or {}, record.failure(bucket, dead.run_id) or {}
     ended = record.response(bucket, dead.run_id) is not None or failure.get("execution") == dead.execution
-    return Lost(dead.run_id, bool(asked.get("long")), ended)
+    return Lost(dead.run_id, session_id, bool(asked.get("long")), ended)
