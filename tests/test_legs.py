@@ -23,7 +23,7 @@ from lambdas import settings
 from lambdas.agent.transcript import ENDED, ENDERS, STOPPED
 from lambdas.archive.unpack import unpack
 from lambdas.contract import LegEnded, RunResult, Task
-from lambdas.errors import NotAsked, RunCancelled, RunTimedOut, StorageUnavailable
+from lambdas.errors import ModelOverloaded, NotAsked, RunCancelled, RunTimedOut, StorageUnavailable
 from lambdas.receipt import Receipt
 from lambdas.run_claude import RunClaude
 from tests.support.granted import BucketHandler, GrantedBucket, a_task
@@ -253,10 +253,10 @@ def test_at_the_limit_the_checkpoint_before_may_do(legs: Legs) -> None:
 
 def test_a_leg_without_an_answer_is_none(legs: Legs, model: ScriptedModel) -> None:
     """It fails as at a deadline, or it would be followed by more of its kind for ever."""
-    legs.asks("say Done.")
-    with pytest.raises(NotAsked):
-        legs.run(gate=time.time(), limit=time.time() + LATE)
-    assert len(model.requests) == 0
+    legs.asks("status 529\nsay Done.")
+    with pytest.raises(ModelOverloaded):
+        legs.run(gate=time.time(), limit=time.time() + 4)
+    assert model.requests
 
 
 def test_what_cannot_be_shown_meanwhile_ends_no_run(legs: Legs) -> None:

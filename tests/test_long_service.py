@@ -124,7 +124,7 @@ def test_a_run_is_cancelled_in_the_middle_of_a_tool(caller: Caller) -> None:
 
 def test_what_is_cancelled_before_an_answer_costs_and_leaves_nothing(caller: Caller) -> None:
     """A failure by its name, for whoever asks, and however often the same is posted."""
-    body = {"prompt": "wait 60\nsay late"}
+    body = {"prompt": "status 529\nsay late"}
     _, accepted, _ = caller.post(body, prefer="respond-async", idempotency_key="before")
     run = accepted["run_id"]
     assert eventually(lambda: [key for key in caller.keys(f"runs/{run}/") if key.endswith("started")])

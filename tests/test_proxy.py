@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from lambdas.agent.messages import Answer, Call
 from lambdas.agent.proxy import BODY_BYTES, Proxy, Secret, anthropic, supabase
 from lambdas.agent.receipts import Receipts
 from lambdas.errors import ModelUnauthorized
@@ -537,8 +538,11 @@ def test_an_answer_comes_unencoded(service: Service, proxy: Proxy) -> None:
 
 @pytest.mark.parametrize("refused", [False, True], ids=["before the meter", "while it is waited out"])
 def test_a_closed_gate_holds_a_request_until_the_agent_hangs_up(refused: bool, service: Service) -> None:
-    """Nothing more of it reaches the provider, and what was not passed on was not metered."""
+    """Nothing more of it reaches the provider, and what was not passed on was not metered; a leg's first step is."""
     with Proxy([anthropic(Secret(lambda: service.key), service.url)], paid=True) as proxy:
+        first = Call.of(BODY, {})
+        assert proxy.gate.admits(first, BODY)
+        proxy.gate.answered(Answer(first))
         if refused:
             service.refusals = [(529, {"retry-after": "1"})]
         else:

@@ -171,7 +171,6 @@ def _ending() -> Iterator[LongRow]:
         yield _row(state, at, KILLED_AFTER, first=2 if at == "ledger: spent" else 1)
     yield _row(state, "commit", REFUSED, FAILED, times=ALWAYS)
     yield _row(state, "response.json", REFUSED, ends="500 Internal", times=ALWAYS)
-    yield _row(state, "response.json", ENDED_BEFORE, ends="200 lost", left="lease, reservation")
 
 
 def _cancelled(way: str) -> Iterator[LongRow]:
