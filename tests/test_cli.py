@@ -450,7 +450,7 @@ def agents(command_line: str) -> list[str]:
 
 def test_a_killed_service_leaves_its_sessions_and_nothing_else(state: Path) -> None:
     """kill -9 leaves no process; the next start on the same state has the same key and goes on with the session, which
-    the run that was at work holds no more."""
+    the run that was at work holds no more, if it is to be left."""
     started = Serve.start(state)
     key, session = started.key, session_of(started.ask("write notes.txt: still here"))
     slow = f"sleep 60.{random.randrange(10**9)}"
@@ -459,7 +459,7 @@ def test_a_killed_service_leaves_its_sessions_and_nothing_else(state: Path) -> N
         assert eventually(lambda: bool(agents(slow)))
         started.end(signal.SIGKILL)
     assert "No service is running" in one_sentence(started.ask("Hello"))
-    again = Serve.start(state)
+    again = Serve.start(state, "--leave-runs")
     assert again.key == key
     assert len(re.findall(r"^run-\w+ was at work when the service ended: ", again.said(), re.MULTILINE)) == 1
     assert "still here" in again.ask("read notes.txt", "--session", session).stdout
