@@ -165,7 +165,6 @@ class Look:
 
     run_id: str
     session_id: str
-    owner: str
     execution: str
     """The one at work."""
     until: float

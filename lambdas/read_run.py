@@ -60,10 +60,7 @@ class ReadRun:
         failure = record.failure(self.bucket, run_id)
         if failure and failure["execution"] == look["execution"]:
             return {"next": "failed", "failure": following.public(failure)}
-        if self.now() < look["until"]:
-            return {"next": "look"}
-        goes_on = {"success": True, "status": RUNNING, "session_id": look["session_id"], "run_id": run_id}
-        return {"next": "accepted", "accepted": goes_on}
+        return {"next": "look"}
 
     def _answered(self, asked: Asked) -> Answer:
         if asked.resource.endswith("/events"):  # of which GET is StreamRun's

@@ -155,7 +155,7 @@ class RestoreSession:
             # Whoever handed it over may have died before it was started: a name that is taken starts nothing twice.
             wanted = replace(wanted, arn=held.execution)
             claim = replace(claim, execution=held.execution)
-        look = Look(claim.run_id, claim.session_id, claim.owner, wanted.arn, until)
+        look = Look(claim.run_id, claim.session_id, wanted.arn, until)
         name = wanted.arn.rpartition(":")[2] if wanted.long else None
         return Restored("hand_over" if name else "look", claim, name=name, look=look)
 

@@ -114,7 +114,7 @@ def public(failure: Json) -> Json:
 
 def progress(bucket: Bucket, seen: Standing, messages: int) -> Json:
     """What a caller is told of a run that has not ended, of which there are so many `messages`."""
-    turns, usd = _spent(bucket, seen.attempts)
+    receipts = [one for one in record.receipts(bucket, seen.asked["run_id"]).values() if one]
     newest = max(seen.attempts, default=None)
     deadline = _deadline(bucket, newest) if newest else None
     return {
@@ -124,8 +124,8 @@ def progress(bucket: Bucket, seen: Standing, messages: int) -> Json:
         "run_id": seen.asked["run_id"],
         "since": _iso(seen.asked["requested_at"]),
         "deadline": _iso(deadline) if deadline else None,
-        "turns": turns,
-        "cost_usd": usd,
+        "turns": sum(receipt.turns for receipt in receipts),
+        "cost_usd": round(sum(receipt.usd for receipt in receipts), 10),
         "doing": _doing(bucket, seen),
         "messages": messages,
     }
@@ -133,20 +133,6 @@ def progress(bucket: Bucket, seen: Standing, messages: int) -> Json:
 
 def _iso(moment: float) -> str:
     return f"{datetime.fromtimestamp(moment, UTC):%Y-%m-%dT%H:%M:%SZ}"
-
-
-def _spent(bucket: Bucket, attempts: Mapping[str, int]) -> tuple[int, float]:
-    """How many calls of the model were answered, and US dollars, by those receipts that add up."""
-    turns, usd = 0, 0.0
-    for attempt in attempts:
-        try:
-            found = record.receipt(bucket, attempt)
-        except ValueError:
-            continue
-        if found:
-            turns += sum(call.end == "whole" for call in found.calls)
-            usd += found.usd
-    return turns, round(usd, 10)
 
 
 def _deadline(bucket: Bucket, attempt: str) -> float | None:
