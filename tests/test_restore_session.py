@@ -167,7 +167,7 @@ class Meanwhile(Fuse):
 
     happens: Callable[[], Any] = lambda: None
 
-    def __call__(self, write: Callable[[], Any]) -> Any:
+    def __call__(self, write: Callable[[], Any], key: str = "") -> Any:  # noqa: ARG002 - a signature needs it
         self.writes += 1
         if self.writes == self.at:
             self.happens()

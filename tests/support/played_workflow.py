@@ -86,22 +86,26 @@ class Killed(BaseException):
 class Fuse:
     """Kills whoever writes through it at the `at`-th write, before or after that is carried out; at 0 never.
 
-    The dead write no more, whichever of their threads it is.
+    The dead write no more, whichever of their threads it is. Where `of` says so, only objects whose keys end thus
+    count: what is written side by side comes in any order.
     """
 
     at: int = 0
     after: bool = False
+    of: str = ""
     writes: int = 0
     guard: threading.Lock = field(default_factory=threading.Lock)
 
-    def __call__(self, write: Callable[[], Any]) -> Any:
+    def __call__(self, write: Callable[[], Any], key: str = "") -> Any:
         with self.guard:
-            self.writes += 1
-            mine = self.writes
-        if 0 < self.at < mine or (mine == self.at and not self.after):
+            counts = key.endswith(self.of)
+            self.writes += counts
+            dead = 0 < self.at < self.writes + (not counts)
+            fatal = counts and self.writes == self.at
+        if dead or (fatal and not self.after):
             raise Killed
         done = write()
-        if mine == self.at:
+        if fatal:
             raise Killed
         return done
 
@@ -117,7 +121,7 @@ class FusedS3:
         method = getattr(self._s3, name)
         if name not in WRITES:
             return method
-        return lambda **arguments: self._fuse(lambda: method(**arguments))
+        return lambda **arguments: self._fuse(lambda: method(**arguments), arguments["Key"])
 
 
 @dataclass
