@@ -10,6 +10,6 @@ from tests.long_chaos import killed
 
 @pytest.mark.skipif(sys.platform != "linux", reason="What is left of a killed worker's run is found by /proc.")
 def test_a_long_run_outlives_kills(state: Path) -> None:
-    """CLI, function, engine and service are killed, each once: no step is done twice, and none is missing but what
-    died with the CLI; the calls of the model are counted, and nothing is left. The service goes on by itself."""
+    """CLI, function, engine and service are killed, each once: each step is done once, and in its order; the calls
+    of the model are counted, and nothing is left. The service goes on by itself."""
     assert killed(state, steps=15, step=1.0, leg=5, kills=4, seed=5) == []

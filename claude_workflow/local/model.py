@@ -3,10 +3,10 @@
 **The rule.** It reads the last prompt of the user in the request. Each line of it that is a directive, from
 the first to the last character of the line, is carried out, in order; other lines are only talk.
 
-- *Tool calls*, one an answer: `write PATH: TEXT`, `read PATH`, `run COMMAND`, `tool NAME {JSON}`,
-  `json {JSON}`, `crash`. The number of tool results since the prompt tells which one is next. After the last
-  comes the final text, which quotes what they returned. A tool that the request does not offer is called all
-  the same, as a hostile model would.
+- *Tool calls*, one an answer: `write PATH: TEXT`, `read PATH`, `run COMMAND`, `sure COMMAND`,
+  `tool NAME {JSON}`, `json {JSON}`, `crash`. The number of tool results since the prompt tells which one is next.
+  After the last comes the final text, which quotes what they returned. A tool that the request does not offer is
+  called all the same, as a hostile model would.
 - *What befalls one answer*, namely that of the next tool call below (or the final one):
   `wait SECONDS [silent]`, `cost TOKENS`, `usage {JSON}`, `status CODE [retry-after SECONDS] [times N]`,
   `cut [times N]`, `garbage [times N]`.
@@ -53,6 +53,7 @@ SYNTAX: dict[str, re.Pattern[str]] = {
     "write": re.compile(r"write (?P<path>\S+): (?P<text>.*)"),
     "read": re.compile(r"read (?P<path>\S+)"),
     "run": re.compile(r"run (?P<command>.+)"),
+    "sure": re.compile(r"sure (?P<command>.+)"),
     "tool": re.compile(rf"tool (?P<name>\w+) {_JSON}"),
     "json": re.compile(rf"json {_JSON}"),
     "crash": re.compile(r"crash"),
@@ -71,6 +72,7 @@ CALLS: dict[str, Callable[[Fields], tuple[str, Any]]] = {
     "write": lambda f: ("Write", {"file_path": f["path"], "content": f["text"]}),
     "read": lambda f: ("Read", {"file_path": f["path"]}),
     "run": lambda f: ("Bash", {"command": f["command"]}),
+    "sure": lambda f: ("Bash", {"command": f["command"]}),
     "tool": lambda f: (str(f["name"]), json.loads(str(f["input"]))),
     "json": lambda f: ("StructuredOutput", json.loads(str(f["input"]))),
     # The shell's parent is the CLI: this is its death, not the command's.
@@ -79,6 +81,9 @@ CALLS: dict[str, Callable[[Fields], tuple[str, Any]]] = {
 """The directives that are tool calls: the tool's name and its input."""
 
 FAULTS = ("status", "cut", "garbage")
+
+UNKNOWN = "its outcome is unknown"
+"""What the CLI (2.1.332) says of a call whose result was lost, as it dies."""
 
 ERROR_TYPES = {
     400: "invalid_request_error",
@@ -168,6 +173,19 @@ def directives(prompt: str) -> list[Directive]:
     return found
 
 
+def settled(script: list[Directive], results: list[str]) -> list[str]:
+    """The results without those that say that nobody knows what came of a `sure` call, which is made again."""
+    calls = iter([directive for directive in script if directive.verb in CALLS])
+    kept: list[str] = []
+    call = next(calls, None)
+    for result in results:
+        if call and call.verb == "sure" and UNKNOWN in result:
+            continue
+        kept.append(result)
+        call = next(calls, None)
+    return kept
+
+
 def next_step(script: list[Directive], done: int) -> tuple[list[Directive], Directive | None]:
     """After `done` calls: what befalls the next answer, and the call that it makes (None: the final text)."""
     effects: list[Directive] = []
@@ -219,8 +237,9 @@ class Rule:
         """What the stand-in answers. Raises ModelError for a directive with broken JSON."""
         seen = request.conversation
         script = directives(seen.prompts[-1])
-        effects, call = next_step(script, len(seen.results))
-        block = tool_use(call) if call else {"type": "text", "text": final_text(seen, script)}
+        results = settled(script, seen.results)
+        effects, call = next_step(script, len(results))
+        block = tool_use(call) if call else {"type": "text", "text": final_text(seen, script, results)}
         usage: dict[str, Any] = {
             "input_tokens": len(request.raw) // 4,
             "output_tokens": len(json.dumps(block)) // 4,
@@ -272,7 +291,7 @@ def tool_use(call: Directive) -> dict[str, Any]:
     return {"type": "tool_use", "id": f"toolu_{uuid.uuid4().hex}", "name": name, "input": tool_input}
 
 
-def final_text(seen: Conversation, script: list[Directive]) -> str:
+def final_text(seen: Conversation, script: list[Directive], results: list[str]) -> str:
     """The text after the last tool call: what was asked or should be said, and what the tools returned."""
     said = [str(d.fields["text"]) for d in script if d.verb == "say"]
     sentence = (
@@ -281,7 +300,7 @@ def final_text(seen: Conversation, script: list[Directive]) -> str:
     )
     called = [d.line for d in script if d.verb in CALLS]
     parts = [f"{MARK} " + ("\n".join(said) if said else sentence)]
-    parts += [f"{line}\n→ {result}" for line, result in zip(called, seen.results, strict=False)]
+    parts += [f"{line}\n→ {result}" for line, result in zip(called, results, strict=False)]
     parts += ["stand-in " * (int(d.fields["kilobytes"] or 0) * 1024 // 9) for d in script if d.verb == "big"]
     return "\n\n".join(parts)
 
