@@ -304,21 +304,22 @@ def test_the_engine_of_a_service_is_sealed(client: Client) -> None:
 
 
 def test_killing_the_service_at_any_point_leaves_a_session_that_opens(model: ScriptedModel, state: Path) -> None:
-    """Killed at three instants of a turn, it is always the old version or the new one. At the next start it is free,
-    and what the turn had reserved is settled: asked again with its key, it goes on at once."""
+    """Killed while three turns are at three instants, each session is at the old version or the new one. At the next
+    start it is free, and what the turn had reserved is settled: asked again with its key, it goes on at once."""
     started, key = Model(model.url, "sk-scripted"), "k" * 24
-    with service.running(state, started, key=key) as running:
-        sessions = [Client(running).ask("write n.txt: 0") for _ in range(3)]
-    bodies = [
-        {"prompt": f"run echo {number} > n.txt", "session_id": session["session_id"]}
-        for number, session in enumerate(sessions, 1)
-    ]
-    for number, body in enumerate(bodies, 1):
-        with service.running(state, started, key=key) as running, ThreadPoolExecutor(1) as pool:
-            racing = pool.submit(Client(running).post, body, idempotency_key=f"killed-{number}")
-            time.sleep(0.6 * number)
-            os.kill(running.engine.pid, signal.SIGKILL)
-            racing.exception()
+    with service.running(state, started, key=key) as running, ThreadPoolExecutor(3) as pool:
+        sessions = list(pool.map(Client(running).ask, ["write n.txt: 0"] * 3))
+        bodies = [
+            {"prompt": f"run echo {number} > n.txt", "session_id": session["session_id"]}
+            for number, session in enumerate(sessions, 1)
+        ]
+        racing = []
+        for number, body in enumerate(bodies, 1):
+            racing.append(pool.submit(Client(running).post, body, idempotency_key=f"killed-{number}"))
+            time.sleep(0.6)
+        os.kill(running.engine.pid, signal.SIGKILL)
+        for each in racing:
+            each.exception()
     with service.running(state, started, key=key) as running:
         for number, session in enumerate(sessions, 1):
             archive = Client(running).archive(session)
