@@ -218,7 +218,7 @@ def test_the_invariants_hold_in_every_interleaving(s3: Any) -> None:
     run_state_machine_as_test(
         Interleavings,
         settings=settings(
-            max_examples=12,
+            max_examples=8,
             stateful_step_count=24,
             deadline=None,
             database=None,

@@ -26,14 +26,16 @@ class Theatre:
     def __init__(self, workflow: Workflow) -> None:
         self.workflow = workflow
         self.machines = Machines(workflow)
-        self.first = self.session()
+        self.first = str(self.machines.post(str(uuid.uuid4()), {"prompt": "first"}, "")["session_id"])
         self.calls: dict[str, int] = {}
         """Of the model, by run."""
 
     def session(self) -> str:
-        """One with a turn."""
-        answer = self.machines.post(str(uuid.uuid4()), {"prompt": "first"}, "")
-        return str(answer["session_id"])
+        """One with a turn: the first one's version, under a name of its own."""
+        bucket, session = self.workflow.store, f"session-{uuid.uuid4()}"
+        source = {"Bucket": bucket.name, "Key": f"{self.first}.zip"}
+        bucket.s3.copy_object(Bucket=bucket.name, Key=f"{session}.zip", CopySource=source)
+        return session
 
 
 @dataclass
