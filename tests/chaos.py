@@ -123,7 +123,7 @@ class Chaos:
     def _started(self) -> Serve:
         environment = {"ANTHROPIC_API_KEY": "sk-scripted", "ANTHROPIC_BASE_URL": self.model.url}
         environment |= {"TMPDIR": str(self.temporary)}
-        for attempt in range(5):
+        for attempt in range(20):
             with suppress(AssertionError):  # the engine of the one that was killed is not gone yet, or its disk is full
                 return Serve.start(self.state, **environment)
             self.say(f"  start {attempt + 1} failed: {(self.state / 'stderr').read_text().strip()[-200:]}")
