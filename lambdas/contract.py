@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from datetime import datetime
 from typing import Any, NotRequired, TypedDict
 
-from lambdas.request import Allowance
+from lambdas.request import DIGEST, Allowance
 from lambdas.strict import Json
 
 FORMAT = 1
@@ -29,6 +29,7 @@ class Base:
     etag: str
     created: str
     turns: int
+    """0 where its operator put files there, and nobody has asked anything yet: it holds no conversation."""
     cost_usd: float
     claude_session: str
     size: int
@@ -113,6 +114,8 @@ class Grants:
     """The version that the run is pinned to; None for a new session."""
     resumed: Grant | None
     """What a checkpoint of an earlier attempt changed of it, to be gone on with."""
+    approved: Grant | None
+    """The mark that the call is made which this request approves: it can be written once, by one attempt of one run."""
     started: Grant
     receipt: Grant
     checkpoint: Grant
@@ -120,6 +123,8 @@ class Grants:
     messages: Grant
     result: Grant
     detail: Grant
+    upload: Grant | None = None
+    """What was uploaded for the run's workspace, if anything was; None where a checkpoint holds it already."""
 
 
 @dataclass(frozen=True)
@@ -261,6 +266,8 @@ class Result:
     """Bytes of its archive's directory, but for what numbers over 4 GiB take there."""
     staged_bytes: int
     """Bytes of `changes.zip`: what the run changed of the version that it is pinned to."""
+    pending: Json | None = None
+    """The call that waits for an approval: `tool`, `input`, `digest`."""
     format: int = FORMAT
 
     def dump(self) -> Json:
@@ -270,7 +277,8 @@ class Result:
     @classmethod
     def load(cls, data: object) -> "Result":
         """Raises `ValueError` for anything that is not exactly this shape: strangers' code may have written it."""
-        return cls(**_checked(cls, data, "result.json"))
+        stored = {"pending": None} | data if isinstance(data, dict) else data  # earlier ones do not say it
+        return cls(**_checked(cls, stored, "result.json"))
 
 
 class Response(TypedDict):
@@ -296,6 +304,8 @@ class Response(TypedDict):
     format: int
     """This and what follows is for the operator, and not given out."""
     execution: str
+    pending: NotRequired[Json]
+    """The call that waits for an approval; its input is None where it is too long for the answer."""
     messages_truncated: NotRequired[bool]
     receipt_at: NotRequired[str]
     """Where the attempt's receipt is."""
@@ -332,11 +342,22 @@ def _failure(value: object) -> bool:
     return _whole(value["times"]) and (status is None or (_whole(status) and 400 <= status < 600))
 
 
+def _pending(value: object) -> bool:
+    """Whether it says which call waits, or that none does."""
+    if value is None:
+        return True
+    if not isinstance(value, dict) or value.keys() != {"tool", "input", "digest"}:
+        return False
+    texts = all(isinstance(value[name], str) for name in ("tool", "digest"))
+    return texts and isinstance(value["input"], dict) and DIGEST.fullmatch(value["digest"]) is not None
+
+
 _SANE: Mapping[str, Callable[[object], bool]] = {
     "run_id": lambda value: isinstance(value, str),
     "result": lambda value: value is None or isinstance(value, str),
     "stop_reason": lambda value: isinstance(value, str) and re.fullmatch(r"[a-z_]{1,40}", value) is not None,
     "model_failure": _failure,
+    "pending": _pending,
     "num_turns": _whole,
     "cost_usd": dollars,
     "usage": lambda value: isinstance(value, dict),

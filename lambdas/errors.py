@@ -10,18 +10,27 @@
     │   ├── SessionBusy             409  another run holds the session
     │   ├── RunInProgress           409  this very run is still going on in another execution
     │   ├── RequestTooLarge         413  the body is over 240 KiB
+    │   ├── UploadNotFound          404  no such upload, or it is another caller's, or nothing has come there
+    │   ├── UploadUsed              409  another run has taken the upload
     │   └── IdempotencyMismatch     422  the key was used with another body
     ├── RunNotFound             404  no such run, or it is another caller's: for who reads runs
+    ├── FileNotFound            404  the session's version has no such file: for who reads sessions
     ├── RunCancelled            409  its caller ended it before the model had answered
     ├── SessionMoved            409  the session has gone on since the version the run was pinned to
+    ├── MaterialsRefused        422  what came with the request cannot be put into the workspace
     ├── SchemaRefused           400  Claude Code does not take the caller's output_schema, which only it could tell
     ├── SessionTooLarge         413  the workspace outgrew the deployment's limits
+    ├── RepositoryRefused       422  the repository could not be cloned, and a repeat would not help
+    │   ├── RefNotFound             422  it has no such branch, tag or commit
+    │   └── WorkspaceTaken          422  the workspace holds what the clone would overwrite
+    ├── RepositoryUnavailable   503  its host fails or is unreachable
     ├── ModelRejected           422  the provider refuses the request
     ├── ModelUnpriced           422  the model has no price here, so it is not called
     ├── ModelRateLimited        429  the provider throttles, and nothing was spent yet
     ├── ModelUnauthorized       502  the deployment's model credential is bad or unset
     ├── ModelOverloaded         503  the provider fails, is unreachable, or gave no first turn in time
     │   └── NotAsked                503  the time was over before the model was asked: a cold start, a large session
+    ├── ToolServerUnavailable   503  an MCP server that the deployment requires did not come up
     ├── AgentCrashed            502  the CLI died
     ├── OutputUnusable          502  the structured output is not what the schema asks for, or nested too deeply
     ├── RunTimedOut             504  the backstop behind the run's own deadline
@@ -43,6 +52,9 @@ gateway answers by itself (a wrong key, a wrong method) never becomes an excepti
 import errno
 import json
 from typing import Any, ClassVar, NamedTuple, Self
+
+REASON_CHARS = 300
+"""How much is said of why what a request brought cannot be taken: it is in words of strangers."""
 
 
 class WorkflowError(Exception):
@@ -190,6 +202,20 @@ class RequestTooLarge(Refused):
     )
 
 
+class UploadNotFound(Refused):
+    """No such upload, or it is another caller's: the two are told apart by nobody. Or nothing was sent there yet."""
+
+    status = 404
+    sentence = "The upload was not found."
+
+
+class UploadUsed(Refused):
+    """Another run has taken the upload, which is for one."""
+
+    status = 409
+    sentence = "The upload was used by another run."
+
+
 class IdempotencyMismatch(Refused):
     """The key names a run that was asked something else."""
 
@@ -204,6 +230,13 @@ class RunNotFound(WorkflowError):
     sentence = "The run was not found."
 
 
+class FileNotFound(WorkflowError):
+    """The version of a session has no such file. Said by the reader of sessions alone."""
+
+    status = 404
+    sentence = "The session has no such file."
+
+
 class RunCancelled(WorkflowError):
     """Its caller ended it before the model had answered: nothing is committed, and nothing was charged."""
 
@@ -216,6 +249,30 @@ class SessionMoved(WorkflowError):
 
     status = 409
     sentence = "The session has gone on since this run began, so its result was not committed."
+
+
+class MaterialsRefused(WorkflowError):
+    """What came with the request cannot be put into the workspace. The model was not asked, and nothing is saved."""
+
+    status = 422
+    sentence = "What came with the request cannot be taken{reason}. The model was not asked; the session is as it was."
+    """`{reason}` is in a stranger's words, behind a colon; see `of`."""
+
+    @classmethod
+    def of(cls, reason: str, **facts: Any) -> Self:
+        """For a reason that a program told which reads what strangers made: in one short line, of what is printed."""
+        line = " ".join("".join(each if each.isprintable() else " " for each in reason).split())
+        return cls(cls.sentence.format(reason=f": {line[:REASON_CHARS].rstrip('. ')}" if line else ""), **facts)
+
+    @classmethod
+    def reason_in(cls, said: object) -> str:
+        """The reason in such a sentence; none where it is not one."""
+        before, after = cls.sentence.split("{reason}")
+        framed = isinstance(said, str) and said.startswith(f"{before}: ") and said.endswith(after)
+        return str(said)[len(before) + 2 : -len(after)] if framed else ""
+
+    def __init__(self, sentence: str | None = None, **facts: Any) -> None:
+        super().__init__(sentence or self.sentence.format(reason=""), **facts)
 
 
 class SchemaRefused(WorkflowError):
@@ -235,6 +292,40 @@ class SessionTooLarge(WorkflowError):
 
     status = 413
     sentence = "The session's files outgrew the deployment's limit, so the session was left as it was."
+
+
+class RepositoryRefused(WorkflowError):
+    """The repository could not be cloned, and the model was not asked. What git said is in the detail."""
+
+    status = 422
+    known_as = "RepositoryRefused"
+    sentence = (
+        "The repository could not be cloned: its host has none at this address, or does not give it out for the "
+        "credential of this deployment. The session is as it was."
+    )
+
+
+class RefNotFound(RepositoryRefused):
+    """The repository is there, and what was to be checked out is not."""
+
+    sentence = "The repository has no branch, tag or commit of the name in repository.ref. The session is as it was."
+
+
+class WorkspaceTaken(RepositoryRefused):
+    """What is in the workspace already would be overwritten: another repository, or files of the same names."""
+
+    sentence = (
+        "The repository could not be cloned into this session's workspace, which holds another repository, or files "
+        "that the clone would overwrite. The session is as it was."
+    )
+
+
+class RepositoryUnavailable(WorkflowError):
+    """The repository's host fails, throttles or is unreachable; the model was not asked."""
+
+    status = 503
+    retryable = True
+    sentence = "The repository's host gave no answer, or broke off. The session is as it was; try again."
 
 
 class ModelRejected(WorkflowError):
@@ -287,6 +378,17 @@ class NotAsked(ModelOverloaded):
     """The time was over before the model was asked: it went by with starting the function, or restoring the session."""
 
     sentence = "The time was over before the model was asked{start}. Nothing was changed; try again."
+
+
+class ToolServerUnavailable(WorkflowError):
+    """An MCP server that the deployment requires did not come up, so the model was not asked."""
+
+    status = 503
+    retryable = True
+    sentence = (
+        "A tool server that this deployment requires did not come up, so the model was not asked. Nothing was changed; "
+        "try again."
+    )
 
 
 class AgentCrashed(WorkflowError):

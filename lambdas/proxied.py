@@ -1,9 +1,10 @@
-"""What the readers of runs get of API Gateway, and give it: a request as it came (a proxy event), and an answer.
+"""What the functions behind the API get of it, and give it: a request as it came (a proxy event), and an answer.
 
 Nothing stands between the two: who asks is told from the event as stacks/templates/request.vtl tells it for a POST, and
 a failure is worded as stacks/templates/answer.vtl words it.
 """
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -11,8 +12,8 @@ from lambdas import strict
 from lambdas.answer import with_links
 from lambdas.bucket.following import DONE, Standing, public
 from lambdas.bucket.objects import Bucket
-from lambdas.errors import WorkflowError, statuses
-from lambdas.settings import EXPOSED_HEADERS, ReaderSettings
+from lambdas.errors import GATEWAY_CODES, WorkflowError, statuses
+from lambdas.settings import EXPOSED_HEADERS, DoorSettings
 from lambdas.strict import Json
 
 
@@ -29,28 +30,42 @@ def caller(identity: Json, auth: str, callers: Mapping[str, str]) -> str:
 
 @dataclass(frozen=True)
 class Asked:
-    """A request about a run."""
+    """A request about a run or a session, or for an upload."""
 
     method: str
     resource: str
     """The path as the API has it, such as `/claude-code/runs/{run_id}`."""
-    run_id: str
+    path: str
+    """The path as it came, percent-encoded."""
+    parameters: Mapping[str, str]
+    """What stands in it for the resource's."""
     caller: str
     query: Mapping[str, str]
     headers: Mapping[str, str]
     """By their names in small letters."""
 
     @classmethod
-    def of(cls, event: Json, settings: ReaderSettings) -> "Asked":
+    def of(cls, event: Json, settings: DoorSettings) -> "Asked":
         """Out of a proxy event."""
         return cls(
             method=event["httpMethod"],
             resource=event["resource"],
-            run_id=event["pathParameters"]["run_id"],
+            path=event["path"],
+            parameters=event.get("pathParameters") or {},
             caller=caller(event["requestContext"]["identity"], settings.auth, settings.callers),
             query=event.get("queryStringParameters") or {},
             headers={name.lower(): value for name, value in (event.get("headers") or {}).items()},
         )
+
+    @property
+    def run_id(self) -> str:
+        """The run that it is about, as it came."""
+        return self.parameters["run_id"]
+
+    @property
+    def session_id(self) -> str:
+        """The session that it is about, as it came."""
+        return self.parameters["session_id"]
 
 
 @dataclass(frozen=True)
@@ -71,8 +86,19 @@ class Answer:
 
     @classmethod
     def refused(cls, error: WorkflowError) -> "Answer":
-        """Of a reader that could not answer."""
+        """Of a reader that could not answer; what only the operator may see of it is in the log."""
+        if error.status >= 500:
+            print(error, file=sys.stderr)
         return cls.failed(error.facts())
+
+    @classmethod
+    def not_allowed(cls, methods: str) -> "Answer":
+        """Of a path that takes these methods alone, as the gateway words it for the other paths."""
+        code = "MethodNotAllowed"
+        sentence = f"This method is not allowed here; use {methods.replace(',', ' or')}."
+        facts = {"success": False, "error": sentence, "code": code, "retryable": False}
+        nothing_ran = {"session_id": None, "run_id": None, "cost_usd": 0.0}
+        return cls(GATEWAY_CODES[code], facts | nothing_ran, {"Allow": f"{methods}, OPTIONS"})
 
     @classmethod
     def failed(cls, failure: Json) -> "Answer":
@@ -81,7 +107,7 @@ class Answer:
         wait = failure.get("retry_after")
         return cls(statuses().get(failure["code"], 500), shown, {"Retry-After": str(wait)} if wait else {})
 
-    def dump(self, settings: ReaderSettings) -> Json:
+    def dump(self, settings: DoorSettings) -> Json:
         """As a proxy integration takes it."""
         headers = {"Content-Type": "application/json", **common(settings), **self.headers}
         return {"statusCode": self.status, "headers": headers, "body": self.text.decode()}
@@ -92,7 +118,7 @@ class Answer:
         return strict.written(self.body)
 
 
-def common(settings: ReaderSettings) -> dict[str, str]:
+def common(settings: DoorSettings) -> dict[str, str]:
     """The headers of every answer: a page of the deployment's origin may read it, and nobody keeps it."""
     return {
         "Access-Control-Allow-Origin": settings.cors_origin,

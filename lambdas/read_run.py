@@ -14,7 +14,7 @@ from lambdas.bucket import following, record
 from lambdas.bucket.client import s3_client
 from lambdas.bucket.following import RUNNING, Messages, Standing
 from lambdas.bucket.objects import Bucket
-from lambdas.errors import GATEWAY_CODES, InvalidRequest, WorkflowError
+from lambdas.errors import InvalidRequest, WorkflowError
 from lambdas.proxied import Answer, Asked
 from lambdas.settings import ReaderSettings
 from lambdas.strict import Json
@@ -64,12 +64,12 @@ class ReadRun:
 
     def _answered(self, asked: Asked) -> Answer:
         if asked.resource.endswith("/events"):  # of which GET is StreamRun's
-            return _not_allowed("GET")
+            return Answer.not_allowed("GET")
         if asked.method == "GET":
             return self._seen(following.asked(self.bucket, asked.run_id, asked.caller), _seconds(asked))
         if asked.method == "DELETE":
             return self._cancelled(following.asked(self.bucket, asked.run_id, asked.caller))
-        return _not_allowed("GET, DELETE")
+        return Answer.not_allowed("GET, DELETE")
 
     def _seen(self, asked: Json, seconds: float) -> Answer:
         """Where the run stands; if it goes on, after `seconds` at the most, or as soon as there is news."""
@@ -114,12 +114,3 @@ def _seconds(asked: Asked) -> float:
     if not 0 <= seconds < math.inf:
         raise InvalidRequest("The parameter wait must be a number of seconds, from 0.")
     return seconds
-
-
-def _not_allowed(methods: str) -> Answer:
-    """As the gateway words it for the other paths."""
-    code = "MethodNotAllowed"
-    sentence = f"This method is not allowed here; use {methods.replace(',', ' or')}."
-    facts = {"success": False, "error": sentence, "code": code, "retryable": False}
-    nothing_ran = {"session_id": None, "run_id": None, "cost_usd": 0.0}
-    return Answer(GATEWAY_CODES[code], facts | nothing_ran, {"Allow": f"{methods}, OPTIONS"})

@@ -1,7 +1,8 @@
 """RecordFailure: writes down what a run died of, frees the session, and words the answer.
 
 It is told a state's error as Step Functions saw it. RunClaude's was written by a function that runs strangers' code:
-of it, only the class, bounded numbers and the operator's detail are taken; the sentences are the table's own.
+of it, only the class, bounded numbers, one bounded line (why what a request brought cannot be taken) and the operator's
+detail are taken; the sentences are the table's own.
 """
 
 import json
@@ -21,7 +22,7 @@ from lambdas.bucket.objects import Bucket
 from lambdas.bucket.situation import left_by
 from lambdas.bus import Bus, RunEnded
 from lambdas.contract import FORMAT, Claim, epoch
-from lambdas.errors import AgentCrashed, WorkflowError
+from lambdas.errors import AgentCrashed, MaterialsRefused, WorkflowError
 from lambdas.next_step import goes_on_from
 from lambdas.request import asked_run, recorded_verb
 from lambdas.settings import RecordSettings
@@ -136,6 +137,9 @@ def classify(state: str, raised: Json) -> WorkflowError:
     kind = errors.named(str(raised.get("Error", "")))
     facts = _parsed(_parsed(raised.get("Cause")).get("errorMessage"))
     if state == "RunClaude":
+        if kind is MaterialsRefused:
+            reason = MaterialsRefused.reason_in(facts.get("error"))
+            return MaterialsRefused.of(reason, cost_usd=None, detail=_detail(facts, raised))
         return kind(
             cost_usd=None,  # its receipt says it
             retry_after=_seconds(facts.get("retry_after")),

@@ -3,11 +3,12 @@
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
-from lambdas import output_schema
+from lambdas import materials, output_schema
 from lambdas.errors import InvalidRequest, RequestTooLarge
+from lambdas.repositories import is_address
 from lambdas.settings import Caps, Clocks, Legs
 from lambdas.strict import DEPTH, Json, too_deep
 
@@ -25,8 +26,13 @@ SESSION_ID = re.compile(r"session-[A-Za-z0-9-]{1,80}")
 KEY = re.compile(r"[A-Za-z0-9._=+/-]{1,64}")
 """What a client sends as its key: also the request id that a gateway's 504 gave it, which is base64 text."""
 MODEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@/\[\]-]{0,199}")
-TOOL = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
-"""Bare names only: a rule such as `Bash(git *)` would pre-approve, and could not take the rest of Bash away."""
+TOOL = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}|mcp__[a-z][a-z0-9-]{0,30}(__[A-Za-z0-9_-]{1,128})?")
+"""Bare names only: a rule such as `Bash(git *)` would pre-approve, and could not take the rest of Bash away. Tools of
+the deployment's MCP servers are `mcp__SERVER__TOOL`; `mcp__SERVER` is all of a server's."""
+DIGEST = re.compile(r"[0-9a-f]{64}")
+"""Of a call that waits for an approval: see `lambdas.agent.approvals`."""
+REF = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._/+@#=,-]{0,249}")
+"""A branch, a tag or a commit; git's own rules are stricter in places, and said by git."""
 NO_TOOLS = ("all", "default", "none")
 """Words that mean many tools, or none, to Claude Code (`--tools default`) and its like."""
 
@@ -94,9 +100,35 @@ def _tools(value: object) -> str | None:
     return None
 
 
+def _repository(value: object) -> str | None:
+    rules: Mapping[str, Callable[[object], str | None]] = {"ref": _matching(REF), "depth": _count}
+    if not isinstance(value, dict) or not is_address(value.get("url")):
+        return "must be an object with the url of a repository, such as https://github.com/owner/name"
+    for name, said in value.items():
+        if name != "url" and name not in rules:
+            return f"holds {name[:80]!r}; it knows url, ref and depth"
+        if name in rules and (wrong := rules[name](said)):
+            return f"has a {name} that {wrong}"
+    return None
+
+
+def _denied(value: object) -> str | None:
+    if not isinstance(value, dict) or "digest" not in value or value.keys() - {"digest", "reason"}:
+        return "must be an object with a digest and perhaps a reason"
+    wrong = _matching(DIGEST)(value["digest"]) or _argument(value.get("reason", ""))
+    return wrong and f"has a digest or a reason that {wrong}"
+
+
+def covers(names: Collection[str], tool: str) -> bool:
+    """Whether one of these names means the tool: its own, or its MCP server's."""
+    return tool in names or (tool.startswith("mcp__") and "__".join(tool.split("__")[:2]) in names)
+
+
 FIELDS: Mapping[str, Callable[[object], str | None]] = {
     "prompt": _prompt,
     "session_id": _matching(SESSION_ID),
+    "approve": _matching(DIGEST),
+    "deny": _denied,
     "fork": _bool,
     "model": _matching(MODEL),
     "append_system_prompt": _argument,
@@ -107,9 +139,12 @@ FIELDS: Mapping[str, Callable[[object], str | None]] = {
     "max_usd_per_day": _positive,
     "strict": _bool,
     "output_schema": _schema,
+    "files": materials.wrong_files,
+    "workspace": materials.wrong_workspace,
     "allowed_tools": _tools,
     "disallowed_tools": _tools,
     "timeout_seconds": _positive,
+    "repository": _repository,
 }
 """Every field of the body with what is wrong about a value, or None."""
 
@@ -211,6 +246,17 @@ class Request:
         return self.body.get("session_id")
 
     @property
+    def upload(self) -> str | None:
+        """What it brings for the workspace, if it was uploaded."""
+        return (self.body.get("workspace") or {}).get("upload")
+
+    @property
+    def judged(self) -> str | None:
+        """The digest of the call that it approves or denies; None where it does neither."""
+        denied = self.body.get("deny")
+        return denied["digest"] if denied else self.body.get("approve")
+
+    @property
     def copies(self) -> bool:
         """Whether the answer goes to a new session that starts as a copy of another."""
         return bool(self.body.get("fork")) or self.verb == "fork"
@@ -259,13 +305,18 @@ def _bytes(body: Json) -> int:
 
 
 def _check_fields(body: Json) -> None:
-    if "prompt" not in body:
+    judges = [name for name in ("approve", "deny") if name in body]
+    if "prompt" not in body and not judges:
         raise InvalidRequest("The field prompt is missing.")
     for name, value in body.items():
         if name not in FIELDS:
             raise InvalidRequest(f"The field {name[:80]!r} is unknown. Known: {', '.join(FIELDS)}.")
         if wrong := FIELDS[name](value):
             raise InvalidRequest(f"The field {name} {wrong}.")
+    if len(judges) > 1:
+        raise InvalidRequest("The fields approve and deny exclude each other.")
+    if judges and "session_id" not in body:
+        raise InvalidRequest(f"The field {judges[0]} needs the session_id in which a call waits.")
     if body.get("fork") and "session_id" not in body:
         raise InvalidRequest("The field fork needs a session_id to copy from.")
 
@@ -288,9 +339,11 @@ def _check_caps(body: Json, caps: Caps) -> None:
     for name, cap in most.items():
         if name in body and cap is not None and body[name] > cap:
             raise InvalidRequest(f"The field {name} may be at most {cap:g} in this deployment.")
+    if "repository" in body and not any(each.has(body["repository"]["url"]) for each in caps.repositories):
+        raise InvalidRequest("The field repository names one that is not among this deployment's `repositories`.")
     if caps.allowed_tools is not None:
         for tool in body.get("allowed_tools", []):
-            if tool not in caps.allowed_tools:
+            if not covers(caps.allowed_tools, tool):
                 raise InvalidRequest(f"The field allowed_tools names {tool}, which this deployment does not allow.")
 
 

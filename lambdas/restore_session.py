@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 
 from lambdas.answer import with_links
-from lambdas.bucket import lease, ledger, listing, record
+from lambdas.bucket import lease, ledger, listing, record, uploads, versions
 from lambdas.bucket.client import s3_client
 from lambdas.bucket.grants import grants
 from lambdas.bucket.lease import FIRST_WAIT, Lease
@@ -23,6 +23,7 @@ from lambdas.errors import (
     IdempotencyMismatch,
     InvalidRequest,
     RunInProgress,
+    SessionBusy,
     SessionNotFound,
     UnpricedModel,
     WorkflowError,
@@ -168,7 +169,11 @@ class RestoreSession:
 
     def _take(self, claim: Claim, wanted: Lease) -> None:
         """The session's lease."""
-        lost = lease.take(self.bucket, claim.session_id, wanted, self.now())
+        try:
+            lost = lease.take(self.bucket, claim.session_id, wanted, self.now())
+        except SessionBusy:
+            listing.refused(self.bucket, claim)
+            raise
         if lost and lost.run_id != claim.run_id:
             ledger.lost(self.bucket, claim.session_id, lost.run_id)
 
@@ -190,6 +195,7 @@ class RestoreSession:
         if looks and (known := record.request(self.bucket, request.run_id)):
             return known, False  # its session may be gone meanwhile
         base = source.result()
+        self._refuse_what_does_not_wait(request, base)
         asked = {
             "format": FORMAT,
             "run_id": request.run_id,
@@ -206,6 +212,18 @@ class RestoreSession:
             "body": request.body,
         }
         return record.open_run(self.bucket, request.run_id, asked)
+
+    def _refuse_what_does_not_wait(self, request: Request, base: Base | None) -> None:
+        """An answer is to the call with which the session's last run ended, and to no other."""
+        if request.judged is None:
+            return
+        run = versions.committed_by(self.bucket, base) if base else None
+        answer = record.response(self.bucket, run) if run else None
+        pending = answer.get("pending") if answer else None
+        if not pending or pending["digest"] != request.judged:
+            raise InvalidRequest(
+                "No call with this digest waits in the session: the last answer's pending is not there, or another one."
+            )
 
     def _claude_session(self, request: Request, base: Base | None) -> str:
         """A conversation keeps its id; one that only ever was staged has it in the record of its run."""
@@ -226,7 +244,9 @@ class RestoreSession:
 
     def _decide(self, request: Request, claim: Claim, ends: float, beside: Executor) -> Restored:
         """Acts by the next step, under the lease, which ends at `ends` (epoch seconds)."""
-        marked = None if claim.repeated else beside.submit(listing.mark, self.bucket, claim, "claimed")
+        # Of a run that brings an upload nothing is said before that is its.
+        early = not claim.repeated and request.upload is None
+        marked = beside.submit(listing.mark, self.bucket, claim, "claimed") if early else None
         for _ in range(LOOKS):
             found = situation(self.bucket, request, begun=claim.repeated)
             step, old = next_step(found), found.left[0].pin
@@ -236,6 +256,8 @@ class RestoreSession:
                 return self._done(claim, step.answer)
             pin = replace(step.pin, execution=claim.execution)
             own = claim.pinned(pin.base, pin.number)
+            if isinstance(step, Run) and step.checkpoint is None:
+                uploads.take(self.bucket, request, claim.session_id)
             allowing = beside.submit(self._allow, request, own, ends) if isinstance(step, Run) else None
             stands = pin == old or record.pin(self.bucket, claim.run_id, pin, old)
             allowance = allowing.result() if allowing else None
@@ -283,12 +305,15 @@ class RestoreSession:
 
     def _task(self, request: Request, claim: Claim, checkpoint: str | None, allowance: Allowance) -> Task:
         clocks, legs, now = self.settings.clocks, self.settings.legs, self.now()
-        most = legs.run if claim.long else clocks.agent
+        uploaded = uploads.taken(request) if checkpoint is None else None
+        most, seconds = (legs.run, legs.lease) if claim.long else (clocks.agent, clocks.machine)
+        approves = claim.base if "approve" in request.body else None
+        asked = versions.committed_by(self.bucket, approves) if approves else None
         return Task(
             run_id=claim.run_id,
             session_id=claim.session_id,
             claude_session=claim.claude_session,
-            resume=claim.base is not None or checkpoint is not None,
+            resume=bool(claim.base and claim.base.turns) or checkpoint is not None,
             cut=checkpoint is not None,
             deadline=request.requested_at + min(most, request.body.get("timeout_seconds", most)),
             gate=now + legs.gate if claim.long else None,
@@ -297,7 +322,7 @@ class RestoreSession:
             size=claim.base.size if claim.base else 0,
             directory=claim.base.directory if claim.base else 0,
             allowance=allowance,
-            grants=grants(self.bucket, claim, checkpoint, legs.lease if claim.long else clocks.machine),
+            grants=grants(self.bucket, claim, checkpoint, seconds, uploaded=uploaded, approves_of=asked),
         )
 
     def _done(self, claim: Claim, response: Json) -> Restored:

@@ -1,4 +1,4 @@
-"""RunClaude: unpack the session, let Claude Code work on it, stage what came of it.
+"""RunClaude: unpack the session and what came with the request, let Claude Code work on it, stage what came of it.
 
 This function runs strangers' code, so it has no right on the bucket: it reads and writes through the task's grants.
 What it stages is a result only when all of it is there; what dies before leaves the session as it was, and a checkpoint
@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import IO, Any, BinaryIO
@@ -26,21 +26,30 @@ import botocore.session
 from botocore.exceptions import BotoCoreError, ClientError
 
 from lambdas import strict
+from lambdas.agent import brought, mcp
+from lambdas.agent.approvals import Approvals, Verdict
 from lambdas.agent.bedrock import bedrock
+from lambdas.agent.brought import WORKSPACE
 from lambdas.agent.checkpoint import Leashed
 from lambdas.agent.claude import CLI, CONTINUE, Turn, converse
 from lambdas.agent.ending import Leg
-from lambdas.agent.environment import refuse_careless
+from lambdas.agent.environment import lent, refuse_careless
+from lambdas.agent.equipment import NOTHING, Equipment
+from lambdas.agent.git import briefing
+from lambdas.agent.git import upstreams as of_git
+from lambdas.agent.materials import Materials, put_in
 from lambdas.agent.outcome import Outcome, Told, Unfinished
 from lambdas.agent.processes import seal
 from lambdas.agent.proxy import Proxy, Secret, Upstream, anthropic, supabase
+from lambdas.agent.repository import Repository
 from lambdas.agent.sandbox import Sandbox
 from lambdas.agent.scratch import Scratch, swept
+from lambdas.agent.transcript import Transcript
 from lambdas.agent.transfer import HASTY, PATIENT, Patience, RemoteArchive, Transfer
 from lambdas.archive.format import RATIO, Limits
 from lambdas.archive.overlay import Overlay
 from lambdas.archive.pack import Packed, pack, packing_seconds
-from lambdas.archive.tree import Change, Fingerprint, Keep, await_clock_tick, shown
+from lambdas.archive.tree import Change, Fingerprint, Keep, amount, await_clock_tick, shown
 from lambdas.archive.unpack import unpack
 from lambdas.contract import WARM_UP, Grant, LegEnded, Result, RunResult, Task
 from lambdas.errors import (
@@ -53,6 +62,7 @@ from lambdas.errors import (
     StorageUnavailable,
     WorkflowError,
 )
+from lambdas.materials import tar
 from lambdas.output_schema import usable
 from lambdas.receipt import Receipt
 from lambdas.settings import PROVISIONED, STARTED, AgentSettings
@@ -109,7 +119,11 @@ def state() -> "RunClaude":
     secrets = botocore.session.get_session().create_client("secretsmanager")
     gc.freeze()  # what was imported stays: to look for garbage in it takes 75 ms, in the middle of a restore
     gc.set_threshold(OBJECTS)
-    return RunClaude(settings, Transfer(), _upstreams(settings, secrets))
+    equipment = Equipment.read(Path(settings.agent_folder))
+    read = partial(_secret, secrets, settings.secret_arn)
+    named = {*equipment.secrets, *(each.secret for each in settings.repositories)}
+    secrets_lent = {name: Secret(partial(read, name)) for name in named}
+    return RunClaude(settings, Transfer(), _upstreams(settings, read), equipment, secrets_lent)
 
 
 @dataclass(frozen=True)
@@ -119,12 +133,16 @@ class RunClaude:
     settings: AgentSettings
     transfer: Transfer
     upstreams: list[Upstream]
+    equipment: Equipment = NOTHING
+    lent: Mapping[str, Secret] = field(default_factory=dict)
+    """What hosts of repositories and the equipment's servers are lent, by the fields of the deployment's secret."""
 
     def run(self, task: Task, end: float = math.inf, start_seconds: float = 0.0) -> RunResult | LegEnded:
         """`start_seconds` went by while this function started: a cold start, or else 0.
 
-        Raises one of the model's errors, `RunCancelled`, `AgentCrashed`, `SessionTooLarge`, `RunTimedOut` where what
-        came of it is not staged before the function ends (at `end`, epoch seconds), or one of `Internal`."""
+        Raises `MaterialsRefused`, `RepositoryRefused`, `RepositoryUnavailable`, one of the model's errors,
+        `RunCancelled`, `AgentCrashed`, `SessionTooLarge`, `RunTimedOut` where what came of it is not staged before the
+        function ends (at `end`, epoch seconds), or one of `Internal`."""
         tempfile.gettempdir()  # looked for once, and now: on a disk that a run filled there would seem to be none
         pinned = task.grants.session
         session = self.transfer.open(pinned, task.size, task.directory) if pinned else None
@@ -150,25 +168,46 @@ class RunClaude:
         with swept(self.settings.wiped), Scratch(self._root(task), self._sandbox(task)) as scratch:
             before = self._restore(task, session, scratch)
             await_clock_tick(before, scratch.private)
-            saver = _Saver(self, task, scratch, before)
+            saver, given = _Saver(self, task, scratch, before), dict[str, Fingerprint]()
             if over := _over(task, saver):
                 outcome: Outcome | Unfinished = Outcome.unasked(over)
             else:
-                with Proxy(self.upstreams, self.settings.prices, paid=task.cut) as proxy:
-                    turn = converse(_turn(task, body), scratch, proxy, saver, task.deadline, _leg(task))
-                    outcome = asyncio.run(turn)
+                turn = self._turn(task, body)
+                asks = self._approvals(task, body, scratch)
+                with Proxy(self._reached(turn, asks), self.settings.prices, paid=task.cut, approvals=asks) as proxy:
+                    if body.keys() & brought.BRINGS and not task.cut:  # a checkpoint has it already
+                        self._clone(task, body, scratch, proxy, saver.cancelled)
+                        self._put_in(task, body, scratch)
+                        given = brought.snapshot(scratch.workspace)
+                    outcome = asyncio.run(converse(turn, scratch, proxy, saver, task.deadline, _leg(task)))
             scratch.clear()
             go_on = partial(_in_time, end)
             try:
                 if isinstance(outcome, Unfinished):
                     return self._stage_leg(task, scratch, outcome, before, go_on)
-                return self._stage(task, scratch, outcome, before, go_on)
+                return self._stage(task, scratch, outcome, before, given, go_on)
             except WorkflowError as error:
                 raise error.but(cost_usd=outcome.cost_usd) from error
             except OSError as error:
                 if not DiskFull.means(error):
                     raise
                 raise DiskFull(detail=str(error), cost_usd=outcome.cost_usd) from error
+
+    def _reached(self, turn: Turn, asks: Approvals | None) -> list[Upstream]:
+        """What the agent may use in this run; a push, and a call of a remote server, where it is approved."""
+        settings, secret = self.settings, self.lent.__getitem__
+        approved = asks.spend_push if asks else lambda: True
+        git = of_git(settings.repositories, secret, settings.protected_branches, approved)
+        return [*self.upstreams, *git, *mcp.upstreams(self.equipment, turn.allowed, secret, asks)]
+
+    def _approvals(self, task: Task, body: Json, scratch: Scratch) -> Approvals | None:
+        """What is asked before, and what the caller says of the call that waits; None where nothing is, and none does.
+        One may wait from when the deployment still asked."""
+        verdict, mark = _verdict(body), task.grants.approved
+        if not self.settings.ask_before and not Transcript(scratch, task.claude_session).waits:
+            return None
+        take = partial(self.transfer.put, mark, b"", 0) if mark else lambda: False
+        return Approvals(self.settings.ask_before, verdict, take)
 
     def _without_detail(self, task: Task, error: WorkflowError) -> WorkflowError:
         """The error without its detail, which is staged: an error's text is in the function's log and its trace, and
@@ -190,6 +229,40 @@ class RunClaude:
         found = {path: each for path, each in made.items() if not path.startswith("claude/") or kept(path)}
         return resumed.known(found) if resumed else found
 
+    def _clone(self, task: Task, body: Json, scratch: Scratch, proxy: Proxy, cancelled: Callable[[], bool]) -> None:
+        """Make the workspace a clone of the repository that is asked for."""
+        if "repository" in body:
+            wanted, environment = Repository.of(body["repository"]), lent(scratch, proxy)
+            end = min(task.deadline, task.limit or math.inf)
+            wanted.clone(scratch, environment, proxy.port, self._limits, end, cancelled)
+
+    def _put_in(self, task: Task, body: Json, scratch: Scratch) -> None:
+        """Put what came with the request into the workspace: an upload, and files over it."""
+        if not body.keys() & {"workspace", "files"}:
+            return
+        there = amount(scratch.workspace, "", {})
+        room = self._limits.bytes - there.size, self._limits.members - there.seen
+        end = min(task.deadline, task.limit or math.inf)
+        if task.grants.upload:
+            uploaded = self.transfer.open(task.grants.upload)
+            pieces = uploaded.read(0, uploaded.size)
+            put_in(Materials("workspace", pieces, body["workspace"].get("path", "")), scratch, room, end)
+        if files := body.get("files"):
+            put_in(Materials("files", [tar(files)]), scratch, room, end)
+
+    def _turn(self, task: Task, body: Json) -> Turn:
+        """What is asked, with what the deployment gives: its agent's equipment, which repositories there are, whose
+        commits are."""
+        turn, settings = _turn(task, body), self.settings
+        told = briefing(settings.repositories, settings.protected_branches), turn.append_system_prompt
+        return replace(
+            turn,
+            append_system_prompt="\n\n".join(filter(None, told)) or None,
+            git=tuple((f"user.{name}", value) for name, value in settings.git_identity),
+            equipment=self.equipment,
+            workspace_instructions=settings.workspace_instructions,
+        )
+
     def _overlay(self, session: RemoteArchive | None, checkpoint: Grant) -> Overlay:
         return Overlay(session, self.transfer.open(checkpoint), self._limits)
 
@@ -199,15 +272,17 @@ class RunClaude:
         scratch: Scratch,
         outcome: Outcome,
         before: Mapping[str, Fingerprint],
+        given: Mapping[str, Fingerprint],
         go_on: Callable[[], None],
     ) -> RunResult:
-        """What came of it, under the attempt: four objects, which only together are a result."""
+        """What came of it, under the attempt: four objects, which only together are a result. What was
+        `given` with the request is a change of the run's where it is not as it was."""
         with ThreadPoolExecutor(2) as beside, tempfile.TemporaryFile() as archive:
             told = self._stage_told(beside, task, outcome)
             packed = self.pack(task, scratch, before, archive, go_on)
             for each in told:
                 each.result()  # where there is a result, its messages and its receipt are the last ones
-            result = _result(outcome, packed)
+            result = _result(outcome, packed, brought.changed(packed.changes, given, scratch.root))
             staging = beside.submit(self.put_json, task.grants.result, result.dump())
             self._put_archive(task.grants.changes, archive, packed.size, go_on)
             staging.result()
@@ -329,7 +404,7 @@ def _leg(task: Task) -> Leg | None:
 def _turn(task: Task, body: Json) -> Turn:
     allowance = task.allowance
     return Turn(
-        prompt=CONTINUE if task.cut else body["prompt"],
+        prompt=CONTINUE if task.cut else body.get("prompt"),
         claude_session=task.claude_session,
         resume=task.resume,
         cut=task.cut,
@@ -342,6 +417,12 @@ def _turn(task: Task, body: Json) -> Turn:
         disallowed_tools=tuple(allowance.disallowed_tools),
         strict=allowance.strict,
     )
+
+
+def _verdict(body: Json) -> Verdict | None:
+    if "deny" in body:
+        return Verdict(body["deny"]["digest"], approved=False, reason=body["deny"].get("reason", ""))
+    return Verdict(body["approve"], approved=True) if "approve" in body else None
 
 
 def _roots(scratch: Scratch) -> dict[str, Path]:
@@ -361,8 +442,7 @@ def _in_time(end: float) -> None:
 
 def _of_workspace(changes: Sequence[Change]) -> list[Change]:
     """Those of the workspace, by their paths in it."""
-    prefix = "workspace/"
-    return [each._replace(path=each.path[len(prefix) :]) for each in changes if each.path.startswith(prefix)]
+    return [each._replace(path=each.path[len(WORKSPACE) :]) for each in changes if each.path.startswith(WORKSPACE)]
 
 
 def _kept(claude_session: str, path: str) -> bool:
@@ -372,8 +452,8 @@ def _kept(claude_session: str, path: str) -> bool:
     return all(allowed is None or name in allowed for name, allowed in zip(below, wanted, strict=False))
 
 
-def _result(outcome: Outcome, packed: Packed) -> Result:
-    changed = _of_workspace(packed.changes)
+def _result(outcome: Outcome, packed: Packed, changes: Sequence[Change]) -> Result:
+    changed = _of_workspace(changes)
     return Result(
         result=outcome.result,
         structured_output=outcome.structured_output,
@@ -382,6 +462,7 @@ def _result(outcome: Outcome, packed: Packed) -> Result:
         cost_usd=outcome.cost_usd,
         usage=outcome.usage,
         model_failure=outcome.model_failure,
+        pending=outcome.pending,
         duration_ms=outcome.duration_ms,
         files=[{"path": shown(c.path), "change": c.change, "size": c.size} for c in changed[:FILES_NAMED]],
         files_total=len(changed),
@@ -392,9 +473,8 @@ def _result(outcome: Outcome, packed: Packed) -> Result:
     )
 
 
-def _upstreams(settings: AgentSettings, secrets: Any) -> list[Upstream]:
-    """What the agent may use in the deployment's name."""
-    read = partial(_secret, secrets, settings.secret_arn)
+def _upstreams(settings: AgentSettings, read: Callable[[str], str]) -> list[Upstream]:
+    """What the agent may use in the deployment's name; `read` has a field of its secret."""
     if settings.bedrock_model:
         found = [bedrock(settings.bedrock_model)]
     else:

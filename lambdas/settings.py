@@ -5,7 +5,9 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from lambdas import repositories
 from lambdas.pricing import Prices
+from lambdas.repositories import Repositories
 
 SANDBOXES = ("none", "landlock", "readonly", "bubblewrap", "seatbelt")
 """What can keep the agent from the rest of the machine. Behind each but `none`, a service that runs as root gives the
@@ -155,6 +157,8 @@ class Caps:
     """For the whole deployment; days are UTC's."""
     strict: bool = False
     """Whether a call's worst has to fit into what is left before it is made."""
+    repositories: tuple[Repositories, ...] = ()
+    """What a request may name to be cloned."""
 
 
 @dataclass(frozen=True)
@@ -189,6 +193,7 @@ class RestoreSettings:
                 max_caller_usd_per_day=_dollars(environ, "MAX_CALLER_USD_PER_DAY"),
                 max_usd_per_day=_dollars(environ, "MAX_USD_PER_DAY"),
                 strict=_flag(environ, "STRICT"),
+                repositories=_repositories(environ),
             ),
             prices=_prices(environ),
         )
@@ -207,8 +212,8 @@ class RecordSettings:
 
 
 @dataclass(frozen=True)
-class ReaderSettings:
-    """What ReadRun and StreamRun need."""
+class DoorSettings:
+    """What a function needs that the API hands requests to as they came."""
 
     bucket: str
     auth: str
@@ -216,6 +221,25 @@ class ReaderSettings:
     callers: Mapping[str, str]
     """The caller of each API key, by the key's id."""
     cors_origin: str
+
+    @classmethod
+    def read(cls, environ: Mapping[str, str] = os.environ) -> "DoorSettings":
+        """Raises `MissingSetting` for the first variable that is missing or malformed."""
+        callers = _json(environ, "CALLERS")
+        if not isinstance(callers, dict) or not all(isinstance(ids, list) for ids in callers.values()):
+            raise MissingSetting("CALLERS", "must hold the ids of each caller's API keys")
+        return DoorSettings(
+            bucket=_text(environ, "S3_BUCKET_NAME"),
+            auth=_text(environ, "AUTH"),
+            callers={str(key): caller for caller, ids in callers.items() for key in ids},
+            cors_origin=_text(environ, "CORS_ORIGIN"),
+        )
+
+
+@dataclass(frozen=True)
+class ReaderSettings(DoorSettings):
+    """What ReadRun and StreamRun need."""
+
     wait: float
     """The longest that a GET waits for news, in seconds: the gateway waits a little longer."""
     lease: float
@@ -230,18 +254,25 @@ class ReaderSettings:
     @classmethod
     def read(cls, environ: Mapping[str, str] = os.environ) -> "ReaderSettings":
         """Raises `MissingSetting` for the first variable that is missing or malformed."""
-        callers = _json(environ, "CALLERS")
-        if not isinstance(callers, dict) or not all(isinstance(ids, list) for ids in callers.values()):
-            raise MissingSetting("CALLERS", "must hold the ids of each caller's API keys")
         return cls(
-            bucket=_text(environ, "S3_BUCKET_NAME"),
-            auth=_text(environ, "AUTH"),
-            callers={str(key): caller for caller, ids in callers.items() for key in ids},
-            cors_origin=_text(environ, "CORS_ORIGIN"),
+            **vars(DoorSettings.read(environ)),
             wait=_number(environ, "WAIT_SECONDS"),
             lease=_number(environ, "LEASE_SECONDS"),
             long_lease=_number(environ, "LONG_LEASE_SECONDS"),
         )
+
+
+@dataclass(frozen=True)
+class OfferSettings(DoorSettings):
+    """What OfferUpload needs."""
+
+    max_session_bytes: int
+    """The largest upload: a session could not hold more."""
+
+    @classmethod
+    def read(cls, environ: Mapping[str, str] = os.environ) -> "OfferSettings":
+        """Raises `MissingSetting` for the first variable that is missing or malformed."""
+        return cls(**vars(DoorSettings.read(environ)), max_session_bytes=int(_number(environ, "MAX_SESSION_BYTES")))
 
 
 @dataclass(frozen=True)
@@ -287,18 +318,30 @@ class AgentSettings:
     bedrock_model: str | None
     """The model, or inference profile, of runs that name none; None with Anthropic."""
     secret_arn: str
-    """The secret holding `{"ANTHROPIC_API_KEY": …, "SUPABASE_SERVICE_KEY": …}`."""
+    """The secret holding `{"ANTHROPIC_API_KEY": …, "SUPABASE_SERVICE_KEY": …}`, and what `repositories` name."""
     supabase_url: str | None
     prices: Prices
     max_session_bytes: int
     max_session_files: int
     scratch: str
     """The directory under which a run's scratch lives; on Lambda only /tmp is writable."""
+    agent_folder: str
+    """What the deployment gives its agent: see `lambdas.agent.equipment`."""
+    workspace_instructions: bool
+    """Whether the CLAUDE.md of a session's own workspace is heard."""
+    ask_before: tuple[str, ...]
+    """Which calls are made only once they are approved."""
     sandbox: str = "none"
     """What keeps the agent from the rest of a machine that is not the function's alone: one of `SANDBOXES`."""
     wiped: tuple[str, ...] = ()
     """Directories of the function's alone, in which whatever a run left is removed. Only on Lambda there are any: no
     setting can name one, since a mistake would empty somebody's /tmp."""
+    repositories: tuple[Repositories, ...] = ()
+    """What the agent's git may reach."""
+    protected_branches: tuple[str, ...] = ()
+    """Branches that it cannot push to, in which `*` is any text."""
+    git_identity: tuple[tuple[str, str], ...] = ()
+    """Whose the agent's commits are: `name` and `email`."""
 
     @classmethod
     def read(cls, environ: Mapping[str, str] = os.environ) -> "AgentSettings":
@@ -318,8 +361,14 @@ class AgentSettings:
             max_session_bytes=int(_number(environ, "MAX_SESSION_BYTES")),
             max_session_files=int(_number(environ, "MAX_SESSION_FILES")),
             scratch=_text(environ, "SCRATCH"),
+            agent_folder=_text(environ, "AGENT_FOLDER"),
+            workspace_instructions=_flag(environ, "WORKSPACE_INSTRUCTIONS"),
+            ask_before=_names(environ, "ASK_BEFORE"),
             sandbox=_text(environ, "SANDBOX"),
             wiped=ALONE if environ.get(STARTED) in ("on-demand", PROVISIONED) else (),
+            repositories=_repositories(environ),
+            protected_branches=_names(environ, "PROTECTED_BRANCHES"),
+            git_identity=_texts(environ, "GIT_IDENTITY"),
         )
 
 
@@ -345,6 +394,13 @@ def _flag(environ: Mapping[str, str], name: str) -> bool:
     return value
 
 
+def _names(environ: Mapping[str, str], name: str) -> tuple[str, ...]:
+    value = _json(environ, name)
+    if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
+        raise MissingSetting(name, "must be a JSON list of texts")
+    return tuple(value)
+
+
 def _dollars(environ: Mapping[str, str], name: str) -> float | None:
     value = _json(environ, name)
     if value is not None and (not isinstance(value, int | float) or isinstance(value, bool) or value <= 0):
@@ -360,6 +416,20 @@ def _prices(environ: Mapping[str, str]) -> Prices:
         return Prices.of(own)
     except ValueError as wrong:
         raise MissingSetting("PRICES", f"must hold prices: {wrong}") from None
+
+
+def _repositories(environ: Mapping[str, str]) -> tuple[Repositories, ...]:
+    try:
+        return repositories.entries(_json(environ, "REPOSITORIES"))
+    except ValueError as wrong:
+        raise MissingSetting("REPOSITORIES", f"must hold repositories: {wrong}") from None
+
+
+def _texts(environ: Mapping[str, str], name: str) -> tuple[tuple[str, str], ...]:
+    value = _json(environ, name)
+    if not isinstance(value, dict) or not all(isinstance(each, str) for each in value.values()):
+        raise MissingSetting(name, "must be a JSON object of texts")
+    return tuple(value.items())
 
 
 def _json(environ: Mapping[str, str], name: str) -> object:

@@ -16,7 +16,7 @@ from lambdas.settings import EXPOSED_HEADERS
 from stacks import gateway_answers
 from stacks.deployment import Deployment
 from stacks.findings import meant
-from stacks.functions import STREAM_TIMEOUT
+from stacks.functions import GATEWAY_MARGIN, OFFER_TIMEOUT, STREAM_TIMEOUT
 
 ORIGIN = "https://$context.domainName"
 """Where the API is, to its own templates."""
@@ -53,7 +53,7 @@ NO_AUTHORIZER = {
 
 
 class Api(Construct):
-    """`/claude-code`: POST runs, OPTIONS serves browsers, anything else is 405; and the runs below it, to be read."""
+    """`/claude-code`: POST runs, OPTIONS serves browsers, anything else is 405. Below it: runs, sessions, uploads."""
 
     def __init__(
         self,
@@ -62,7 +62,7 @@ class Api(Construct):
         *,
         deployment: Deployment,
         machine: sfn.StateMachine,
-        readers: Mapping[str, aws_lambda.Function],
+        door: Mapping[str, aws_lambda.Function],
     ) -> None:
         super().__init__(scope, construct_id)
         self._deployment = deployment
@@ -79,7 +79,10 @@ class Api(Construct):
         self._post(claude_code, machine)
         self._options(claude_code, "POST")
         self._any_other(claude_code)
-        self._runs(claude_code, readers)
+        self._let_ask(door)
+        self._runs(claude_code, door)
+        self._sessions(claude_code, door)
+        self._uploads(claude_code, door["OfferUpload"])
         self.url = self.api.url_for_path("/claude-code")
 
     def _rest_api(self) -> gateway.RestApi:
@@ -215,22 +218,25 @@ class Api(Construct):
             | ({} if self._deployment.auth == "iam" else {"APIG4": NO_AUTHORIZER[self._deployment.auth]}),
         )
 
-    def _runs(self, above: gateway.Resource, readers: Mapping[str, aws_lambda.Function]) -> None:
+    def _let_ask(self, door: Mapping[str, aws_lambda.Function]) -> None:
+        """The API may call them; they know who asks by which key."""
+        ids = {caller: [key.key_id for key in keys.values()] for caller, keys in self.keys.items()}
+        for function in door.values():
+            function.add_environment("CALLERS", Stack.of(self).to_json_string(ids))
+            self._role.add_to_policy(
+                aws_iam.PolicyStatement(actions=["lambda:InvokeFunction"], resources=[function.function_arn])
+            )
+
+    def _runs(self, above: gateway.Resource, door: Mapping[str, aws_lambda.Function]) -> None:
         """`/claude-code/runs/{run_id}`: GET and DELETE; below it `events`, whose answer comes as it is made.
 
         Any other method is the reader's to refuse, which knows who asks, and what the path takes.
         """
-        ids = {caller: [key.key_id for key in keys.values()] for caller, keys in self.keys.items()}
-        for reader in readers.values():
-            reader.add_environment("CALLERS", Stack.of(self).to_json_string(ids))
-            self._role.add_to_policy(
-                aws_iam.PolicyStatement(actions=["lambda:InvokeFunction"], resources=[reader.function_arn])
-            )
         run = above.add_resource("runs").add_resource("{run_id}")
         events = run.add_resource("events")
         wait = Duration.seconds(self._deployment.integration_timeout)
-        read = self._handed_to(readers["ReadRun"], wait)
-        stream = self._handed_to(readers["StreamRun"], STREAM_WAIT, gateway.ResponseTransferMode.STREAM)
+        read = self._handed_to(door["ReadRun"], wait)
+        stream = self._handed_to(door["StreamRun"], STREAM_WAIT, gateway.ResponseTransferMode.STREAM)
         for resource, method, integration in (
             (run, "GET", read),
             (run, "DELETE", read),
@@ -241,6 +247,27 @@ class Api(Construct):
             self._acknowledge_lock(resource.add_method(method, integration, **self._lock()))
         self._options(run, "GET, DELETE")
         self._options(events, "GET")
+
+    def _sessions(self, above: gateway.Resource, door: Mapping[str, aws_lambda.Function]) -> None:
+        """`/claude-code/sessions/{session_id}`: GET and DELETE; below it `files`, each by its path, and `archive`."""
+        read = self._handed_to(door["ReadSession"], STREAM_WAIT, gateway.ResponseTransferMode.STREAM)
+        remove = self._handed_to(door["RemoveSession"], Duration.seconds(self._deployment.integration_timeout))
+        session = above.add_resource("sessions").add_resource("{session_id}")
+        files = session.add_resource("files")
+        below = (files, files.add_resource("{path+}"), session.add_resource("archive"))
+        self._acknowledge_lock(session.add_method("DELETE", remove, **self._lock()))
+        for resource in (session, *below):
+            for method in ("GET", "ANY"):
+                self._acknowledge_lock(resource.add_method(method, read, **self._lock()))
+            self._options(resource, "GET, DELETE" if resource is session else "GET")
+
+    def _uploads(self, above: gateway.Resource, offer: aws_lambda.Function) -> None:
+        """`/claude-code/uploads`: POST. Any other method is the function's to refuse."""
+        uploads = above.add_resource("uploads")
+        offered = self._handed_to(offer, Duration.seconds(OFFER_TIMEOUT + GATEWAY_MARGIN))
+        for method in ("POST", "ANY"):
+            self._acknowledge_lock(uploads.add_method(method, offered, **self._lock()))
+        self._options(uploads, "POST")
 
     def _handed_to(
         self,

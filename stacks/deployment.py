@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from lambdas.pricing import Prices
+from lambdas.repositories import Repositories, entries
 from lambdas.request import FIELDS
 
 CDK_JSON = Path(__file__).parent / "cdk.json"
 """A link to the project's, so that a wheel has it too."""
+AGENT = Path(__file__).parent / "agent"
+"""Likewise a link: what the deployment gives its agent."""
 MAX_EPHEMERAL_MB = 10240
 """Lambda's limit for /tmp."""
 MAX_MEMORY_MB = 10240
@@ -52,6 +55,12 @@ class Deployment:
     bedrock_models: tuple[str, ...]
     """Model or inference profile ids that the agent may invoke, with the provider `bedrock`."""
     supabase_url: str
+    repositories: tuple[Repositories, ...]
+    """What the agent's git may reach, and as whom."""
+    protected_branches: tuple[str, ...]
+    """Branches that it cannot push to, in which `*` is any text."""
+    git_identity: dict[str, str]
+    """Whose its commits are: `name` and `email`."""
     max_turns: int
     max_budget_usd: float
     """For one run, in US dollars."""
@@ -65,6 +74,10 @@ class Deployment:
     """By model, what is over the table in lambdas/prices.toml; `*` for one that is in neither."""
     allowed_tools: tuple[str, ...] | None
     """None: every tool of Claude Code."""
+    workspace_instructions: bool
+    """Whether the CLAUDE.md of a session's own workspace is heard, beside that of agent/."""
+    ask_before: tuple[str, ...]
+    """Which calls of tools are made only once they are approved: see `lambdas.agent.approvals`."""
     max_concurrent_runs: int | None
     """Reserved concurrency of RunClaude, and of RunLeg too; None: the account's."""
     warm_runs: int
@@ -76,6 +89,8 @@ class Deployment:
     max_session_files: int
     max_dead_share: float
     """How much of a session's archive may be bytes of files that are replaced or gone; more is won back."""
+    session_expiry_days: int | None
+    """A session is deleted so many days after its last turn; None: never."""
     retain_data: bool
     """Keep the bucket when the stack is deleted."""
     kms_key_arn: str | None
@@ -113,6 +128,9 @@ class Deployment:
             anthropic_base_url=take.text("anthropic_base_url", r"https?://\S+", "a URL"),
             bedrock_models=take.names("bedrock_models") or (),
             supabase_url=take.text("supabase_url", r"|https?://\S+", "a URL, or empty"),
+            repositories=take.repositories("repositories"),
+            protected_branches=take.names("protected_branches") or (),
+            git_identity=take.identity("git_identity"),
             max_turns=take.whole("max_turns", 1),
             max_budget_usd=take.number("max_budget_usd"),
             max_session_usd=take.number_or_none("max_session_usd"),
@@ -121,12 +139,15 @@ class Deployment:
             strict=take.flag("strict"),
             prices=take.prices("prices"),
             allowed_tools=_tools(take.names("allowed_tools")),
+            workspace_instructions=take.flag("workspace_instructions"),
+            ask_before=take.names("ask_before") or (),
             max_concurrent_runs=take.whole_or_none("max_concurrent_runs", 1),
             warm_runs=take.whole("warm_runs", 0),
             memory_mb=take.whole("memory_mb", MIN_MEMORY_MB, MAX_MEMORY_MB),
             max_session_mb=take.whole("max_session_mb", 1, (MAX_EPHEMERAL_MB - 512) // 3),
             max_session_files=take.whole("max_session_files", 1),
             max_dead_share=take.share("max_dead_share"),
+            session_expiry_days=take.whole_or_none("session_expiry_days", 1, 36500),
             retain_data=take.flag("retain_data"),
             kms_key_arn=take.text_or_none("kms_key_arn", KMS_KEY_ARN, "null or the ARN of a KMS key (not of an alias)"),
             vpc=take.text_or_none("vpc", r"vpc-[0-9a-f]{8,17}", "null or the id of a VPC"),
@@ -137,6 +158,7 @@ class Deployment:
         )
         take.refuse_the_rest()
         deployment._check_models()
+        deployment._check_branches()
         deployment._check_network()
         deployment._check_warmth()
         return deployment
@@ -149,6 +171,11 @@ class Deployment:
                 raise BadContext(f"bedrock_models takes ids of models and inference profiles; {model!r} is not one.")
             if not Prices.of(self.prices).knows(model):
                 raise BadContext(f"bedrock_models names {model}, which has no price: add it to prices.")
+
+    def _check_branches(self) -> None:
+        for name in self.protected_branches:
+            if not BRANCH.fullmatch(name):
+                raise BadContext(f"protected_branches takes names of branches, with * for any text; {name!r} is none.")
 
     def _check_network(self) -> None:
         if self.vpc and not self.subnets:
@@ -166,6 +193,10 @@ class Deployment:
 
 MODEL_ID = re.compile(r"[A-Za-z0-9._:-]+")
 """No ARN: the agent's proxy lets no slash through in a model's name, however it is escaped."""
+BRANCH = re.compile(r"[A-Za-z0-9._/*-]+")
+IDENTITY = re.compile(r"[^\x00-\x1f<>]{1,200}")
+REPOSITORIES_BYTES = 2000
+"""A function's environment has 4 KB in all."""
 SUBNET_ID = re.compile(r"subnet-[0-9a-f]{8,17}")
 KMS_KEY_ARN = r"arn:aws[a-z-]*:kms:[a-z0-9-]+:\d{12}:key/[A-Za-z0-9-]+"
 
@@ -226,6 +257,22 @@ class _Context:
         except ValueError as wrong:
             raise BadContext(f"{name}: {wrong}.") from None
         return value
+
+    def repositories(self, name: str) -> tuple[Repositories, ...]:
+        value = self._parsed(name)
+        if len(json.dumps(value)) > REPOSITORIES_BYTES:
+            raise BadContext(f"{name} has more than {REPOSITORIES_BYTES} bytes, which a function cannot be given.")
+        try:
+            return entries(value)
+        except ValueError as wrong:
+            raise BadContext(f"{name}: {wrong}.") from None
+
+    def identity(self, name: str) -> dict[str, str]:
+        value = self._parsed(name)
+        texts = list(value.values()) if isinstance(value, dict) and set(value) == {"name", "email"} else [None]
+        if not all(isinstance(text, str) and IDENTITY.fullmatch(text) for text in texts):
+            raise BadContext(f"{name} must be an object with name and email, not {json.dumps(value)}.")
+        return {"name": value["name"], "email": value["email"]}
 
     def share(self, name: str) -> float:
         value = self.number(name)

@@ -27,11 +27,16 @@ from stacks.storage import Storage
 ROOT = Path(__file__).resolve().parent.parent
 """The project: the import root of the functions."""
 ONLY_LAMBDAS = ["/*", "!/lambdas", "__pycache__", "*.md", ".DS_Store"]
+AND_AGENT = [*ONLY_LAMBDAS, "!/agent", "!/agent/**/*.md"]
+"""What RunClaude's image is built from: the files of agent/, too, among which some end in .md."""
 NOT_IN_THE_ZIP = ["/lambdas/agent", "/lambdas/run_claude.py", "/lambdas/Dockerfile", "/lambdas/requirements.*"]
 SESSIONS = "session-*.zip"
 AGENTS = ("RunClaude", "RunLeg")
 """The functions that run strangers' code: of one image, the second for the legs of long runs."""
 CANCEL = "runs/*/cancel"
+EXTRACTS = "extracts/*"
+REMOVES = ("s3:DeleteObject", "s3:DeleteObjectVersion")
+"""What DeleteObjects asks for, of versions: the first always, by S3's own words."""
 NETWORK_INTERFACES = [
     "ec2:AssignPrivateIpAddresses",
     "ec2:CreateNetworkInterface",
@@ -42,7 +47,10 @@ NETWORK_INTERFACES = [
 ]
 """What Lambda does in the name of a function's role to put the function into a VPC."""
 STREAM_TIMEOUT = 330
-"""Seconds of StreamRun's function: it ends its streams after 300."""
+"""Seconds of StreamRun's function, which ends its streams after 300, and of ReadSession's, which may have a large file
+to take out of an archive."""
+OFFER_TIMEOUT = 10
+"""Seconds of OfferUpload's function, which writes one object."""
 GATEWAY_MARGIN = 5
 """Seconds that the gateway waits longer than ReadRun does for news."""
 TRACES = "X-Ray knows no resources: a segment is put into the account's traces, or not."
@@ -54,7 +62,8 @@ function grows with every turn."""
 
 
 class Functions(Construct):
-    """RestoreSession, RunClaude, PersistSession and RecordFailure, by state name in `versions`; the `readers` of runs.
+    """RestoreSession, RunClaude, PersistSession and RecordFailure, by state name in `versions`; at the `door` those
+    that the API hands requests to: readers of runs and sessions, and who offers uploads.
 
     RunClaude runs strangers' code: its role knows no `s3:` action, what it may touch comes as presigned grants.
     RestoreSession signs these, so its role holds the rights that they convey.
@@ -79,8 +88,9 @@ class Functions(Construct):
         failure = self._zipped("RecordFailure", "record_failure", self._clocks.record_function, record)
         run = self._image("RunClaude", self._clocks.run_function, secret)
         leg = self._image("RunLeg", self._legs.function, secret)
-        self.readers = self._readers(storage)
-        """ReadRun and StreamRun, which the API calls; the machine calls a version of the first."""
+        self.door = self._at_the_door(storage)
+        """ReadRun, StreamRun, ReadSession, RemoveSession and OfferUpload, which the API calls; the machine calls a
+        version of the first."""
 
         self._allow_what_each_needs(storage, secret)
         if deployment.vpc:
@@ -92,7 +102,7 @@ class Functions(Construct):
             "RunLeg": leg,
             "PersistSession": persist,
             "RecordFailure": failure,
-            "ReadRun": self.readers["ReadRun"],
+            "ReadRun": self.door["ReadRun"],
         }
         self.versions: dict[str, aws_lambda.Version | aws_lambda.Alias] = {
             state: function.current_version for state, function in functions.items()
@@ -118,9 +128,14 @@ class Functions(Construct):
         storage.allow(self._roles["RestoreSession"], SESSIONS, *reads)
         storage.allow(self._roles["PersistSession"], SESSIONS, *reads, "s3:PutObject", "s3:AbortMultipartUpload")
         storage.allow(self._roles["PersistSession"], "runs/*", "s3:GetObjectVersion")
-        for state in self.readers:
+        for state in ("ReadRun", "StreamRun"):
             _let_read(storage, self._roles[state])
         storage.allow(self._roles["ReadRun"], CANCEL, "s3:PutObject")
+        _let_show(storage, self._roles["ReadSession"])
+        _let_remove(storage, self._roles["RemoveSession"])
+        _let_offer(storage, self._roles["OfferUpload"])
+        storage.allow(self._roles["RestoreSession"], "uploads/*", "s3:GetObject")
+        storage.allow(self._roles["RestoreSession"], "uploads/*/used", "s3:PutObject")
         for role in (self._roles["RestoreSession"], self._roles["PersistSession"]):
             _allow(role, [storage.bucket.bucket_arn], "s3:ListBucketVersions")
         for state in ("PersistSession", "RecordFailure"):
@@ -130,20 +145,28 @@ class Functions(Construct):
             if self._deployment.provider == "bedrock":
                 _allow_models(self._roles[state], self._deployment.bedrock_models)
 
-    def _readers(self, storage: Storage) -> dict[str, aws_lambda.Function]:
-        environment = {
+    def _at_the_door(self, storage: Storage) -> dict[str, aws_lambda.Function]:
+        door = {
             "S3_BUCKET_NAME": storage.bucket.bucket_name,
             "AUTH": self._deployment.auth,
             "CALLERS": "{}",  # the API, which makes the keys, adds them
             "CORS_ORIGIN": self._deployment.cors_origin,
+        }
+        runs = door | {
             "WAIT_SECONDS": str(self._deployment.integration_timeout - GATEWAY_MARGIN),
             "LEASE_SECONDS": str(self._clocks.machine + LEASE_MARGIN),
             "LONG_LEASE_SECONDS": str(self._legs.lease),
         }
         wrapper = {"AWS_LAMBDA_EXEC_WRAPPER": "/var/task/lambdas/streaming.sh"}
-        read = self._zipped("ReadRun", "read_run", self._deployment.integration_timeout, environment, memory=512)
-        stream = self._zipped("StreamRun", "stream_run", STREAM_TIMEOUT, environment | wrapper, memory=512)
-        return {"ReadRun": read, "StreamRun": stream}
+        show, offer = door | wrapper | GIVING_BACK, door | self._session_limits
+        seconds = self._deployment.integration_timeout
+        return {
+            "ReadRun": self._zipped("ReadRun", "read_run", seconds, runs, memory=512),
+            "StreamRun": self._zipped("StreamRun", "stream_run", STREAM_TIMEOUT, runs | wrapper, memory=512),
+            "ReadSession": self._zipped("ReadSession", "read_session", STREAM_TIMEOUT, show),
+            "RemoveSession": self._zipped("RemoveSession", "remove_session", seconds, door, memory=512),
+            "OfferUpload": self._zipped("OfferUpload", "offer_upload", OFFER_TIMEOUT, offer, memory=512),
+        }
 
     def _restore_environment(self, storage: Storage) -> dict[str, str]:
         return {
@@ -160,7 +183,12 @@ class Functions(Construct):
             "STRICT": json.dumps(self._deployment.strict),
             "PRICES": json.dumps(self._deployment.prices),
             "ALLOWED_TOOLS": json.dumps(self._deployment.allowed_tools),
+            "REPOSITORIES": self._repositories,
         }
+
+    @property
+    def _repositories(self) -> str:
+        return json.dumps([each.entry for each in self._deployment.repositories])
 
     def _commit_environment(self, storage: Storage) -> dict[str, str]:
         return {
@@ -213,7 +241,7 @@ class Functions(Construct):
                 str(ROOT),
                 file="lambdas/Dockerfile",
                 platform=self._platform,
-                exclude=ONLY_LAMBDAS,
+                exclude=AND_AGENT,
                 ignore_mode=IgnoreMode.GIT,
             ),
             memory_size=deployment.memory_mb,
@@ -235,9 +263,15 @@ class Functions(Construct):
             "SECRET_ARN": secret.secret.secret_arn,
             "SUPABASE_URL": deployment.supabase_url,
             "PRICES": json.dumps(deployment.prices),
+            "REPOSITORIES": self._repositories,
+            "PROTECTED_BRANCHES": json.dumps(deployment.protected_branches),
+            "GIT_IDENTITY": json.dumps(deployment.git_identity),
             **self._session_limits,
             "SCRATCH": "/tmp/claude-agent",
             "SANDBOX": "none",  # the machine is the function's alone
+            "AGENT_FOLDER": "/var/task/agent",
+            "WORKSPACE_INSTRUCTIONS": json.dumps(deployment.workspace_instructions),
+            "ASK_BEFORE": json.dumps(deployment.ask_before),
             **GIVING_BACK,
         }
         if deployment.provider == "bedrock":
@@ -318,6 +352,34 @@ def _let_read(storage: Storage, role: aws_iam.Role) -> None:
     storage.allow(role, "runs/*", "s3:GetObject")
     storage.allow(role, SESSIONS, "s3:GetObject")
     _allow(role, [storage.bucket.bucket_arn], "s3:ListBucket")
+    storage.allow_key(role)
+
+
+def _let_show(storage: Storage, role: aws_iam.Role) -> None:
+    """Sessions, as they are and were; and it writes out of them what is too large for an answer."""
+    storage.allow(role, SESSIONS, "s3:GetObject", "s3:GetObjectVersion")
+    storage.allow(role, EXTRACTS, "s3:GetObject", "s3:PutObject", "s3:AbortMultipartUpload")
+    _allow(role, [storage.bucket.bucket_arn], "s3:ListBucket", "s3:ListBucketVersions")
+    storage.allow_key(role)
+
+
+def _let_remove(storage: Storage, role: aws_iam.Role) -> None:
+    """Every version of what is a session's, under its lease. Of the ledger, what is its own; a day's stays."""
+    reads = ("s3:GetObject", "s3:GetObjectVersion")
+    storage.allow(role, SESSIONS, *reads, *REMOVES)
+    storage.allow(role, "runs/*", *reads, *REMOVES)
+    storage.allow(role, "uploads/*", "s3:GetObject", *REMOVES)
+    for pattern in ("index/*", "ledger/sessions/*", EXTRACTS):
+        storage.allow(role, pattern, *REMOVES)
+    storage.allow(role, "locks/*", "s3:GetObject", "s3:PutObject", *REMOVES)
+    _allow(role, [storage.bucket.bucket_arn], "s3:ListBucket", "s3:ListBucketVersions")
+    storage.allow_key(role)
+
+
+def _let_offer(storage: Storage, role: aws_iam.Role) -> None:
+    """Writes offers, and signs the right to write what is uploaded; it reads nothing."""
+    for name in ("offer.json", "content"):
+        storage.allow(role, f"uploads/*/{name}", "s3:PutObject")
     storage.allow_key(role)
 
 

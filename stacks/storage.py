@@ -13,7 +13,14 @@ class Storage(Construct):
     """One versioned, private bucket that is kept when the stack is deleted, unless the deployment says otherwise."""
 
     def __init__(
-        self, scope: Construct, construct_id: str, *, cors_origin: str, retain: bool, key: aws_kms.IKey | None
+        self,
+        scope: Construct,
+        construct_id: str,
+        *,
+        cors_origin: str,
+        retain: bool,
+        expiry_days: int | None,
+        key: aws_kms.IKey | None,
     ) -> None:
         super().__init__(scope, construct_id)
         self._key = key
@@ -32,7 +39,7 @@ class Storage(Construct):
             removal_policy=RemovalPolicy.RETAIN if retain else RemovalPolicy.DESTROY,
             cors=[
                 aws_s3.CorsRule(
-                    allowed_methods=[aws_s3.HttpMethods.GET],
+                    allowed_methods=[aws_s3.HttpMethods.GET, aws_s3.HttpMethods.PUT],
                     allowed_origins=[cors_origin],
                     allowed_headers=["*"],
                     exposed_headers=["ETag", "Content-Length", "Content-Range"],
@@ -40,7 +47,15 @@ class Storage(Construct):
             ],
             lifecycle_rules=[
                 *(_expiring(prefix) for prefix in ("runs/", "index/", "locks/", "ledger/")),
-                aws_s3.LifecycleRule(id="replaced-sessions", prefix="session-", noncurrent_version_expiration=KEPT),
+                _expiring("extracts/", Duration.days(1)),
+                _expiring("uploads/", Duration.days(1)),
+                aws_s3.LifecycleRule(
+                    id="replaced-sessions",
+                    prefix="session-",
+                    # Counted from the last version. What expires is then a replaced version, as what is deleted.
+                    expiration=Duration.days(expiry_days) if expiry_days else None,
+                    noncurrent_version_expiration=KEPT,
+                ),
                 aws_s3.LifecycleRule(
                     id="leftovers",
                     abort_incomplete_multipart_upload_after=Duration.days(1),
@@ -51,7 +66,7 @@ class Storage(Construct):
         meant(
             self.bucket,
             {
-                "S1": "Access logs of the server need a second bucket to keep and guard. Five roles and short-lived "
+                "S1": "Access logs of the server need a second bucket to keep and guard. Eight roles and short-lived "
                 "presigned URLs are all that reaches this one, and every run is in the machine's log; an account that "
                 "wants every request on record turns on CloudTrail's data events."
             },
@@ -87,10 +102,10 @@ class Storage(Construct):
             )
 
 
-def _expiring(prefix: str) -> aws_s3.LifecycleRule:
+def _expiring(prefix: str, kept: Duration = KEPT) -> aws_s3.LifecycleRule:
     return aws_s3.LifecycleRule(
         id=f"old-{prefix.rstrip('/')}",
         prefix=prefix,
-        expiration=KEPT,
+        expiration=kept,
         noncurrent_version_expiration=Duration.days(1),
     )

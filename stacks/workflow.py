@@ -9,9 +9,10 @@ from aws_cdk import App, CfnOutput, Environment, Stack, aws_kms
 from aws_cdk.cx_api import CloudAssembly
 from constructs import Construct
 
+from lambdas.agent.equipment import Equipment, Unusable
 from lambdas.settings import Clocks, Legs
 from stacks.api import Api
-from stacks.deployment import CDK_JSON, Deployment
+from stacks.deployment import AGENT, CDK_JSON, BadContext, Deployment
 from stacks.functions import Functions
 from stacks.machine import Machines
 from stacks.secret import ModelSecret
@@ -28,20 +29,34 @@ class ClaudeAgentWorkflow(Stack):
         super().__init__(scope, construct_id, env=env, description="Claude Agent Workflow: one POST runs Claude Code")
         arn = deployment.kms_key_arn
         key = aws_kms.Key.from_key_arn(self, "Key", arn) if arn else None
-        retain = deployment.retain_data
-        storage = Storage(self, "Storage", cors_origin=deployment.cors_origin, retain=retain, key=key)
+        storage = Storage(
+            self,
+            "Storage",
+            cors_origin=deployment.cors_origin,
+            retain=deployment.retain_data,
+            expiry_days=deployment.session_expiry_days,
+            key=key,
+        )
         secret = ModelSecret(self, "ModelSecret", key=key)
         functions = Functions(self, "Functions", deployment=deployment, storage=storage, secret=secret)
         clocks = Clocks(deployment.integration_timeout)
         legs = Legs(deployment.max_run_seconds)
         machines = Machines(self, "Machine", clocks=clocks, legs=legs, functions=functions.versions)
         WarmUp(self, "WarmUp", run=functions.versions["RunClaude"])
-        api = Api(self, "Door", deployment=deployment, machine=machines.express, readers=functions.readers)
+        api = Api(
+            self,
+            "Door",
+            deployment=deployment,
+            machine=machines.express,
+            door=functions.door,
+        )
         CfnOutput(self, "ApiUrl", value=api.url, description="POST here")
         CfnOutput(self, "BucketName", value=storage.bucket.bucket_name)
         CfnOutput(self, "StateMachineArn", value=machines.express.state_machine_arn)
         CfnOutput(self, "LongMachineArn", value=machines.long.state_machine_arn)
         CfnOutput(self, "SecretArn", value=secret.secret.secret_arn)
+        CfnOutput(self, "MaxSessionMb", value=str(deployment.max_session_mb))
+        CfnOutput(self, "MaxSessionFiles", value=str(deployment.max_session_files))
         self._key_outputs(api)
 
     def _key_outputs(self, api: Api) -> None:
@@ -79,5 +94,16 @@ def application(outdir: str, context: Mapping[str, Any] | None = None) -> App:
     app = App(context=chosen, outdir=outdir)
     # The app's context adds what `cdk -c` says, but loses every null on its way through jsii.
     deployment = Deployment.read({**chosen, **app.node.get_all_context()})
+    check_agent(AGENT)
     ClaudeAgentWorkflow(app, deployment.stack_name, deployment=deployment)
     return app
+
+
+def check_agent(folder: Path) -> None:
+    """What RunClaude would stumble over when it is deployed. Raises `BadContext`."""
+    try:
+        Equipment.read(folder)
+    except Unusable as wrong:
+        raise BadContext(f"agent/: {wrong}") from None
+    except OSError:
+        raise BadContext("The folder agent/ is missing; an empty one will do.") from None

@@ -180,10 +180,16 @@ def run(prompt: str, scratch: Scratch, model: str | None = None) -> Outcome:
         "MAX_SESSION_FILES": "10",
         "SCRATCH": "unused",
         "SANDBOX": "none",
+        "AGENT_FOLDER": "/var/task/agent",
+        "WORKSPACE_INSTRUCTIONS": "false",
+        "ASK_BEFORE": "[]",
+        "REPOSITORIES": "[]",
+        "PROTECTED_BRANCHES": "[]",
+        "GIT_IDENTITY": "{}",
         "PRICES": "{}",
     }
     turn = Turn(prompt, claude_session=str(uuid.uuid4()), resume=False, model=model)
-    with Proxy(_upstreams(AgentSettings.read(settings), None)) as proxy:
+    with Proxy(_upstreams(AgentSettings.read(settings), str)) as proxy:
         return asyncio.run(converse(turn, scratch, proxy, Kept(scratch), time.time() + 60))
 
 

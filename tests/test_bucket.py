@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from botocore.awsrequest import AWSResponse
+from botocore.exceptions import ClientError
 
 from lambdas.agent.transfer import Transfer
 from lambdas.bucket import lease, listing, record, versions
@@ -132,7 +133,7 @@ def test_of_many_writers_at_once_one_commits(bucket: Bucket) -> None:
         {"owner": None},
         {"turns": None},
         {"turns": "many"},
-        {"turns": "0"},
+        {"turns": "-1"},
         {"cost-usd": "nan"},
         {"cost-usd": "-1"},
         {"directory": "all"},
@@ -389,3 +390,22 @@ def test_messages_of_any_other_shape_are_left_out(bucket: Bucket, body: bytes) -
     claim = a_claim()
     assert Transfer().put(grants(bucket, claim, None, 60).messages, body, len(body))
     assert record.messages(bucket, [claim.staging], 200_000) is None
+
+
+def test_of_a_version_a_range_is_given_as_s3_gives_it(bucket: Bucket) -> None:
+    """Of the newest and of an older one, from either end; of one that has none of it, nothing."""
+    key = {"Bucket": bucket.name, "Key": "x"}
+    old, new = (bucket.s3.put_object(**key, Body=body)["VersionId"] for body in (b"older", b"newest"))
+    for version, asked, given, which in (
+        (old, "bytes=1-2", b"ld", "bytes 1-2/5"),
+        (new, "bytes=-4", b"west", "bytes 2-5/6"),
+        (new, "bytes=3-99", b"est", "bytes 3-5/6"),
+    ):
+        got = bucket.s3.get_object(**key, VersionId=version, Range=asked)
+        assert (got["ResponseMetadata"]["HTTPStatusCode"], got["ContentRange"]) == (206, which)
+        assert got["Body"].read() == given
+    assert bucket.s3.get_object(**key, VersionId=old)["Body"].read() == b"older"
+    with pytest.raises(ClientError, match="InvalidRange"):
+        bucket.s3.get_object(**key, VersionId=old, Range="bytes=5-9")
+    with pytest.raises(ClientError, match="Precondition"):
+        bucket.s3.get_object(**key, VersionId=old, Range="bytes=0-1", IfMatch='"another"')

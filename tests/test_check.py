@@ -111,7 +111,11 @@ def expire(kit: Kit, days: int) -> None:
     """The template's lifecycle, which the engine leaves out, as S3 would have it; with other days for runs."""
     rules = [
         {name: rule[name] for name in rule if name.startswith(("Noncurrent", "Abort"))}
-        | ({"Expiration": {"Days": days}} if "ExpirationInDays" in rule else {})
+        | (
+            {"Expiration": {"Days": days if rule["ExpirationInDays"] == 30 else 1}}
+            if "ExpirationInDays" in rule
+            else {}
+        )
         | {"ID": rule["Id"], "Status": "Enabled", "Filter": {"Prefix": rule.get("Prefix", "")}}
         for rule in kit.account.properties("S3::Bucket")["LifecycleConfiguration"]["Rules"]
     ]

@@ -27,7 +27,8 @@ partition."""
 def hosts() -> set[str]:
     """Where every grant and every link of an answer leads."""
     bucket = Bucket(s3_client(), "sessions")
-    granted = asdict(grants(bucket, CLAIM, "runs/run-1/0000-aa/", 60))
+    also = {"uploaded": "uploads/upload-1/content", "approves_of": "run-0"}
+    granted = asdict(grants(bucket, CLAIM, "runs/run-1/0000-aa/", 60, **also))
     assert all(granted.values())
     stored = {"s3_url": "s3://sessions/session-1.zip", "session_id": "session-1", "messages_at": "runs/run-1/x.json"}
     links = {name: url for name, url in answer.with_links(stored, bucket).items() if name.endswith("_url")}

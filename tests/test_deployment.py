@@ -10,6 +10,9 @@ from stacks.deployment import CDK_JSON, BadContext, Deployment
 CONTEXT: dict[str, Any] = json.loads(CDK_JSON.read_text())["context"]
 
 
+ENTRY = {"host": "github.com", "match": ["acme/*"], "access": "push", "secret": "GIT_TOKEN"}
+
+
 def test_cdk_json_is_whole() -> None:
     """cdk.json as it stands is a deployment."""
     assert Deployment.read(CONTEXT).callers == {"default": (1,)}
@@ -21,6 +24,14 @@ def test_the_cli_gives_text() -> None:
     read = Deployment.read(CONTEXT | said)
     assert (read.integration_timeout, read.retain_data, read.allowed_tools) == (120, False, ("Read",))
     assert read.max_budget_usd == 2.5
+
+
+def test_repositories_are_written_as_json() -> None:
+    """On the command line; null protects nothing."""
+    said = {"repositories": json.dumps([ENTRY]), "protected_branches": "null"}
+    read = Deployment.read(CONTEXT | said)
+    assert [each.entry for each in read.repositories] == [ENTRY]
+    assert read.protected_branches == ()
 
 
 def test_a_network_is_named_by_ids() -> None:
@@ -67,6 +78,7 @@ def test_ephemeral_storage_fits_the_session() -> None:
         ("cors_origin", "it's mine", "one origin"),
         ("max_budget_usd", 0, "above 0"),
         ("warm_runs", -1, "between 0 and"),
+        ("session_expiry_days", 0, "between 1 and"),
         ("memory_mb", 512, "between 1024 and 10240"),
         ("memory_mb", 20480, "between 1024 and 10240"),
         ("memory_mb", None, "null"),
@@ -78,6 +90,19 @@ def test_ephemeral_storage_fits_the_session() -> None:
         ("allowed_tools", ["Read", "default"], "is not one"),
         ("retain_data", 1, "true or false"),
         ("stack_name", "my stack", "letters"),
+        ("repositories", {}, "a list"),
+        ("repositories", [{"host": "github.com", "match": ["acme/*"], "access": "push"}], "host, match, access and"),
+        ("repositories", [ENTRY | {"host": "https://github.com"}], "no host"),
+        ("repositories", [ENTRY | {"match": []}], "at least one"),
+        ("repositories", [ENTRY | {"match": ["acme"]}], "owner/name"),
+        ("repositories", [ENTRY | {"match": ["acme/(.*)"]}], "owner/name"),
+        ("repositories", [ENTRY | {"access": "write"}], "read or push"),
+        ("repositories", [ENTRY | {"secret": "a token"}], "names a field"),
+        ("repositories", [ENTRY] * 30, "more than 2000 bytes"),
+        ("protected_branches", ["my branch"], "is none"),
+        ("protected_branches", "main", "main"),
+        ("git_identity", {"name": "Claude"}, "name and email"),
+        ("git_identity", {"name": "Claude <x>", "email": "a@b"}, "name and email"),
         ("kms_key_arn", "arn:aws:kms:eu-west-1:123456789012:alias/mine", "ARN of a KMS key"),
         ("kms_key_arn", "", "ARN of a KMS key"),
         ("vpc", "my-vpc", "id of a VPC"),

@@ -257,12 +257,13 @@ def test_an_unknown_path_is_forbidden(client: Client, path: str) -> None:
     assert_refused(client.send("POST", "{}", path=path, x_api_key=KEY), 403, "Forbidden")
 
 
-@pytest.mark.parametrize("path", ["/", PATH])
+@pytest.mark.parametrize("path", ["/", PATH, "/console"])
 def test_a_browser_that_opens_the_address_sees_what_it_is(client: Client, path: str) -> None:
     """In words. Whoever does not ask for HTML, and any other method or path, is answered as in AWS."""
     answer = client.send("GET", path=path, accept="text/html,application/xhtml+xml,*/*;q=0.8")
     assert (answer.status, answer.headers["content-type"]) == (200, "text/html; charset=utf-8")
     assert b"The service runs." in answer.body
+    assert b"<code>Console:</code>" in answer.body
     assert client.send("PUT", "{}", path=path, accept="text/html").status in (403, 405)
     assert client.send("GET", path=path, accept="*/*").status in (403, 405)
     assert client.send("GET", path="/nothing", accept="text/html").status == 403

@@ -164,6 +164,7 @@ def _build(task: Path, python: Python) -> None:
     task.chmod(0o755)
     _installed(task, "--python", str(python.prefix / "bin" / python.name))
     shutil.copytree(ROOT / "lambdas", task / "lambdas", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "agent", task / "agent")
     for path in task.rglob("*"):
         path.chmod(path.stat().st_mode | 0o444)
 

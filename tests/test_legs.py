@@ -51,8 +51,8 @@ class Legs:
     checkpoint: str | None = None
     """The newest attempt that left one."""
 
-    def asks(self, prompt: str) -> None:
-        self.bucket.objects["/request"] = json.dumps({"body": {"prompt": prompt}}).encode()
+    def asks(self, prompt: str, **more: Any) -> None:
+        self.bucket.objects["/request"] = json.dumps({"body": {"prompt": prompt, **more}}).encode()
 
     @property
     def until_gate(self) -> str:
@@ -124,11 +124,14 @@ class Played:
 
 @pytest.fixture(scope="module")
 def played(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Played]:
-    """Each step a leg, and the answer one; before the second step the provider refuses four times."""
+    """Each step a leg, and the answer one; before the second step the provider refuses four times. The log is there,
+    empty, from the beginning: the request brought it."""
     with ScriptedModel() as model, a_run(tmp_path_factory.mktemp("legs"), model) as legs:
         step = f"run {legs.until_gate}; echo {{}} >> log"
         faults = "status 529 retry-after 0 times 4"
-        legs.asks("\n".join([step.format("one"), faults, step.format("two"), step.format("three"), "say All."]))
+        log = [{"path": "log", "content": ""}]
+        steps = [step.format("one"), faults, step.format("two"), step.format("three"), "say All."]
+        legs.asks("\n".join(steps), files=log)
         ended, attempts = [legs.leg()], [legs.attempts]
         while isinstance(ended[-1], LegEnded):
             ended.append(legs.leg())
@@ -247,7 +250,7 @@ def test_at_the_limit_the_checkpoint_before_may_do(legs: Legs) -> None:
 
     legs.bucket.saved = once
     legs.asks(f"run echo one >> log\nrun echo two >> log; sleep {LATE}\nsay Done.")
-    assert legs.leg(limit=1) == LegEnded("run-1", "limit")
+    assert legs.leg(limit=3) == LegEnded("run-1", "limit")
     assert legs.log("checkpoint")[0] == "one"
 
 

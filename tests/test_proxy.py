@@ -8,8 +8,8 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from urllib.parse import urlsplit
 
 import pytest
@@ -288,6 +288,41 @@ def test_a_body_without_a_length_is_refused(service: Service, proxy: Proxy) -> N
     with asked(proxy, transfer_encoding="chunked", body=b"0\r\n\r\n") as response:
         assert response.status == 400
     assert service.seen == []
+
+
+def chunked(*pieces: bytes) -> bytes:
+    """A body in chunks."""
+    return b"".join(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in (*pieces, b""))
+
+
+@pytest.mark.parametrize(
+    ("body", "headers", "status"),
+    [
+        (chunked(b"one", b"two"), {"transfer-encoding": "chunked"}, 200),
+        (b"3;x=y\r\none\r\n0\r\n\r\n", {"transfer-encoding": "chunked"}, None),
+        (b"3\none\n0\n\n", {"transfer-encoding": "chunked"}, None),
+        (b"+3\r\none\r\n0\r\n\r\n", {"transfer-encoding": "chunked"}, None),
+        (b"4\r\none\r\n0\r\n\r\n", {"transfer-encoding": "chunked"}, None),
+        (b"0\r\nx: y\r\n\r\n", {"transfer-encoding": "chunked"}, None),
+        (chunked(b"onetwo"), {"transfer-encoding": "chunked", "content-length": "21"}, 400),
+        (chunked(b"onetwo"), {"transfer-encoding": "gzip, chunked"}, 400),
+        (chunked(b"onetwo"), {"transfer-encoding": "Chunked"}, 400),
+        (chunked(bytes(BODY_BYTES), b"more"), {"transfer-encoding": "chunked"}, 413),
+        (bytes(BODY_BYTES + 1), {"content-length": str(BODY_BYTES + 1)}, 413),
+    ],
+    ids=lambda value: "" if isinstance(value, bytes) else None,
+)
+def test_chunks_are_read_in_one_way(body: bytes, headers: dict[str, str], status: int | None, service: Service) -> None:
+    """Where an upstream takes them: it gets the body with its length; what is not plainly so ends the connection."""
+    upstream = replace(anthropic(Secret(lambda: service.key), service.url), streamed=True, call=lambda _: None)
+    with Proxy([upstream]) as proxy:
+        lines = {"host": "x", "x-api-key": proxy.environment["ANTHROPIC_API_KEY"]} | headers
+        head = "".join(f"{name}: {value}\r\n" for name, value in lines.items())
+        with socket.create_connection(("127.0.0.1", proxy.port)) as agent:
+            agent.sendall(f"POST {MESSAGES} HTTP/1.1\r\n{head}\r\n".encode() + body)
+            with agent.makefile("rb") as answer, suppress(ConnectionResetError):
+                assert answer.readline()[9:12] == (b"%d" % status if status else b"")
+    assert [received for *_, received in service.seen] == ([b"onetwo"] if status == 200 else [])
 
 
 def test_supabase_is_one_more_upstream(service: Service) -> None:

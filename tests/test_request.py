@@ -6,11 +6,13 @@ from typing import Any
 import pytest
 
 from lambdas.errors import InvalidRequest, RequestTooLarge
+from lambdas.repositories import Repositories
 from lambdas.request import BODY_BYTES, Allowance, Request, asked_run, run_id
 from lambdas.settings import Caps, Clocks, Legs
 
 CAPS = Caps(max_turns=50, max_budget_usd=2.0, allowed_tools=None)
 CLOCKS, LEGS = Clocks(29), Legs(3600)
+SITE = "https://github.com/acme/site"
 DEEP: dict[str, Any] = functools.reduce(lambda within, _: {"a": within}, range(5000), dict[str, Any]())
 """Nested more deeply than Python goes by recursion."""
 
@@ -28,6 +30,38 @@ def test_a_prompt_is_all_that_is_needed() -> None:
     assert not request.copies
 
 
+WRONG_FILES: list[tuple[object, str]] = [
+    ("a", "files must be a list of 1 to 1000"),
+    ([], "files must be a list of 1 to 1000"),
+    ([{"path": str(number), "content": ""} for number in range(1001)], "files must be a list of 1 to 1000"),
+    (["a"], "one of them is no object"),
+    ([{"content": ""}], "a path must be a string"),
+    ([{"path": "", "content": ""}], "'' is no path in the workspace"),
+    ([{"path": "/etc/passwd", "content": ""}], "'/etc/passwd' is no path in the workspace"),
+    ([{"path": "a/../b", "content": ""}], "'a/../b' is no path in the workspace"),
+    ([{"path": "a//b", "content": ""}], "'a//b' is no path in the workspace"),
+    ([{"path": "a\0", "content": ""}], "is no path in the workspace"),
+    ([{"path": "\ud83d", "content": ""}], "surrogate"),
+    ([{"path": "n" * 256, "content": ""}], "is too long"),
+    ([{"path": "n/" * 1500 + "n", "content": ""}], "is too long"),
+    ([{"path": "a"}], "'a' has to have a content or a content_base64"),
+    ([{"path": "a", "content": "", "content_base64": ""}], "'a' has to have a content or a content_base64"),
+    ([{"path": "a", "content": "", "mode": 7}], "and nothing else"),
+    ([{"path": "a", "content": 1}], "the content of 'a' must be a string"),
+    ([{"path": "a", "content": "\ud83d"}], "surrogate"),
+    ([{"path": "a", "content_base64": "AA=A"}], "the content_base64 of 'a' is not base64"),
+    ([{"path": "a", "content_base64": "é"}], "the content_base64 of 'a' is not base64"),
+    ([{"path": "a", "content": ""}] * 2, "each path once, as a file or as a folder: 'a'"),
+    ([{"path": path, "content": ""} for path in ("a/b/c", "a-b", "a/b")], "as a file or as a folder: 'a/b'"),
+]
+WRONG_WORKSPACES: list[tuple[object, str]] = [
+    ("upload-1", "workspace must be"),
+    ({"path": "a"}, "workspace must be"),
+    ({"upload": f"upload-{'0' * 32}", "url": "x"}, "workspace must be"),
+    ({"upload": "../x"}, "workspace names no upload"),
+    ({"upload": 1}, "workspace names no upload"),
+    ({"upload": f"upload-{'0' * 32}", "path": "../x"}, "'../x' is no path in the workspace"),
+]
 WRONG = [
     ({}, "prompt"),
     ({"prompt": ""}, "prompt"),
@@ -55,12 +89,30 @@ WRONG = [
     ({"prompt": DEEP}, "The field prompt is nested"),
     ({"prompt": "x", "output_schema": {"properties": DEEP}}, "The field output_schema is nested"),
     ({"prompt": "x", "output_schema": {"type": "objekt"}}, "output_schema needs one or some of array"),
+    ({"approve": "0" * 64}, "approve needs the session_id"),
+    ({"session_id": "session-1", "approve": "0" * 63}, "approve must match"),
+    ({"session_id": "session-1", "approve": "0" * 64, "deny": {"digest": "0" * 64}}, "exclude each other"),
+    ({"session_id": "session-1", "deny": "0" * 64}, "deny must be an object"),
+    ({"session_id": "session-1", "deny": {"digest": "x"}}, "deny has a digest or a reason that must match"),
+    ({"session_id": "session-1", "deny": {"digest": "0" * 64, "reason": 1}}, "that must be a string"),
+    ({"session_id": "session-1", "deny": {"digest": "0" * 64, "why": "x"}}, "deny must be an object"),
     ({"prompt": "x", "allowed_tools": "Read"}, "allowed_tools"),
     ({"prompt": "x", "allowed_tools": ["Bash(git *)"]}, "allowed_tools"),
     ({"prompt": "x", "disallowed_tools": [1]}, "disallowed_tools"),
     ({"prompt": "x", "allowed_tools": ["default"]}, "'default' is not one"),
     ({"prompt": "x", "timeout_seconds": 22}, "at most 21"),
     ({"prompt": "x", "timeout_seconds": -1}, "timeout_seconds"),
+    ({"prompt": "x", "repository": SITE}, "repository must be an object with the url"),
+    ({"prompt": "x", "repository": {}}, "url of a repository"),
+    ({"prompt": "x", "repository": {"url": "file:///etc"}}, "url of a repository"),
+    ({"prompt": "x", "repository": {"url": f"{SITE}?x"}}, "url of a repository"),
+    ({"prompt": "x", "repository": {"url": SITE, "branch": "main"}}, "'branch'; it knows url, ref and depth"),
+    ({"prompt": "x", "repository": {"url": SITE, "ref": "--upload-pack=sh"}}, "ref that must match"),
+    ({"prompt": "x", "repository": {"url": SITE, "ref": ""}}, "ref that must match"),
+    ({"prompt": "x", "repository": {"url": SITE, "depth": 0}}, "depth that must be"),
+    ({"prompt": "x", "repository": {"url": SITE}}, "not among this deployment's `repositories`"),
+    *(({"prompt": "x", "files": files}, named) for files, named in WRONG_FILES),
+    *(({"prompt": "x", "workspace": workspace}, named) for workspace, named in WRONG_WORKSPACES),
     ([], "JSON object"),
     ({"prompt": "x", "output_schema": {"type": "object", "half": "\ud83d"}}, "surrogate"),
     ({"prompt": "x", "output_schema": {"type": "object", "\udc00": 1}}, "surrogate"),
@@ -149,3 +201,29 @@ def test_the_deployments_tools_can_only_be_narrowed() -> None:
     assert Allowance.of({"allowed_tools": ["Read"]}, caps, 1.0, 0).allowed_tools == ["Read"]
     with pytest.raises(InvalidRequest, match="Bash"):
         parsed({"prompt": "x", "allowed_tools": ["Bash"]}, caps)
+
+
+def test_a_repository_is_one_of_the_deployments() -> None:
+    """By its pattern, with a ref and a depth."""
+    caps = Caps(50, 2.0, None, repositories=(Repositories("github.com", ("acme/*",), push=False, secret="T"),))
+    asked = {"url": f"{SITE}.git", "ref": "feature/#7", "depth": 1}
+    assert parsed({"prompt": "x", "repository": asked}, caps).body["repository"] == asked
+    with pytest.raises(InvalidRequest, match="not among this deployment's"):
+        parsed({"prompt": "x", "repository": {"url": "https://github.com/other/site"}}, caps)
+
+
+def test_tools_of_servers_are_narrowed_too() -> None:
+    """A server's name means all of its tools, a tool's only itself."""
+    caps = Caps(50, 2.0, ("mcp__tracker", "mcp__my-clock__now"))
+    for allowed in (["mcp__tracker"], ["mcp__tracker__list__all"], ["mcp__my-clock__now"]):
+        assert parsed({"prompt": "x", "allowed_tools": allowed}, caps).body["allowed_tools"] == allowed
+    for wider in ("mcp__my-clock", "mcp__my-clock__later", "mcp__track", "mcp__trackers__list", "Read"):
+        with pytest.raises(InvalidRequest, match=wider):
+            parsed({"prompt": "x", "allowed_tools": [wider]}, caps)
+
+
+def test_an_answer_to_a_call_that_waits_needs_no_prompt() -> None:
+    """It says which call it answers to."""
+    assert parsed({"session_id": "session-1", "approve": "a" * 64}).judged == "a" * 64
+    assert parsed({"session_id": "session-1", "deny": {"digest": "b" * 64, "reason": "No."}}).judged == "b" * 64
+    assert parsed({"prompt": "x"}).judged is None

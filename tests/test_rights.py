@@ -129,7 +129,10 @@ def test_the_express_machine_may_hand_over_to_the_long_one(template: Template) -
     assert not deployed.may("MachineRole", "states:StartExecution", f"{long}2")
     for action in ("StartSyncExecution", "StopExecution", "DescribeExecution", "UpdateStateMachine"):
         assert not deployed.may("MachineRole", f"states:{action}", long)
-    agents, readers = ("FunctionsRunClaude", "FunctionsRunLeg"), ("FunctionsReadRun", "FunctionsStreamRun")
+    agents, readers = (
+        ("FunctionsRunClaude", "FunctionsRunLeg"),
+        ("FunctionsReadRun", "FunctionsStreamRun", "FunctionsReadSession"),
+    )
     for other in ("MachineLongRole", "DoorRole", "FunctionsRestoreSession", *agents, *readers):
         assert not deployed.may(other, "states:StartExecution", long)
 
@@ -150,7 +153,7 @@ def test_rights_are_there_before_the_machine_that_needs_them(template: Template,
 def test_the_gateway_may_do_the_one_call_that_it_makes(template: Template) -> None:
     """StartSyncExecution of the machine that its template names."""
     deployed = Deployed(template, 1)
-    integration = deployed.of("ApiGateway::Method", "POST")["Integration"]
+    integration = deployed.of("ApiGateway::Method", "claudecodePOST")["Integration"]
     call = re.fullmatch(r"arn:aws:apigateway:[^:]+:(\w+):action/(\w+)", integration["Uri"])
     machine = re.search(r'"stateMachineArn": "([^"]+)"', integration["RequestTemplates"]["application/json"])
     assert call
@@ -170,6 +173,6 @@ def test_who_ends_a_run_may_tell_of_it(template: Template, state: str) -> None:
     assert not deployed.may(f"Functions{state}", "events:PutEvents", bus, source="aws.ec2")
     assert not deployed.may(f"Functions{state}", "events:PutEvents", f"{bus}2", **own)
     assert not deployed.may(f"Functions{state}", "events:PutRule", bus, **own)
-    others = ("RestoreSession", "RunClaude", "RunLeg", "ReadRun", "StreamRun")
+    others = ("RestoreSession", "RunClaude", "RunLeg", "ReadRun", "StreamRun", "ReadSession", "RemoveSession")
     for other in (*(f"Functions{name}" for name in others), *MACHINES.values(), "DoorRole"):
         assert not deployed.may(other, "events:PutEvents", bus, **own)

@@ -11,10 +11,24 @@ ROOT = Path(__file__).resolve().parent.parent
 
 NETWORK = ("botocore", "boto3", "urllib3", "http", "socket", "ssl", "urllib", "requests")
 
-ORDER = ("errors", "strict", "pricing", "settings", "output_schema", "receipt", "request", "contract", "next_step")
+ORDER = (
+    *("errors", "strict", "pricing", "repositories", "settings", "output_schema", "materials", "receipt", "request"),
+    "contract",
+    "next_step",
+)
 """Of the files beside the rooms, those that others build on: each knows those before it only."""
 
-HANDLERS = ("restore_session", "run_claude", "persist_session", "record_failure", "read_run", "stream_run")
+STREAMED = ("stream_run", "read_session")
+HANDLERS = (
+    "restore_session",
+    "run_claude",
+    "persist_session",
+    "record_failure",
+    "read_run",
+    "remove_session",
+    "offer_upload",
+    *STREAMED,
+)
 
 FORBIDDEN = {
     "lambdas/archive": (
@@ -30,14 +44,25 @@ FORBIDDEN = {
     "lambdas/run_claude.py": ("lambdas.bucket", "lambdas.bus"),
     "lambdas": ("stacks", "claude_workflow", "tests", "benchmarks"),
     "stacks": (*(f"lambdas.{name}" for name in HANDLERS), "claude_workflow", "tests", "benchmarks"),
-    # The engine streams no answer: there StreamRun is the gateway's own.
+    # The engine streams no answer: there who does is the gateway's own.
     "claude_workflow/local": (
-        *(f"lambdas.{name}" for name in HANDLERS[:-1]),
+        *(f"lambdas.{name}" for name in HANDLERS if name not in STREAMED),
         "claude_workflow.cli",
         "tests",
         "benchmarks",
     ),
     "claude_workflow/cli": (*(f"lambdas.{name}" for name in HANDLERS), "tests", "benchmarks"),
+    # Of the commands it knows what is known of runs and services, and none that prints to a terminal.
+    "claude_workflow/console": (
+        *(f"lambdas.{name}" for name in HANDLERS),
+        *(
+            f"claude_workflow.cli.{name}"
+            for name in ("main", "operating", "serve", "console", "show", "tables", "view")
+        ),
+        "rich",
+        "tests",
+        "benchmarks",
+    ),
 } | {
     f"lambdas/{name}.py": tuple(f"lambdas.{other}" for other in (*ORDER[number + 1 :], "archive", "bucket", "agent"))
     for number, name in enumerate(ORDER)

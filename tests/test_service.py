@@ -9,6 +9,7 @@ import os
 import shutil
 import signal
 import stat
+import tarfile
 import time
 import zipfile
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from botocore.exceptions import ClientError
@@ -25,7 +27,10 @@ from claude_workflow.cli.resume import resumed
 from claude_workflow.local import histories, service
 from claude_workflow.local.model import MARK, ScriptedModel
 from claude_workflow.local.service import Model, Service
+from lambdas.agent.equipment import NOTHING
 from lambdas.archive.unpack import unpack
+from lambdas.bucket import versions
+from lambdas.bucket.objects import Bucket
 from lambdas.bucket.record import WHOLE
 from lambdas.contract import ANSWER_BYTES
 from lambdas.receipt import Receipt
@@ -66,6 +71,7 @@ def test_a_post_runs_claude_and_answers(client: Client) -> None:
     assert answer["cost_usd"] > 0
     assert answer["session_cost_usd"] == pytest.approx(answer["cost_usd"], abs=1e-5)
     assert answer["messages"][0]["type"] == "system"
+    assert "deployment:handover" in answer["messages"][0]["skills"]  # of the project's own agent/, behind the wall
     assert answer["messages"][-1]["type"] == "result"
     assert answer["s3_url"] == f"s3://{client.service.deployed.bucket}/{answer['session_id']}.zip"
     assert answer["structured_output"] is None
@@ -84,6 +90,47 @@ def test_the_conversation_and_its_files_go_on(client: Client) -> None:
     assert "write notes.txt" in client.ask("And now?", second)["result"]
 
 
+def uploaded(client: Client, archive: bytes) -> str:
+    """What a request names that is to find this in its workspace."""
+    size = json.dumps({"size_bytes": len(archive)})
+    asked = {"x-api-key": client.service.key, "content-type": "application/json"}
+    offer = HTTP.request("POST", f"{client.service.url}/uploads", body=size, headers=asked)
+    told = offer.json()
+    assert (offer.status, told["success"]) == (200, True)
+    assert HTTP.request("PUT", told["url"], body=archive + b"x", headers={"If-None-Match": "*"}).status == 403
+    assert HTTP.request("PUT", told["url"], body=archive, headers=told["headers"]).status == 200
+    return str(told["upload"])
+
+
+def test_a_session_works_on_what_comes_with_its_requests(client: Client, model: ScriptedModel) -> None:
+    """An upload, once; more in a later turn; and one that is not as it should be is refused by name, without the
+    model, and leaves the session as it was."""
+    honest, hostile = io.BytesIO(), io.BytesIO()
+    with tarfile.open(fileobj=honest, mode="w:gz") as archive:
+        archive.add(__file__, "src/there.py")
+    with zipfile.ZipFile(hostile, "w") as packed:
+        packed.writestr("../../out", "x")
+    upload = uploaded(client, honest.getvalue())
+    first = client.ask("run head -c 40 up/src/there.py", workspace={"upload": upload, "path": "up"})
+    assert Path(__file__).read_text()[:40] in first["result"]
+    assert (first["files"], "workspace/up/src/there.py" in client.archive(first).namelist()) == ([], True)
+    status, refused, _ = client.post({"prompt": "Again", "workspace": {"upload": upload}})
+    assert (status, refused["code"]) == (409, "UploadUsed")
+    assert first["run_id"] in refused["error"]
+    before, asked = client.metadata(first), len(model.requests)
+    body = {
+        "prompt": "Go on",
+        "session_id": first["session_id"],
+        "workspace": {"upload": uploaded(client, hostile.getvalue())},
+    }
+    status, refused, _ = client.post(body)
+    assert (status, refused["code"], refused["retryable"], refused["cost_usd"]) == (422, "MaterialsRefused", False, 0.0)
+    assert "cannot be taken: workspace: ../../out: its path leads out of the workspace. The model" in refused["error"]
+    assert (client.metadata(first), len(model.requests)) == (before, asked)
+    more = client.ask("run cat up/src/more", first, files=[{"path": "up/src/more", "content": "and more"}])
+    assert "and more" in more["result"]
+
+
 def test_a_session_says_what_it_is(client: Client) -> None:
     """Metadata tell the owner, the turns and the cost; the zip holds the workspace and what resuming needs."""
     first = client.ask("write a/b.txt: x")
@@ -100,6 +147,38 @@ def test_a_session_says_what_it_is(client: Client) -> None:
     ]
     assert not [name for name in names if not name.startswith(("workspace/", "claude/projects/", "claude/"))]
     assert described["file-count"] == str(len([name for name in names if not name.endswith("/")]))
+
+
+def test_work_is_fetched_by_its_name_and_removed(client: Client) -> None:
+    """Its files and its archive, with the key alone; then nothing of it is in the bucket but what its run cost."""
+    answer = client.ask("write 50%25-é.txt: remember the milk")
+    session = answer["session_id"]
+
+    def asked(below: str = "", method: str = "GET", key: str = client.service.key) -> tuple[int, bytes, Any]:
+        url = f"{client.service.url}/sessions/{session}{below}"
+        got = HTTP.request(method, url, headers={"x-api-key": key}, redirect=False)
+        return got.status, got.data, got.headers
+
+    told = json.loads(asked()[1])
+    assert (told["turns"], told["cost_usd"]) == (1, pytest.approx(answer["session_cost_usd"]))
+    (listed,) = json.loads(asked("/files")[1])["files"]
+    assert (listed["path"], listed["size"]) == (answer["files"][0]["path"], 17)
+    status, content, headers = asked(f"/files/{quote(listed['path'])}")
+    assert (status, content) == (200, b"remember the milk")
+    assert (headers["Content-Type"], headers["X-Content-Type-Options"]) == ("application/octet-stream", "nosniff")
+    status, _, headers = asked("/archive")
+    assert status == 303
+    assert zipfile.ZipFile(io.BytesIO(HTTP.request("GET", headers["Location"]).data)).testzip() is None
+    for below, method in (("", "GET"), ("/files", "GET"), ("/files/x", "GET"), ("/archive", "GET"), ("", "DELETE")):
+        assert asked(below, method, key="wrong")[0] == 403
+    status, content, _ = asked(method="DELETE")
+    assert status == 200, content
+    assert json.loads(content)["removed"]["runs"] == 1
+    assert asked()[0] == asked(method="DELETE")[0] == 404
+    assert client.post({"prompt": "x", "session_id": session})[0] == 404
+    left = versions.below(Bucket(client.s3, client.service.deployed.bucket), "")
+    about = {each.key.partition("/")[0] for each in left if session in each.key or answer["run_id"] in each.key}
+    assert about == {"ledger"}
 
 
 def test_nothing_of_a_run_is_left_but_its_record(client: Client) -> None:
@@ -375,3 +454,13 @@ def test_long_runs_go_on_when_their_service_does(model: ScriptedModel, state: Pa
         for one in events:
             assert eventually(partial(histories.events, state, one["execution"]))
             assert f"{one['run_id']} was at work when the service ended: goes on." in said.getvalue()
+
+
+def test_tokens_of_gits_hosts_come_from_the_services_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that the setting names, and nothing else of it."""
+    entry = {"host": "github.com", "match": ["acme/*"], "access": "push", "secret": "GIT_TOKEN"}
+    entries = json.dumps([entry, entry | {"secret": "UNSET_TOKEN"}])
+    agent = {"Properties": {"Environment": {"Variables": {"REPOSITORIES": entries}}}}
+    monkeypatch.setenv("GIT_TOKEN", "ghp-1")
+    held = service._secret({"Resources": {"Agent": agent, "Bucket": {}}}, Model("http://127.0.0.1:1", "sk-1"), NOTHING)
+    assert held == {"ANTHROPIC_API_KEY": "sk-1", "GIT_TOKEN": "ghp-1"}

@@ -28,6 +28,7 @@ RESTORE = {
     "MAX_USD_PER_DAY": "null",
     "STRICT": "false",
     "PRICES": "{}",
+    "REPOSITORIES": '[{"host": "github.com", "match": ["acme/*"], "access": "push", "secret": "GIT_TOKEN"}]',
 }
 COMMIT = {
     "S3_BUCKET_NAME": "sessions",
@@ -43,7 +44,13 @@ AGENT = {
     "MAX_SESSION_FILES": "10",
     "SCRATCH": "/tmp/claude-agent",
     "SANDBOX": "none",
+    "AGENT_FOLDER": "/var/task/agent",
+    "WORKSPACE_INSTRUCTIONS": "false",
+    "ASK_BEFORE": "[]",
     "PRICES": "{}",
+    "REPOSITORIES": RESTORE["REPOSITORIES"],
+    "PROTECTED_BRANCHES": '["main"]',
+    "GIT_IDENTITY": '{"name": "Claude", "email": "claude@acme.example"}',
 }
 
 
@@ -130,6 +137,7 @@ def test_a_setting_that_the_agent_misses_stops_with_its_name(name: str) -> None:
         ("PRICES", '{"claude-x": {}}'),
         ("PRICES", "[]"),
         ("STRICT", "maybe"),
+        ("REPOSITORIES", '[{"host": "github.com"}]'),
     ],
 )
 def test_a_malformed_setting_stops_with_its_name(name: str, value: str) -> None:
@@ -147,6 +155,13 @@ def test_the_providers() -> None:
         AgentSettings.read(bedrock)
     with pytest.raises(MissingSetting, match="MODEL_PROVIDER"):
         AgentSettings.read(AGENT | {"MODEL_PROVIDER": "vertex"})
+
+
+@pytest.mark.parametrize(("name", "value"), [("PROTECTED_BRANCHES", '"main"'), ("GIT_IDENTITY", '{"name": 1}')])
+def test_a_malformed_setting_of_git_stops_with_its_name(name: str, value: str) -> None:
+    """As any other."""
+    with pytest.raises(MissingSetting, match=name):
+        AgentSettings.read(AGENT | {name: value})
 
 
 def test_an_unknown_sandbox_is_refused() -> None:

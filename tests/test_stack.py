@@ -26,7 +26,9 @@ from lambdas.settings import (
     AgentSettings,
     Clocks,
     CommitSettings,
+    DoorSettings,
     Legs,
+    OfferSettings,
     ReaderSettings,
     RecordSettings,
     RestoreSettings,
@@ -38,10 +40,13 @@ from tests.conftest import Template, Templates
 ROOT = Path(__file__).resolve().parent.parent
 STATES = ("RestoreSession", "RunClaude", "PersistSession", "RecordFailure")
 READERS = ("ReadRun", "StreamRun")
+DOOR = (*READERS, "ReadSession", "RemoveSession", "OfferUpload")
+"""The functions that the API calls."""
 AGENTS = ("RunClaude", "RunLeg")
-FUNCTIONS = (*STATES, "RunLeg", *READERS)
+FUNCTIONS = (*STATES, "RunLeg", *DOOR)
 BUCKET, SESSIONS, RUNS, LOCKS, INDEX = "the bucket", "/session-*.zip", "/runs/*", "/locks/*", "/index/*"
-LEDGER, CANCEL = "/ledger/*", "/runs/*/cancel"
+LEDGER, CANCEL, EXTRACTS = "/ledger/*", "/runs/*/cancel", "/extracts/*"
+UPLOADS, OFFERS, CONTENTS, USED = (f"/uploads/*{below}" for below in ("", "/offer.json", "/content", "/used"))
 OWN_LOG = ["logs:CreateLogStream", "logs:PutLogEvents"]
 TRACES = ["xray:PutTelemetryRecords", "xray:PutTraceSegments"]
 BUS = "arn::events:::event-bus/default"
@@ -110,7 +115,7 @@ def _machine(template: Template, kind: str = "EXPRESS") -> dict[str, Any]:
 
 
 def _post(template: Template) -> dict[str, Any]:
-    return _named(template, "ApiGateway::Method", "POST")
+    return _above(template, "POST")
 
 
 def _above(template: Template, method: str) -> dict[str, Any]:
@@ -120,14 +125,15 @@ def _above(template: Template, method: str) -> dict[str, Any]:
     return found
 
 
-def _of_runs(template: Template) -> dict[str, dict[str, Any]]:
+def _of_runs(template: Template, below: str = "runsrunid") -> dict[str, dict[str, Any]]:
     """The methods below /claude-code/runs/{run_id}, by what follows that: `GET`, `eventsGET` and so on."""
     methods = _of(template, "ApiGateway::Method")
-    return {
-        re.sub(r"[0-9A-F]{8}$", "", name).partition("runsrunid")[2]: m
-        for name, m in methods.items()
-        if "runsrunid" in name
-    }
+    return {re.sub(r"[0-9A-F]{8}$", "", name).partition(below)[2]: m for name, m in methods.items() if below in name}
+
+
+def _of_sessions(template: Template) -> dict[str, dict[str, Any]]:
+    """The same below /claude-code/sessions/{session_id}."""
+    return _of_runs(template, "sessionssessionid")
 
 
 def _request_template(template: Template) -> str:
@@ -177,6 +183,8 @@ def test_restore_session_reads_sessions_and_keeps_the_record(template: Template)
         LOCKS: ["s3:DeleteObject", "s3:GetObject", "s3:PutObject"],
         INDEX: ["s3:DeleteObject", "s3:PutObject"],
         LEDGER: ["s3:DeleteObject", "s3:PutObject"],
+        UPLOADS: ["s3:GetObject"],
+        USED: ["s3:PutObject"],
         BUCKET: ["s3:ListBucket", "s3:ListBucketVersions"],
     }
 
@@ -232,6 +240,47 @@ def test_the_readers_read_runs_and_write_the_mark_of_a_cancel_alone(template: Te
     assert _allowed(template, "FunctionsStreamRun") == both | {"FunctionsStreamRunLogs": OWN_LOG}
 
 
+def test_the_reader_of_sessions_reads_them_and_writes_extracts_alone(template: Template) -> None:
+    """No run, no lease, no index, no ledger; and nothing that it could delete."""
+    assert _allowed(template, "FunctionsReadSession") == {
+        "FunctionsReadSessionLogs": OWN_LOG,
+        "*": TRACES,
+        SESSIONS: ["s3:GetObject", "s3:GetObjectVersion"],
+        EXTRACTS: ["s3:AbortMultipartUpload", "s3:GetObject", "s3:PutObject"],
+        BUCKET: ["s3:ListBucket", "s3:ListBucketVersions"],
+    }
+
+
+def test_who_removes_sessions_alone_may_delete_them(template: Template) -> None:
+    """Every version of what is a session's, under its lease; it writes nothing else. Of the ledger a day's stays."""
+    removes = ["s3:DeleteObject", "s3:DeleteObjectVersion"]
+    reads = ["s3:GetObject", "s3:GetObjectVersion"]
+    assert _allowed(template, "FunctionsRemoveSession") == {
+        "FunctionsRemoveSessionLogs": OWN_LOG,
+        "*": TRACES,
+        SESSIONS: removes + reads,
+        RUNS: removes + reads,
+        UPLOADS: [*removes, "s3:GetObject"],
+        INDEX: removes,
+        "/ledger/sessions/*": removes,
+        EXTRACTS: removes,
+        LOCKS: [*removes, "s3:GetObject", "s3:PutObject"],
+        BUCKET: ["s3:ListBucket", "s3:ListBucketVersions"],
+    }
+    for other in {*FUNCTIONS} - {"RemoveSession"}:
+        assert "s3:DeleteObjectVersion" not in json.dumps(_statements(template, f"Functions{other}"))
+
+
+def test_who_offers_an_upload_can_read_none(template: Template) -> None:
+    """It writes the offer, and signs the right to write what is uploaded; nothing else of the bucket is its."""
+    assert _allowed(template, "FunctionsOfferUpload") == {
+        "FunctionsOfferUploadLogs": OWN_LOG,
+        "*": TRACES,
+        OFFERS: ["s3:PutObject"],
+        CONTENTS: ["s3:PutObject"],
+    }
+
+
 RECORD_KEEPERS = {"RestoreSession", "PersistSession", "RecordFailure"}
 
 
@@ -277,12 +326,9 @@ def test_the_express_machine_alone_starts_executions_of_the_long_one(template: T
 
 
 def test_the_door_starts_executions_and_asks_the_readers(template: Template) -> None:
-    """API Gateway's role knows one action on one machine, and one on the two functions that read runs."""
-    assert _allowed(template, "DoorRole") == {
-        "Machine": ["states:StartSyncExecution"],
-        "FunctionsReadRun": ["lambda:InvokeFunction"],
-        "FunctionsStreamRun": ["lambda:InvokeFunction"],
-    }
+    """API Gateway's role knows one action on one machine, and one on the functions that requests are handed to."""
+    functions = {f"Functions{name}": ["lambda:InvokeFunction"] for name in DOOR}
+    assert _allowed(template, "DoorRole") == {"Machine": ["states:StartSyncExecution"]} | functions
 
 
 def test_every_role_is_asserted_here(template: Template) -> None:
@@ -344,7 +390,7 @@ def test_each_role_uses_the_key_for_its_own_service_only(guarded: Template, temp
     Everything else that they may do is as without the key.
     """
     told = {"PersistSession", "RecordFailure"}
-    for state in ("RestoreSession", "PersistSession", "RecordFailure", *READERS):
+    for state in ("RestoreSession", "PersistSession", "RecordFailure", *DOOR):
         role, others = f"Functions{state}", int(state in told)
         (statement,) = [s for s in _statements(guarded, role) if "kms:ViaService" in json.dumps(s)]
         assert (statement["Effect"], statement["Resource"]) == ("Allow", KEY)
@@ -400,14 +446,19 @@ def test_code_cannot_use_what_lambda_needs_for_the_network(guarded: Template, te
     assert _resource(denied["Condition"]["ArnLike"]["lambda:SourceFunctionArn"]).endswith(":function:*")
 
 
+REPOSITORY = {"host": "github.com", "match": ["acme/*"], "access": "push", "secret": "GIT_TOKEN"}
+
+
 @pytest.fixture
 def otherwise(templates: Templates) -> Template:
     """The template where all that is no choice of provider, key or door is chosen otherwise."""
     return templates(
         stack_name="Otherwise", integration_timeout=120, max_run_seconds=7200, max_concurrent_runs=3,
         warm_runs=2, memory_mb=3008, architecture="arm64", cors_origin="https://app.example", retain_data=False,
+        session_expiry_days=90,
         cloud_watch_role=True, callers={"web-app": [1, 2], "nightly": [4]},
         vpc="vpc-0a1b2c3d", subnets=["subnet-0a1b2c3d"], security_group="sg-0a1b2c3d",
+        repositories=[REPOSITORY], protected_branches=["trunk"], git_identity={"name": "C", "email": "c@d"},
     )  # fmt: skip
 
 
@@ -451,8 +502,17 @@ def test_functions_find_their_settings(template: Template) -> None:
         else:
             settings = RestoreSettings.read(texts)
             assert (settings.clocks, settings.legs) == (Clocks(29), Legs(3600))
-            assert texts.keys() == restore | {"PRICES"}
+            assert texts.keys() == restore | {"PRICES", "REPOSITORIES"}
     assert (agent.max_session_bytes, agent.max_session_files) == (commit.max_session_bytes, commit.max_session_files)
+
+
+def test_repositories_reach_the_functions_as_they_are_set(otherwise: Template) -> None:
+    """RestoreSession, which refuses others, and those whose proxies lead to them."""
+    texts = {state: _environment(otherwise, state) for state in ("RestoreSession", *AGENTS)}
+    assert [json.loads(each["REPOSITORIES"]) for each in texts.values()] == [[REPOSITORY]] * 3
+    for agent in AGENTS:
+        assert json.loads(texts[agent]["PROTECTED_BRANCHES"]) == ["trunk"]
+        assert json.loads(texts[agent]["GIT_IDENTITY"]) == {"name": "C", "email": "c@d"}
 
 
 def _environment(template: Template, function: str) -> dict[str, Any]:
@@ -478,6 +538,10 @@ def test_the_readers_find_their_settings(otherwise: Template, templates: Templat
         }
         assert (settings.auth, settings.cors_origin, settings.wait) == ("api-key", "https://app.example", 115)
         assert (settings.lease, settings.long_lease) == (124, Legs(7200).lease)
+    for name in ("ReadSession", "RemoveSession"):
+        texts = {name: _worked_out(value) for name, value in _environment(otherwise, name).items()}
+        assert vars(DoorSettings.read(texts)).items() <= vars(settings).items()
+    assert "AWS_LAMBDA_EXEC_WRAPPER" in _environment(otherwise, "ReadSession")
     for auth in ("iam", "none"):
         found = _environment(templates(auth=auth), "ReadRun")
         settings = ReaderSettings.read({name: _worked_out(value) for name, value in found.items()})
@@ -515,6 +579,9 @@ def test_functions_end_before_their_states(otherwise: Template) -> None:
         "RecordFailure": clocks.record_function,
         "ReadRun": 120,
         "StreamRun": STREAM_SECONDS + 30,
+        "ReadSession": STREAM_SECONDS + 30,
+        "RemoveSession": 120,
+        "OfferUpload": 10,
     }
     assert _post(otherwise)["Integration"]["TimeoutInMillis"] == 120_000
     express, long = (json.loads(_machine(otherwise, kind)["DefinitionString"]) for kind in ("EXPRESS", "STANDARD"))
@@ -580,7 +647,7 @@ def test_functions_log_into_groups_that_expire(template: Template) -> None:
     assert all(f["TracingConfig"] == {"Mode": "Active"} for f in _of(template, "Lambda::Function").values())
 
 
-def test_there_are_seven_functions(template: Template) -> None:
+def test_there_are_no_other_functions(template: Template) -> None:
     """No construct brought one of its own along."""
     names = {re.sub("^Functions|[0-9A-F]{8}$", "", name) for name in _of(template, "Lambda::Function")}
     assert names == set(FUNCTIONS)
@@ -588,7 +655,7 @@ def test_there_are_seven_functions(template: Template) -> None:
 
 
 def test_the_zip_holds_the_record_keepers_only(synthesized: Any) -> None:
-    """All functions but RunClaude share one zip without the agent; the image's context is the folder lambdas/."""
+    """All functions but RunClaude share one zip without the agent; the image's context are lambdas/ and agent/."""
     zipped, image = sorted(
         (
             {str(path.relative_to(asset)) for path in asset.rglob("*") if path.is_file()}
@@ -603,7 +670,8 @@ def test_the_zip_holds_the_record_keepers_only(synthesized: Any) -> None:
         if not name.endswith(".py") or "agent" in name or "run_claude" in name
     ]
     assert {"lambdas/Dockerfile", "lambdas/requirements.txt", "lambdas/agent/__init__.py"} <= image
-    assert all(name.startswith("lambdas/") and "__pycache__" not in name for name in zipped | image)
+    assert all(name.startswith("lambdas/") for name in zipped)
+    assert all(name.startswith(("lambdas/", "agent/")) and "__pycache__" not in name for name in zipped | image)
 
 
 def test_the_record_keepers_need_no_package_but_botocore() -> None:
@@ -613,6 +681,7 @@ import sys
 for name in ("deflate", "zlib_ng", "claude_agent_sdk", "mcp"):
     sys.modules[name] = None
 import lambdas.persist_session, lambdas.restore_session, lambdas.record_failure, lambdas.read_run, lambdas.stream_run
+import lambdas.read_session, lambdas.remove_session, lambdas.offer_upload
 """
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -712,19 +781,28 @@ def test_the_bucket_is_private_versioned_and_kept(template: Template) -> None:
 
 
 def test_current_sessions_never_expire(template: Template) -> None:
-    """Runs and leases go after 30 days, replaced session versions no sooner, sessions themselves never."""
+    """Uploads and extracts go after a day, runs and leases after 30, replaced session versions no sooner; sessions
+    never."""
     rules = {rule["Id"]: rule for rule in _one(template, "S3::Bucket")["LifecycleConfiguration"]["Rules"]}
     expiring = {rule.get("Prefix"): rule["ExpirationInDays"] for rule in rules.values() if "ExpirationInDays" in rule}
-    assert expiring == {"runs/": 30, "index/": 30, "locks/": 30, "ledger/": 30}
+    kept = {"runs/": 30, "index/": 30, "locks/": 30, "ledger/": 30}
+    assert expiring == kept | {"extracts/": 1, "uploads/": 1}
     assert rules["replaced-sessions"]["Prefix"] == "session-"
     assert rules["replaced-sessions"]["NoncurrentVersionExpiration"] == {"NoncurrentDays": 30}
     assert rules["leftovers"]["AbortIncompleteMultipartUpload"] == {"DaysAfterInitiation": 1}
 
 
+def test_sessions_expire_where_the_deployment_says_so(otherwise: Template) -> None:
+    """So many days after their last turn; what is replaced stays as long as ever."""
+    rules = {rule["Id"]: rule for rule in _one(otherwise, "S3::Bucket")["LifecycleConfiguration"]["Rules"]}
+    assert rules["replaced-sessions"]["ExpirationInDays"] == 90
+    assert rules["replaced-sessions"]["NoncurrentVersionExpiration"] == {"NoncurrentDays": 30}
+
+
 def test_the_bucket_answers_the_same_origin_as_the_api(otherwise: Template) -> None:
     """One context value is the origin of every answer, of the gateway's own and of the bucket."""
     (rule,) = _one(otherwise, "S3::Bucket")["CorsConfiguration"]["CorsRules"]
-    assert (rule["AllowedMethods"], rule["AllowedOrigins"]) == (["GET"], ["https://app.example"])
+    assert (rule["AllowedMethods"], rule["AllowedOrigins"]) == (["GET", "PUT"], ["https://app.example"])
     origins = re.findall(r"header\.Access-Control-Allow-Origin\": \"('[^']*')\"", json.dumps(otherwise))
     assert set(origins) == {"'https://app.example'"}
 
@@ -760,7 +838,7 @@ def test_iam_and_none_open_the_door_otherwise(templates: Templates) -> None:
         assert caller in _request_template(template)
         for method in ("OPTIONS", "ANY"):
             assert _above(template, method)["AuthorizationType"] == "NONE"
-        for name, of_run in _of_runs(template).items():
+        for name, of_run in (_of_runs(template) | _of_sessions(template)).items():
             assert of_run["AuthorizationType"] == ("NONE" if "OPTIONS" in name else kind)
             assert not of_run.get("ApiKeyRequired", False)
 
@@ -863,6 +941,45 @@ def test_runs_are_handed_to_their_readers(template: Template) -> None:
         assert _named(template, "Lambda::Function", function["Fn::GetAtt"][0])["Timeout"] == timeout
 
 
+def test_sessions_are_handed_to_their_readers(template: Template) -> None:
+    """With the same lock as POST, as they came; the answers go out as they are made. DELETE is another function's."""
+    sessions = _of_sessions(template)
+    paths = ("", "files", "filespath", "archive")
+    assert sessions.keys() == {f"{path}{method}" for path in paths for method in ("GET", "ANY", "OPTIONS")} | {"DELETE"}
+    for name, method in sessions.items():
+        if "OPTIONS" in name:
+            continue
+        *_, path, function, action = method["Integration"]["Uri"]["Fn::Join"][1]
+        removes = name == "DELETE"
+        assert method["ApiKeyRequired"] is True
+        assert function["Fn::GetAtt"][0].startswith("FunctionsRemoveSession" if removes else "FunctionsReadSession")
+        assert method["Integration"].get("ResponseTransferMode") == (None if removes else "STREAM")
+        assert action == ("/invocations" if removes else "/response-streaming-invocations")
+        seconds = _named(template, "Lambda::Function", function["Fn::GetAtt"][0])["Timeout"]
+        assert method["Integration"]["TimeoutInMillis"] == 1000 * seconds
+    allows = {path: sessions[f"{path}OPTIONS"]["Integration"]["IntegrationResponses"][0] for path in paths}
+    for path, answer in allows.items():
+        (methods,) = [v for name, v in answer["ResponseParameters"].items() if name.endswith("-Allow-Methods")]
+        assert methods == ("'GET'" if path else "'GET, DELETE'")
+
+
+def test_uploads_are_offered_by_their_function(template: Template) -> None:
+    """With the same lock as POST, as they came; any other method is that function's to refuse."""
+    below = {name: m for name, m in _of(template, "ApiGateway::Method").items() if "claudecodeuploads" in name}
+    assert {re.sub("^.*uploads|[0-9A-F]{8}$", "", name) for name in below} == {"POST", "ANY", "OPTIONS"}
+    for name, method in below.items():
+        if "OPTIONS" not in name:
+            assert method["ApiKeyRequired"] is True
+            assert method["Integration"]["Type"] == "AWS_PROXY"
+            (function,) = [part for part in method["Integration"]["Uri"]["Fn::Join"][1] if "Fn::GetAtt" in part]
+            assert function["Fn::GetAtt"][0].startswith("FunctionsOfferUpload")
+            assert method["Integration"]["TimeoutInMillis"] == 15_000
+    texts = {name: _worked_out(value) for name, value in _environment(template, "OfferUpload").items()}
+    settings = OfferSettings.read(texts)
+    assert set(settings.callers.values()) == {"default"}
+    assert settings.max_session_bytes == 1024 * 1024 * 1024
+
+
 def test_any_other_method_is_405_before_anything_else(template: Template) -> None:
     """ANY asks for a parameter that nobody sends, and it alone can: so the gateway's refusal is worded as 405."""
     other = _above(template, "ANY")
@@ -926,9 +1043,10 @@ def test_a_changed_template_is_deployed_anew(template: Template, bedrock: Templa
 
 
 def test_outputs_are_what_users_need(template: Template) -> None:
-    """ApiUrl is where to POST; nothing else is put out."""
-    machines = {"StateMachineArn", "LongMachineArn"}
-    assert template["Outputs"].keys() == {"ApiUrl", "ApiKeyId", "BucketName", "SecretArn"} | machines
+    """ApiUrl is where to POST; what a session may weigh is for `sessions put`; nothing else is put out."""
+    machines, limits = {"StateMachineArn", "LongMachineArn"}, {"MaxSessionMb": "1024", "MaxSessionFiles": "200000"}
+    assert template["Outputs"].keys() == {"ApiUrl", "ApiKeyId", "BucketName", "SecretArn"} | machines | limits.keys()
+    assert {name: template["Outputs"][name]["Value"] for name in limits} == limits
     assert template["Outputs"]["StateMachineArn"]["Value"] == {"Ref": _id(template, _machine(template))}
     assert template["Outputs"]["LongMachineArn"]["Value"] == {"Ref": _id(template, _machine(template, "STANDARD"))}
     assert template["Outputs"]["ApiUrl"]["Value"]["Fn::Join"][1][-1] == "/claude-code"
@@ -993,7 +1111,7 @@ def guarded_synth(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _private_clone(clone: Path) -> Path:
     """What a stack is synthesized from, as `git clone` leaves it under a umask of 077."""
     clone.mkdir()
-    for name in ("app.py", "cdk.json", "stacks", "statemachine", "lambdas"):
+    for name in ("app.py", "cdk.json", "stacks", "statemachine", "lambdas", "agent"):
         if (ROOT / name).is_dir():
             shutil.copytree(ROOT / name, clone / name, ignore=shutil.ignore_patterns("__pycache__"))
         else:
@@ -1016,8 +1134,9 @@ def test_assets_can_be_read_whatever_the_builders_umask(guarded_synth: Path) -> 
     for path in (path for asset in assets for path in (asset, *asset.rglob("*"))):
         starts = path.is_dir() or path.suffix == ".sh"
         assert path.stat().st_mode & 0o777 == (0o755 if starts else 0o644), path
+    assert sum((asset / "agent/skills/handover/SKILL.md").exists() for asset in assets) == 1  # the image's
     _, _, after_the_code = (ROOT / "lambdas/Dockerfile").read_text().partition("\nCOPY lambdas/ ")
-    assert "\nRUN chmod -R a+rX ${LAMBDA_TASK_ROOT}/lambdas" in after_the_code
+    assert "\nRUN chmod -R a+rX ${LAMBDA_TASK_ROOT}/lambdas ${LAMBDA_TASK_ROOT}/agent" in after_the_code
 
 
 def _without_network() -> list[str]:

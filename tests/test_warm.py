@@ -57,6 +57,12 @@ def function(
         "MAX_SESSION_FILES": "1000",
         "SCRATCH": str(place / "agents"),
         "SANDBOX": "none",
+        "AGENT_FOLDER": str(ROOT / "agent"),
+        "WORKSPACE_INSTRUCTIONS": "false",
+        "ASK_BEFORE": "[]",
+        "REPOSITORIES": "[]",
+        "PROTECTED_BRANCHES": "[]",
+        "GIT_IDENTITY": "{}",
         "PRICES": "{}",
         **variables,
     }

@@ -181,7 +181,7 @@ def test_a_hundred_are_no_more_to_the_engine_than_one(running: Service) -> None:
     stream = StreamRun(settings, bucket, time.time, time.sleep)
     with asked(running, "wait 3") as begun, ThreadPoolExecutor(WATCHERS) as pool:
         caller = {"identity": {"apiKeyId": next(iter(settings.callers))}}
-        event = {"httpMethod": "GET", "resource": "x/events", "pathParameters": {"run_id": begun.run}}
+        event = {"httpMethod": "GET", "resource": "x/events", "path": "", "pathParameters": {"run_id": begun.run}}
         watching = [
             pool.submit(lambda: b"".join(stream.stream(event | {"requestContext": caller}).pieces))
             for _ in range(WATCHERS)

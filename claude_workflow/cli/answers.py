@@ -1,5 +1,6 @@
 """What a run came to, for people: an answer or a failure, and what to do then."""
 
+import json
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,6 +13,8 @@ from claude_workflow.cli.endings import dollars, is_cancelled, lasted, provider_
 from claude_workflow.cli.endpoint import KEY_VARIABLE, STAND_IN, Endpoint, typed
 from claude_workflow.cli.printing import document, line, whole
 
+CALL_CHARS = 500
+"""Of a call that waits to be approved."""
 PATH_CHARS = 4096
 """What Linux allows in a path."""
 CAUSE_CHARS = 1000
@@ -91,6 +94,12 @@ def _show(answer: Document, console: Console, endpoint: Endpoint) -> None:
         print(whole(answer["result"], sys.stdout), flush=True)
     if is_cancelled(answer):
         console.print("The run was cancelled. What was done until then is saved.", style="yellow", soft_wrap=True)
+    elif waits := answer.get("pending"):
+        call = line(f"{waits['tool']} {json.dumps(waits['input'], ensure_ascii=False)}", CALL_CHARS)
+        console.print(f"A call waits to be approved: {call}", style="yellow", soft_wrap=True)
+        for verb in ("approve", "deny"):
+            answers = ("--session", answer["session_id"], f"--{verb}", waits["digest"], *endpoint.options)
+            console.print(f"  {typed('ask', *answers)}", soft_wrap=True)
     elif not answer["result"]:
         stopped = line(str(answer.get("stop_reason")), 40)
         console.print(f"There is no final text: the run stopped at {stopped}.", style="yellow", soft_wrap=True)

@@ -26,25 +26,52 @@ IN_THE_BACKGROUND = {"Prefer": "respond-async"}
 class Question:
     """What is asked, and how to ask it again."""
 
-    prompt: str
+    prompt: str | None
+    """None: nothing but the answer to a call that waits."""
     session: str | None = None
     key: str | None = None
     timeout: float | None = None
     """Seconds that the run may take; None: as the deployment has it."""
+    approve: str | None = None
+    """The digest of the call that waits in the session, to let it be made."""
+    deny: str | None = None
+    """The same, so that it is not made."""
+    reason: str | None = None
+    """Why not, for the model."""
 
     @property
     def body(self) -> Document:
         """Of the POST."""
-        fields = {"prompt": self.prompt, "session_id": self.session, "timeout_seconds": self.timeout}
+        reason = {"reason": self.reason} if self.reason else {}
+        fields = {
+            "prompt": self.prompt,
+            "session_id": self.session,
+            "timeout_seconds": self.timeout,
+            "approve": self.approve,
+            "deny": {"digest": self.deny, **reason} if self.deny else None,
+        }
         return {name: value for name, value in fields.items() if value is not None}
 
     def again(self, key: str, endpoint: Endpoint) -> tuple[str, ...]:
         """The arguments of an `ask` that means the same run."""
-        session = ("--session", self.session) if self.session else ()
-        timeout = ("--timeout", f"{self.timeout:g}") if self.timeout else ()
-        # A long prompt, or one of several lines, comes from a file better.
+        timeout = f"{self.timeout:g}" if self.timeout else None
+        given = {
+            "--session": self.session,
+            "--timeout": timeout,
+            "--approve": self.approve,
+            "--deny": self.deny,
+            "--reason": self.reason,
+        }
+        options = (text for name, value in given.items() if value for text in (name, value))
+        return "--key", key, *options, *endpoint.options, *self._prompt
+
+    @property
+    def _prompt(self) -> tuple[str, ...]:
+        """As an argument. A long one, or one of several lines, comes from a file better."""
+        if self.prompt is None:
+            return ()
         short = len(self.prompt) <= PROMPT_CHARS and self.prompt.isprintable()
-        return "--key", key, *session, *timeout, *endpoint.options, *(("--", self.prompt) if short else ("-",))
+        return ("--", self.prompt) if short else ("-",)
 
 
 def run(endpoint: Endpoint, question: Question, *, background: bool, as_json: bool) -> int:

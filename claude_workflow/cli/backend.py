@@ -1,5 +1,6 @@
 """What is behind a service: its bucket and its state machine, on this machine or in AWS."""
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from claude_workflow.cli.printing import to_stderr
 from claude_workflow.local import engine
 from claude_workflow.local.engine import Engine, EngineFailed
 from claude_workflow.local.guard import BUCKET
+from lambdas.archive.format import RATIO, Limits
+from stacks.deployment import CDK_JSON
 
 CONNECTIONS = 16
 """More than the threads of any command."""
@@ -34,13 +37,25 @@ class Backend:
     """None in AWS."""
     options: tuple[str, ...] = ()
     """Those of a command that mean this workflow again."""
+    stack: str | None = None
+    """Its name in AWS."""
+
+    def limits(self) -> Limits:
+        """What a session may weigh: as the stack says, or cdk.json, from which a service on this machine is made."""
+        if self.stack:
+            told = outputs(self.stack, "MaxSessionMb", "MaxSessionFiles")
+            return Limits(int(told["MaxSessionFiles"]), int(told["MaxSessionMb"]) << 20, RATIO)
+        context = json.loads(CDK_JSON.read_text())["context"]
+        return Limits(context["max_session_files"], context["max_session_mb"] << 20, RATIO)
 
     def client(self, service: str) -> Any:
         """A boto3 client: the local engine's, or one with the ordinary AWS credentials. It never repeats a start."""
         if self.engine:
             return self.engine.client(service, read_timeout=LONGEST, connections=CONNECTIONS)
         retries = {"total_max_attempts": 1} if service == "stepfunctions" else {"mode": "standard"}
-        config = Config(read_timeout=LONGEST, max_pool_connections=CONNECTIONS, retries=retries)
+        # As the functions ask S3 (bucket/client.py): a part with a checksum wants an upload that was begun with one.
+        checksums = {"request_checksum_calculation": "when_required", "response_checksum_validation": "when_required"}
+        config = Config(read_timeout=LONGEST, max_pool_connections=CONNECTIONS, retries=retries, **checksums)
         return boto3.client(service, config=config)
 
 
@@ -53,7 +68,7 @@ def found(state: Path, stack: str | None, *, starts: bool) -> Iterator[Backend]:
     """
     if stack is not None:
         named = outputs(stack, "BucketName", "StateMachineArn")
-        yield Backend(named["BucketName"], named["StateMachineArn"], None, ("--stack", stack))
+        yield Backend(named["BucketName"], named["StateMachineArn"], None, ("--stack", stack), stack)
         return
     running = announced(state)
     if running is None and starts:

@@ -2,6 +2,13 @@
 
 from typing import Any
 
+STANDING = {
+    "running": "An execution is at work on it.",
+    "cancelled": "Its caller ended it before the model had answered.",
+    "lost": "Neither an answer nor a failure was written, and nobody is at work on it any more.",
+}
+"""What is said of a run without an answer that has not failed either, by its outcome."""
+
 
 def dollars(amount: float | None) -> str:
     """A cost, or a dash where nobody knows it."""

@@ -8,7 +8,8 @@ the log one JSON object an event, `{type, event_timestamp, details: {…}, execu
 
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
@@ -24,6 +25,10 @@ EVENTS = 1000
 QUERY_SECONDS = 60
 LEEWAY_SECONDS = 60
 """Clocks that differ, before a run's first request."""
+
+
+LEGS_ENDED = {"gate": "ended at a gate, where nothing is lost", "limit": "ended at its limit"}
+"""How a leg of a long run ended, in words."""
 
 
 class Event(NamedTuple):
@@ -162,7 +167,10 @@ def _event(event: Json) -> Event:
 def _from_log(backend: Backend, execution: str, begin: float) -> list[Event]:
     """By CloudWatch Logs Insights; events reach it some seconds after they happened."""
     machine = backend.client("stepfunctions").describe_state_machine(stateMachineArn=backend.state_machine_arn)
-    group = machine["loggingConfiguration"]["destinations"][0]["cloudWatchLogsLogGroup"]["logGroupArn"]
+    destinations = machine.get("loggingConfiguration", {}).get("destinations")
+    if not destinations:
+        return []  # a machine that somebody has told to log nowhere
+    group = destinations[0]["cloudWatchLogsLogGroup"]["logGroupArn"]
     return logged(backend.client("logs"), group.removesuffix(":*"), execution, begin)
 
 
@@ -192,6 +200,26 @@ def _is_message(column: Json) -> bool:
 
 def _logged(message: Json) -> Event:
     return Event(int(message["event_timestamp"]) / 1000, message["type"], message["details"])
+
+
+def legs(attempts: Iterable[str]) -> dict[str, str]:
+    """By attempt of a run in several legs, which of its execution it is: those of one share their names' digest."""
+    begun, found = Counter[str](), dict[str, str]()
+    for attempt in sorted(attempts):
+        _, _, rest = attempt.partition("-")
+        digest = rest.partition("-")[0]
+        begun[digest] += 1
+        found[attempt] = f" (leg {begun[digest]})"
+    return found if len(found) > len(begun) else {}
+
+
+def named(visits: Sequence[Visit]) -> Iterator[tuple[str, Visit]]:
+    """The states with their names; each leg, where there is more than one, with its number."""
+    number, many = 0, sum(visit.name == "RunClaude" for visit in visits) > 1
+    for visit in visits:
+        leg = many and visit.name == "RunClaude"
+        number += leg
+        yield f"{visit.name} leg {number}" if leg else visit.name, visit
 
 
 def clock(moment: float) -> str:

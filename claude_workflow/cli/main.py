@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import TextIO
 
 from claude_workflow import __version__
-from claude_workflow.cli import check, operating
+from claude_workflow.cli import check, operating, sessions
 from claude_workflow.cli.endpoint import KEY_VARIABLE, Endpoint, Unusable, default_state, find
 from claude_workflow.cli.printing import carry_all, open_all, whole
 
@@ -38,7 +38,7 @@ def parser() -> argparse.ArgumentParser:
     serve.set_defaults(run=_serve)
 
     ask = commands.add_parser("ask", help="ask a question and print the answer", description=ASK)
-    ask.add_argument("prompt", help="what to ask; - reads it from standard input")
+    ask.add_argument("prompt", nargs="?", help="what to ask; - reads it from standard input")
     ask.add_argument("--session", metavar="ID", help="go on with this session")
     ask.add_argument("--key", metavar="KEY", help="the Idempotency-Key of an earlier ask whose answer is still wanted")
     ask.add_argument("--json", action="store_true", help="print the whole answer as JSON")
@@ -48,6 +48,10 @@ def parser() -> argparse.ArgumentParser:
         metavar="SECONDS",
         help="end the run by then (default: the deployment's limit)",
     )
+    answer = ask.add_mutually_exclusive_group()
+    answer.add_argument("--approve", metavar="DIGEST", help="let the call be made that waits in the session")
+    answer.add_argument("--deny", metavar="DIGEST", help="let it not be made")
+    ask.add_argument("--reason", metavar="TEXT", help="why it is denied, for Claude")
     ask.add_argument("--background", action="store_true", help="print the run's id, and leave it to itself")
     _add_where(ask)
     ask.set_defaults(run=_ask)
@@ -61,6 +65,7 @@ def parser() -> argparse.ArgumentParser:
         command.set_defaults(run=act)
 
     operating.add_commands(commands)
+    sessions.add_commands(commands)
 
     checked = commands.add_parser("check", help="ask a stack what only a stack can show", description=check.CHECK)
     checked.add_argument("--stack", metavar="NAME", help="this deployed stack, with your AWS credentials")
@@ -181,7 +186,13 @@ def _serve(chosen: argparse.Namespace) -> int:
 def _ask(chosen: argparse.Namespace) -> int:
     from claude_workflow.cli import ask
 
-    question = ask.Question(_prompt(chosen.prompt), chosen.session, chosen.key, chosen.timeout)
+    if chosen.prompt is None and not (chosen.approve or chosen.deny):
+        raise Unusable("What is to be asked? Give a prompt, or - to read it from standard input.")
+    if (chosen.approve or chosen.deny) and not chosen.session:
+        raise Unusable("A call waits in a session. Say in which: --session ID")
+    prompt = None if chosen.prompt is None else _prompt(chosen.prompt)
+    answer = chosen.approve, chosen.deny, chosen.reason
+    question = ask.Question(prompt, chosen.session, chosen.key, chosen.timeout, *answer)
     return ask.run(_endpoint(chosen), question, background=chosen.background, as_json=chosen.json)
 
 

@@ -1,9 +1,10 @@
-"""The commands of whoever operates a workflow: `runs`, `show`, `costs`, `verify`, `replay`, `sessions`, with their
-options."""
+"""The commands of whoever operates a workflow, with their options: `runs`, `show`, `costs`, `verify`, `replay`; those
+of `sessions` are in their own folder."""
 
 import argparse
 import re
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -31,8 +32,9 @@ REPLAY = """Runs failed runs again, under their own ids and on the session's ver
 is not paid for again. Long ones go on in the long machine, and are waited for. Exits with 0 if all of them succeeded
 (with --dry-run: can be replayed), else with 1."""
 
-SESSIONS = """purge: makes what was removed from a session, or changed in it, be gone for good. Writes its archive anew
-without it, and deletes its older versions and what its runs staged. Waits for no run: a session at work is refused."""
+CONSOLE = """Shows runs and sessions in a browser on this machine: what ran, live; a run's states, conversation, cost
+and replay. Listens on loopback alone; the printed link opens it, by a secret that is drawn anew at each start. `serve`
+has it, too."""
 
 RUN_ID, SESSION_ID = re.compile(r"run-[A-Za-z0-9-]{1,80}"), re.compile(r"session-[A-Za-z0-9-]{1,80}")
 """The contract's, which takes longer to import."""
@@ -42,16 +44,22 @@ _LONGEST = 365 * _UNITS["d"]
 
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+Act: TypeAlias = "Callable[[Backend, argparse.Namespace], int]"
+"""What a command does; its exit code."""
 
 
 def add_commands(commands: Commands) -> None:
     """Adds them to the parser's."""
     added = ((_add_runs, _runs), (_add_show, _show), (_add_costs, _costs), (_add_verify, _verify))
-    for add, act in (*added, (_add_replay, _replay), (_add_sessions, _purge)):
-        command = add(commands)
-        command.set_defaults(run=run, act=act)
-        command.add_argument("--stack", metavar="NAME", help="of this deployed stack, with your AWS credentials")
-        add_state(command)
+    for add, act in (*added, (_add_replay, _replay), (_add_console, _console)):
+        operates(add(commands), act)
+
+
+def operates(command: argparse.ArgumentParser, act: "Act") -> None:
+    """Makes it a command that acts on what is behind a service."""
+    command.set_defaults(run=run, act=act)
+    command.add_argument("--stack", metavar="NAME", help="of this deployed stack, with your AWS credentials")
+    add_state(command)
 
 
 def _add_runs(commands: Commands) -> argparse.ArgumentParser:
@@ -117,11 +125,10 @@ def _add_replay(commands: Commands) -> argparse.ArgumentParser:
     return replay
 
 
-def _add_sessions(commands: Commands) -> argparse.ArgumentParser:
-    sessions = commands.add_parser("sessions", help="purge a session of what was removed", description=SESSIONS)
-    sessions.add_argument("what", choices=["purge"], help="what to do")
-    sessions.add_argument("session_id", type=session_id, metavar="ID", help="the session")
-    return sessions
+def _add_console(commands: Commands) -> argparse.ArgumentParser:
+    console = commands.add_parser("console", help="look at runs in a browser", description=CONSOLE)
+    console.add_argument("--port", type=int, default=0, help="port to listen on (default: a free one)")
+    return console
 
 
 def add_state(command: argparse.ArgumentParser) -> None:
@@ -246,7 +253,7 @@ def _replay(found: "Backend", chosen: argparse.Namespace) -> int:
     return replay.run(found, chosen.run_ids, chosen.since, verb, dry=chosen.dry_run, waits=not chosen.background)
 
 
-def _purge(found: "Backend", chosen: argparse.Namespace) -> int:
-    from claude_workflow.cli import sessions
+def _console(found: "Backend", chosen: argparse.Namespace) -> int:
+    from claude_workflow.cli import console
 
-    return sessions.purge(found, chosen.session_id)
+    return console.run(found, chosen.state, chosen.stack, chosen.port)

@@ -53,6 +53,12 @@ class Run:
         return "done" if self.answer else "failed" if self.failure else "lost"
 
     @property
+    def executions(self) -> list[str]:
+        """Those that the record names: the first, and the one that failed last, or answered."""
+        named = [each.get("execution") for each in (self.request, self.failure or {}, self.answer or {})]
+        return list(dict.fromkeys(name for name in named if name))
+
+    @property
     def long(self) -> bool:
         """Whether it may last longer than a POST, and works in legs."""
         return bool(self.request.get("long"))

@@ -19,6 +19,7 @@ import urllib3
 from botocore.exceptions import BotoCoreError, ClientError
 from rich.console import Console
 
+from claude_workflow.cli import console as page
 from claude_workflow.cli.endings import dollars
 from claude_workflow.cli.endpoint import STAND_IN, Endpoint, Unusable, announce, api_key, kept_key, withdraw
 from claude_workflow.cli.history import clock
@@ -31,6 +32,7 @@ from claude_workflow.local.engine import EngineFailed
 from claude_workflow.local.gateway import Served
 from claude_workflow.local.model import ScriptedModel
 from claude_workflow.local.service import Model, Service
+from lambdas.agent import equipment
 from lambdas.errors import StorageUnavailable
 
 ANTHROPIC = "https://api.anthropic.com"
@@ -92,6 +94,8 @@ def serving(
                     withdraw(state)
         except (EngineFailed, DeployFailed, NotUnderstood) as failed:
             raise Unusable(str(failed)) from failed
+        except equipment.Unusable as wrong:
+            raise Unusable(f"agent/: {wrong}") from wrong
         except StorageUnavailable as failed:
             raise Unusable(failed.detail) from failed
         except (BotoCoreError, ClientError) as refused:
@@ -199,8 +203,9 @@ def run(state: Path, host: str, port: int, unsandboxed: bool, quiet: bool, leave
             if not _is_loopback(host):
                 console.print(BEYOND, style="yellow", soft_wrap=True)
             console.print(f"Sessions are kept in {state}. Ctrl-C ends the service.\n", soft_wrap=True)
-            print(f"{running.url} is ready:\n\n{_curl(running)}\n{_keys(running)}", flush=True)
-            with resumed(running, state, console, leave=leave_runs):
+            with page.beside(running, name, state) as link, resumed(running, state, console, leave=leave_runs):
+                ready = f"{running.url} is ready:\n\n{_curl(running)}\n{_keys(running)}"
+                print(f"{ready}\nConsole: {link}\n", flush=True)
                 while _alive(running.engine.pid):
                     time.sleep(1)
             raise Unusable(f"The engine ended; its log is {running.engine.state / 'engine.log'}. Start it again.")

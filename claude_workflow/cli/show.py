@@ -3,8 +3,7 @@
 import json
 import sys
 import time
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
@@ -14,9 +13,9 @@ from rich.text import Text
 
 from claude_workflow.cli import tables
 from claude_workflow.cli.backend import Backend
-from claude_workflow.cli.endings import cut_short, dollars, provider_failed
+from claude_workflow.cli.endings import STANDING, cut_short, dollars, provider_failed
 from claude_workflow.cli.endpoint import Unusable, typed
-from claude_workflow.cli.history import Story, Visit, clock, story_of, unsigned
+from claude_workflow.cli.history import LEGS_ENDED, Story, Visit, clock, legs, named, story_of, unsigned
 from claude_workflow.cli.printing import document, line, to_stderr, whole
 from claude_workflow.cli.prospect import REFUSED, Prospect, prospect
 from claude_workflow.cli.record import Requests, Run, look
@@ -33,12 +32,6 @@ BEFORE_BAR = 52
 BAR = 100
 """Columns of a bar at the most."""
 
-ENDED = {
-    "running": "An execution is at work on it.",
-    "cancelled": "Its caller ended it before the model had answered.",
-    "lost": "Neither an answer nor a failure was written, and nobody is at work on it any more.",
-}
-
 
 def run(backend: Backend, run_id: str, as_json: bool, verbose: bool) -> int:
     """Prints to stdout. Raises `Unusable` where there is no such run."""
@@ -48,7 +41,7 @@ def run(backend: Backend, run_id: str, as_json: bool, verbose: bool) -> int:
     if found is None:
         raise Unusable(f"There is no run {run_id}.")
     begin = found.request["requested_at"]
-    stories = [story_of(backend, execution, begin) for execution in executions(found)]
+    stories = [story_of(backend, execution, begin) for execution in found.executions]
     planned, receipts = prospect(bucket, found), record.receipts(bucket, run_id)
     if as_json:
         print(document(_whole(found, stories, planned, receipts), sys.stdout))
@@ -58,15 +51,6 @@ def run(backend: Backend, run_id: str, as_json: bool, verbose: bool) -> int:
     to_stderr().print(requests.sentence(), style="dim", soft_wrap=True)
     return 0
 
-
-def executions(found: Run) -> list[str]:
-    """Those that the record names: the first, and the one that failed last."""
-    named = [record.get("execution") for record in (found.request, found.failure or {}, found.answer or {})]
-    return list(dict.fromkeys(name for name in named if name))
-
-
-LEGS_ENDED = {"gate": "ended at a gate, where nothing is lost", "limit": "ended at its limit"}
-"""How a leg of a long run ended, in words."""
 
 Receipts = Mapping[str, Receipt | None]
 """By attempt; None for one that does not add up."""
@@ -108,13 +92,13 @@ class _Screen:
             self._say(f"A replay would {planned.sentence}.")
             if planned.does not in REFUSED:
                 self._out.print(f"  {typed('replay', row.run_id, *options)}", soft_wrap=True)
-        legs = _legs(planned.staged) if found.long else {}
+        each = legs(planned.staged) if found.long else {}
         for attempt, objects in planned.staged.items():
             named = (f"{name} ({size:,} bytes)" for name, size in objects.items() if name != "receipt.json")
-            self._say(f"Staged in {attempt}{legs.get(attempt, '')}: {', '.join(named)}")
+            self._say(f"Staged in {attempt}{each.get(attempt, '')}: {', '.join(named)}")
         for at, receipt in receipts.items():
             attempt = at.split("/")[2]
-            self._receipt(f"{attempt}{legs.get(attempt, '')}", receipt)
+            self._receipt(f"{attempt}{each.get(attempt, '')}", receipt)
         for story in stories:
             self._story(story, _name(story, row.run_id))
         if found.answer and found.answer.get("result"):
@@ -137,8 +121,8 @@ class _Screen:
             self._say("Answered.")
         if answer and (sentence := provider_failed(answer)):
             self._say(sentence, "yellow")
-        if not answer and found.outcome in ENDED:
-            self._say(ENDED[found.outcome], STYLES[found.outcome])
+        if not answer and found.outcome in STANDING:
+            self._say(STANDING[found.outcome], STYLES[found.outcome])
         if failure and not answer:
             before = "Before: " if found.outcome == "running" else ""
             state, said = line(str(failure.get("state")), 40), whole(failure["error"], sys.stdout)
@@ -167,7 +151,7 @@ class _Screen:
         else:
             begin, end = story.visits[0].entered, max(visit.left or visit.entered for visit in story.visits)
             self._say(Text.assemble((f"Execution {name}", "bold"), f"  {clock(begin)} UTC"))
-            for state, visit in _named(story.visits):
+            for state, visit in named(story.visits):
                 self._visit(state, visit, begin, end)
         if self._verbose:
             self._out.print(f"  {story.execution}", style="dim", soft_wrap=True)
@@ -198,26 +182,6 @@ class _Screen:
 
     def _say(self, text: str | Text, style: str = "") -> None:
         self._out.print(text, style=style, soft_wrap=not self._out.is_terminal)
-
-
-def _legs(attempts: Iterable[str]) -> dict[str, str]:
-    """By attempt of a run in several legs, which of its execution it is: those of one share their names' digest."""
-    begun, found = Counter[str](), dict[str, str]()
-    for attempt in sorted(attempts):
-        _, _, rest = attempt.partition("-")
-        digest = rest.partition("-")[0]
-        begun[digest] += 1
-        found[attempt] = f" (leg {begun[digest]})"
-    return found if len(found) > len(begun) else {}
-
-
-def _named(visits: Sequence[Visit]) -> Iterator[tuple[str, Visit]]:
-    """The states with their names; each leg, where there is more than one, with its number."""
-    number, many = 0, sum(visit.name == "RunClaude" for visit in visits) > 1
-    for visit in visits:
-        leg = many and visit.name == "RunClaude"
-        number += leg
-        yield f"{visit.name} leg {number}" if leg else visit.name, visit
 
 
 def _name(story: Story, run_id: str) -> str:

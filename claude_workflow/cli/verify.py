@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.text import Text
 
 from claude_workflow.cli import tables
-from claude_workflow.cli.accounts import began, counted, day, exact
+from claude_workflow.cli.accounts import counted, day, exact
 from claude_workflow.cli.backend import Backend
 from claude_workflow.cli.bill import Bill, Line, lined_up
 from claude_workflow.cli.books import Books, Session, opened
@@ -28,9 +28,6 @@ MICRO = 1e-6
 
 EXACT = 1e-8
 """US dollars by which sums of the same figures may differ, in another order."""
-
-KEPT_DAYS = 29
-"""How long the record of a run is there for sure."""
 
 SIDES = ("receipts", "provider", "difference")
 AGAINST: Columns = {("day (UTC)",): 10, ("model",): 24, **{(side,): 11 for side in SIDES}, ("",): None}
@@ -72,6 +69,9 @@ def remarks(books: Books) -> list[str]:
         )
     if lost := len(bare) - len(known):
         said.append(f"Without a receipt or a word: {counted(lost, 'attempt')}, whose cost nobody knows")
+    removed = [entry for entry in books.booked if entry.kind == SPENT and entry.run_id not in books.accounts]
+    if spent := sum(entry.micros for entry in removed) / 1e6:
+        said.append(f"Removed with their sessions, or expired: {counted(len(removed), 'attempt')}, {exact(spent)}")
     if running := sum(of.run.running for of in books.accounts.values()):
         said.append(f"Still going on, and not added up: {counted(running, 'run')}")
     return said
@@ -163,7 +163,7 @@ def _booked(books: Books) -> Iterator[Fault]:
             most, running = kept.receipt.most, kept.account.run.running
             if most is not None and not running and abs(entry.micros / 1e6 - most) > MICRO:
                 yield Fault(entry.run_id, f"{said} of {entry.attempt}, its receipt {exact(most)}")
-        elif of not in known and entry.micros and books.now - began(entry.attempt) < KEPT_DAYS * DAY:
+        elif entry.run_id in books.accounts and of not in known and entry.micros:
             yield Fault(entry.run_id, f"{said} of {entry.attempt}, of which there is nothing else")
 
 

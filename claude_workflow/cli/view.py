@@ -4,11 +4,9 @@ The agent's last text is the answer, which has its place on standard output. So 
 be that one.
 """
 
-import json
 import sys
 import time
 from datetime import datetime, timedelta
-from pathlib import PurePath
 from types import TracebackType
 from typing import Any, Self
 
@@ -20,12 +18,7 @@ from rich.text import Text
 from claude_workflow.cli.client import Document
 from claude_workflow.cli.endings import dollars
 from claude_workflow.cli.printing import line, whole
-
-TELLING = ("command", "file_path", "notebook_path", "pattern", "url", "query", "description", "prompt")
-"""Of a tool's input, what says best what it does; the first that is there."""
-
-STEP_CHARS = 200
-"""Of one step's line; a terminal shows as many as it has columns."""
+from claude_workflow.cli.telling import STEP_CHARS, text_of, told
 
 
 class View:
@@ -105,24 +98,14 @@ class View:
                 self._doing = "thinking"
             case {"type": "tool_use", "name": str(name), "input": dict(given)}:
                 self._flush()
-                self._doing = f"{line(name, 60)} {self._told(given)}"
-                self._step(f"{line(name, 60)}  {self._told(given)}", nested)
+                self._doing = f"{line(name, 60)} {told(given, self._workspace)}"
+                self._step(f"{line(name, 60)}  {told(given, self._workspace)}", nested)
 
     def _result(self, block: Any, nested: bool) -> None:
         match block:
             case {"type": "tool_result", "is_error": True, "content": content}:
-                self._step(f"  failed: {line(_text(content), STEP_CHARS)}", nested, "red")
+                self._step(f"  failed: {line(text_of(content), STEP_CHARS)}", nested, "red")
         self._doing = ""
-
-    def _told(self, given: Document) -> str:
-        """What a tool is to do, in one line; a path in the workspace is told from there."""
-        told = next((given[name] for name in TELLING if isinstance(given.get(name), str)), None)
-        if told is None:
-            return line(json.dumps(given, ensure_ascii=False), STEP_CHARS) if given else ""
-        path = PurePath(told)
-        if self._workspace and path.is_relative_to(self._workspace):
-            told = str(path.relative_to(self._workspace))
-        return line(told, STEP_CHARS)
 
     def _flush(self) -> None:
         if self._shown and self._held.strip():
@@ -149,10 +132,3 @@ class View:
         text.truncate(self.console.width - 4, overflow="ellipsis")  # the spinner's place is beside it
         self._spinner.update(text=text)
         return self._spinner
-
-
-def _text(content: Any) -> str:
-    """What a tool came back with: text, or blocks of it."""
-    if isinstance(content, list):
-        return " ".join(str(block.get("text", "")) for block in content if isinstance(block, dict))
-    return str(content)

@@ -93,7 +93,8 @@ class Api:
         if path in self.methods:
             return path, {}
         for resource in self.methods:
-            pattern = re.sub(r"\\{(\w+)\\}", r"(?P<\1>[^/]+)", re.escape(resource))
+            one = re.sub(r"\\{(\w+)\\}", r"(?P<\1>[^/]+)", re.escape(resource))
+            pattern = re.sub(r"\\{(\w+)\\\+\\}", r"(?P<\1>.+)", one)
             if found := re.fullmatch(pattern, path):
                 return resource, found.groupdict()
         return None

@@ -5,6 +5,8 @@ says so in its log alone. So its functions that write, remove and read (`REPLACE
 engine starts, and its dispatcher by one that answers 500 where the disk refuses, and forgets what did not come there.
 All of a write is on the disk before its answer goes out (fsync): it outlives the engine, and the machine's power.
 
+Of a version it gives a range where one is asked for, as S3 does; ministack gives the whole.
+
 Three files appear beside an object's while it is written: see `local.mend`, which takes back what the engine's end, or
 the disk, cut in half. The directory is the engine's own: where it is refused there, it takes its rights back (an agent
 of the same user may have changed modes, if nothing but Landlock keeps it in) and tries once more.
@@ -17,6 +19,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -46,6 +49,9 @@ def install() -> None:
 
 # The dispatcher
 
+_RANGE: ContextVar[str] = ContextVar("range", default="")
+"""What a request wants of a version; empty: all of it."""
+
 _their_dispatch = s3._dispatch
 _their_delete_version = s3._delete_object_version
 _their_delete_marker = s3._record_delete_marker
@@ -55,15 +61,48 @@ def _dispatch(method: str, bucket: str, key: str, headers: Json, body: bytes, qu
     upload = s3._qp(query_params, "uploadId")
     parts = s3._multipart_uploads.get(upload) if upload else None
     try:
-        with _remembered(bucket, key):
+        wanted = headers.get("range", "") if method == "GET" and s3._qp(query_params, "versionId") else ""
+        with _remembered(bucket, key), _asking_for(wanted):
             answer: tuple[Any, ...] = _their_dispatch(method, bucket, key, headers, body, query_params)
-            return answer
+            return _partial(answer) if wanted else answer
     except OSError as refused:
         if parts and isinstance(refused, NotOnDisk):
             s3._multipart_uploads[upload] = parts
         s3.logger.error("The disk refused: %s %s/%s: %s", method, bucket, key, refused)
         failed: tuple[Any, ...] = s3._error("InternalError", f"The disk refused: {refused.strerror}.", 500)
         return failed
+
+
+@contextmanager
+def _asking_for(wanted: str) -> Iterator[None]:
+    before = _RANGE.set(wanted)
+    try:
+        yield
+    finally:
+        _RANGE.reset(before)
+
+
+def _partial(answer: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The answer to a GET of a range of a version; `_version_body` gave no more than that."""
+    status, headers, body = answer
+    if status != 200:
+        return answer
+    size = int(headers["Content-Length"])
+    span = _span(size)
+    if span is None:
+        refused: tuple[Any, ...] = s3._error("InvalidRange", "The requested range is not satisfiable", 416)
+        return refused
+    about = {"Content-Length": str(len(body)), "Content-Range": f"bytes {span[0]}-{span[1] - 1}/{size}"}
+    of_the_whole = {name for name in headers if name.lower().startswith("x-amz-checksum-")}
+    return 206, {name: value for name, value in headers.items() if name not in of_the_whole} | about, body
+
+
+def _span(size: int) -> tuple[int, int] | None:
+    """What a request wants of so many bytes, the end exclusive; None where there is nothing of it."""
+    if not _RANGE.get():
+        return 0, size
+    found: tuple[int, int] | None = s3._parse_range(_RANGE.get(), size)
+    return (found[0], found[1] + 1) if found else None
 
 
 def _delete_object_version(bucket: Json, bucket_name: str, key: str, version_id: str) -> tuple[bool, bool]:
@@ -182,26 +221,30 @@ def _read_body(bucket_name: str, key: str, obj: Json) -> bytes:
 
 
 def _version_body(bucket: Json, bucket_name: str, key: str, v: Json) -> bytes:
-    if v.get("data") is not None:
-        return bytes(v["data"])
+    start, end = _span(v["size"]) or (0, 0)
     current = bucket["objects"].get(key)
-    if current is not None and (current.get("version_id") or "null") == v["version_id"]:
-        return _read_body(bucket_name, key, current)
-    return _read(lambda: Path(s3._version_disk_path(bucket_name, key, v["version_id"])), v["size"])
+    is_current = current is not None and (current.get("version_id") or "null") == v["version_id"]
+    data = v.get("data") if v.get("data") is not None else current.get("body") if is_current else None
+    if data is not None:
+        return bytes(data[start:end])
+    aside = Path(s3._version_disk_path(bucket_name, key, v["version_id"]))
+    return _read(lambda: _path(bucket_name, key) if is_current else aside, v["size"], start, end)
 
 
-def _read(where: Callable[[], Path], size: int) -> bytes:
-    def whole() -> bytes:
+def _read(where: Callable[[], Path], size: int, start: int = 0, end: int | None = None) -> bytes:
+    def some() -> bytes:
         path = where()
         if is_torn(path):
             take_back(path)
-        data = path.read_bytes()
-        if len(data) != size:
-            raise OSError(errno.EIO, f"{len(data)} bytes where {size} were written", str(path))
-        return data
+        with path.open("rb") as file:
+            there = os.fstat(file.fileno()).st_size
+            if there != size:
+                raise OSError(errno.EIO, f"{there} bytes where {size} were written", str(path))
+            file.seek(start)
+            return file.read((size if end is None else end) - start)
 
     with ONE:
-        return _tried(whole)
+        return _tried(some)
 
 
 # Files

@@ -93,9 +93,14 @@ PAGE = """<!doctype html>
 whoever has its key.</p>
 <p>In a terminal, <code>claude-workflow ask "Hello"</code> asks it; <code>claude-workflow serve</code> has printed the
 line for curl, with the key in it.</p>
+<p>The console, which shows what runs, has an address of its own: <code>claude-workflow serve</code> has printed it, in
+the line that begins with <code>Console:</code>.</p>
 </body></html>
 """
-"""What a browser shows that opens the printed address."""
+"""What a browser shows that opens the printed address, or looks there for the console."""
+
+CONSOLE = "/console"
+"""No page of the API's: its port is its callers', and another origin is a wall between them and the operator."""
 
 
 class _GatewayResponse(Exception):
@@ -297,7 +302,7 @@ class Gateway:
 
     def _is_looked_at(self, request: Posted) -> bool:
         """Whether somebody opened the address in a browser. For all others GET is answered as in AWS."""
-        here = request.method == "GET" and (request.path == "/" or request.path in self._api.methods)
+        here = request.method == "GET" and (request.path in ("/", CONSOLE) or request.path in self._api.methods)
         return here and "text/html" in (request.header("Accept") or "")
 
     def refuse(self, status: int) -> Response:

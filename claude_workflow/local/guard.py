@@ -46,8 +46,11 @@ PREFLIGHT = ("host", "origin", "access-control-request-method", "access-control-
 ROOT_CALLS = {
     ("states", f"AWSStepFunctions.{name}") for name in ("StartSyncExecution", "StopExecution", "GetExecutionHistory")
 }
-READER = re.compile(r"/2015-03-31/functions/[A-Za-z0-9-]*FunctionsReadRun[A-Za-z0-9-]*/invocations")
-"""The one function that root may call, for the gateway: it reads runs. The others are the state machine's."""
+HANDED = re.compile(
+    r"/2015-03-31/functions/[A-Za-z0-9-]*Functions(ReadRun|RemoveSession|OfferUpload)[A-Za-z0-9-]*/invocations"
+)
+"""The functions that root may call, for the gateway: what it hands them is a request. The others are the state
+machine's."""
 ROLE_CALLS = {("secretsmanager", "secretsmanager.GetSecretValue"), ("events", "AWSEvents.PutEvents")}
 """Calls by service and X-Amz-Target, once sealed."""
 
@@ -68,7 +71,7 @@ OBJECTS: tuple[tuple[str, bool, set[str], set[str]], ...] = (
 """What can be done to the bucket, once sealed: method, whether to an object, the query it needs and what else it may
 have. Of these a link does the first three."""
 LINKED = OBJECTS[:3]
-LINK_HEADERS = {"host", "if-none-match"}
+LINK_HEADERS = {"host", "if-none-match", "content-length"}
 """What a link may have signed: no `x-amz-…`, which would make a copy of a PUT."""
 
 
@@ -211,7 +214,7 @@ def _admit(request: Signed, claimed: Claim) -> None:
         if not listed or (request.method, request.path, dict(request.query)) != ("POST", "/", {}):
             raise NotAllowed("This is not one of the calls that the workflow needs.")
         return
-    if READER.fullmatch(request.path):
+    if HANDED.fullmatch(request.path):
         if claimed.key != ROOT_KEY or claimed.service != "lambda" or request.method != "POST" or request.query:
             raise NotAllowed("Nobody but the gateway calls this function.")
         return

@@ -4,9 +4,9 @@
 the first to the last character of the line, is carried out, in order; other lines are only talk.
 
 - *Tool calls*, one an answer: `write PATH: TEXT`, `read PATH`, `run COMMAND`, `sure COMMAND`,
-  `tool NAME {JSON}`, `json {JSON}`, `crash`. The number of tool results since the prompt tells which one is next.
-  After the last comes the final text, which quotes what they returned. A tool that the request does not offer is
-  called all the same, as a hostile model would.
+  `tool NAME {JSON}`, `json {JSON}`, `crash`; `also NAME {JSON}` is one more of the same answer. The number of tool
+  results since the prompt tells which one is next. After the last comes the final text, which quotes what they
+  returned. A tool that the request does not offer is called all the same, as a hostile model would.
 - *What befalls one answer*, namely that of the next tool call below (or the final one):
   `wait SECONDS [silent]`, `cost TOKENS`, `usage {JSON}`, `status CODE [retry-after SECONDS] [times N]`,
   `cut [times N]`, `garbage [times N]`.
@@ -30,6 +30,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mappin
 from contextlib import suppress
 from dataclasses import dataclass, field
 from http import HTTPStatus
+from itertools import takewhile
 from typing import Any, Self
 
 import uvicorn
@@ -55,6 +56,7 @@ SYNTAX: dict[str, re.Pattern[str]] = {
     "run": re.compile(r"run (?P<command>.+)"),
     "sure": re.compile(r"sure (?P<command>.+)"),
     "tool": re.compile(rf"tool (?P<name>\w+) {_JSON}"),
+    "also": re.compile(rf"also (?P<name>\w+) {_JSON}"),
     "json": re.compile(rf"json {_JSON}"),
     "crash": re.compile(r"crash"),
     "wait": re.compile(r"wait (?P<seconds>\d+(?:\.\d+)?)(?P<silent> silent)?"),
@@ -74,6 +76,7 @@ CALLS: dict[str, Callable[[Fields], tuple[str, Any]]] = {
     "run": lambda f: ("Bash", {"command": f["command"]}),
     "sure": lambda f: ("Bash", {"command": f["command"]}),
     "tool": lambda f: (str(f["name"]), json.loads(str(f["input"]))),
+    "also": lambda f: (str(f["name"]), json.loads(str(f["input"]))),
     "json": lambda f: ("StructuredOutput", json.loads(str(f["input"]))),
     # The shell's parent is the CLI: this is its death, not the command's.
     "crash": lambda _: ("Bash", {"command": "kill -9 $PPID"}),
@@ -102,6 +105,7 @@ GARBAGE = b"\x00\xff\xfe these are not the events you are looking for \x00"
 
 NOT_PROMPTS = (
     *("<system-reminder>", "[structured-output-enforce]", "[Request interrupted"),  # CLI 2.1.332
+    "Continue from where you left off.",  # the same, where it goes on with a call that had waited
     "[This turn was cut off",  # RunClaude, where a replay goes on with a turn
 )
 """How texts begin that stand among the user's without the user having said them."""
@@ -186,26 +190,26 @@ def settled(script: list[Directive], results: list[str]) -> list[str]:
     return kept
 
 
-def next_step(script: list[Directive], done: int) -> tuple[list[Directive], Directive | None]:
-    """After `done` calls: what befalls the next answer, and the call that it makes (None: the final text)."""
+def next_step(script: list[Directive], done: int) -> tuple[list[Directive], list[Directive]]:
+    """After `done` calls: what befalls the next answer, and the calls that it makes (none: the final text)."""
     effects: list[Directive] = []
-    for directive in script:
+    for place, directive in enumerate(script):
         if directive.verb not in CALLS:
             effects.append(directive)
         elif done == 0:
-            return effects, directive
+            return effects, [directive, *takewhile(lambda later: later.verb == "also", script[place + 1 :])]
         else:
             done -= 1
             effects = []
-    return effects, None
+    return effects, []
 
 
 @dataclass(frozen=True)
 class Answer:
     """One answer of the stand-in."""
 
-    block: dict[str, Any]
-    """The content block: `text` or `tool_use`."""
+    blocks: list[dict[str, Any]]
+    """The content blocks: one `text`, or `tool_use`."""
     usage: dict[str, Any]
     wait: float = 0.0
     """Seconds before the content comes."""
@@ -220,8 +224,8 @@ class Answer:
             "type": "message",
             "role": "assistant",
             "model": model,
-            "content": [self.block],
-            "stop_reason": "tool_use" if self.block["type"] == "tool_use" else "end_turn",
+            "content": self.blocks,
+            "stop_reason": "tool_use" if self.blocks[0]["type"] == "tool_use" else "end_turn",
             "stop_sequence": None,
             "usage": {"cache_creation_input_tokens": 0, "cache_read_input_tokens": 0, **self.usage},
         }
@@ -238,11 +242,11 @@ class Rule:
         seen = request.conversation
         script = directives(seen.prompts[-1])
         results = settled(script, seen.results)
-        effects, call = next_step(script, len(results))
-        block = tool_use(call) if call else {"type": "text", "text": final_text(seen, script, results)}
+        effects, calls = next_step(script, len(results))
+        blocks = [tool_use(call) for call in calls] or [{"type": "text", "text": final_text(seen, script, results)}]
         usage: dict[str, Any] = {
             "input_tokens": len(request.raw) // 4,
-            "output_tokens": len(json.dumps(block)) // 4,
+            "output_tokens": sum(len(json.dumps(block)) // 4 for block in blocks),
         }
         wait = 0.0
         silent = False
@@ -258,7 +262,7 @@ class Rule:
         fault = self._fault(
             effects, (session, hash(tuple(prompt.rstrip() for prompt in seen.prompts)), len(seen.results))
         )
-        return Answer(block, usage, wait=wait, silent=silent, fault=fault)
+        return Answer(blocks, usage, wait=wait, silent=silent, fault=fault)
 
     def _fault(self, effects: list[Directive], request: tuple[object, ...]) -> Directive | None:
         """The first fault that has not yet been served as often as it asks for."""
@@ -317,21 +321,25 @@ def events(message: dict[str, Any]) -> Iterator[dict[str, Any]]:
         "type": "message_start",
         "message": {**message, "content": [], "stop_reason": None, "usage": {**usage, "output_tokens": 1}},
     }
-    block = message["content"][0]
+    for index, block in enumerate(message["content"]):
+        yield from _block_events(index, block)
+    stop = {"stop_reason": message["stop_reason"], "stop_sequence": None}
+    yield {"type": "message_delta", "delta": stop, "usage": usage}
+    yield {"type": "message_stop"}
+
+
+def _block_events(index: int, block: dict[str, Any]) -> Iterator[dict[str, Any]]:
     if block["type"] == "text":
         text, empty, delta, key = block["text"], {**block, "text": ""}, "text_delta", "text"
     else:
         text, empty = json.dumps(block["input"]), {**block, "input": {}}
         delta, key = "input_json_delta", "partial_json"
-    yield {"type": "content_block_start", "index": 0, "content_block": empty}
+    yield {"type": "content_block_start", "index": index, "content_block": empty}
     size = min(4096, len(text) // 2 + 1)  # at least two pieces, so that a cut comes in the middle
     for start in range(0, len(text), size):
         piece = text[start : start + size]
-        yield {"type": "content_block_delta", "index": 0, "delta": {"type": delta, key: piece}}
-    yield {"type": "content_block_stop", "index": 0}
-    stop = {"stop_reason": message["stop_reason"], "stop_sequence": None}
-    yield {"type": "message_delta", "delta": stop, "usage": usage}
-    yield {"type": "message_stop"}
+        yield {"type": "content_block_delta", "index": index, "delta": {"type": delta, key: piece}}
+    yield {"type": "content_block_stop", "index": index}
 
 
 class ModelError(Exception):

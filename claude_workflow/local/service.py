@@ -1,5 +1,7 @@
 """The whole service on this machine: engine, deployed template, gateway. What `serve`, `demo` and the tests start."""
 
+import json
+import os
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -7,13 +9,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from claude_workflow.local import api, deploy, engine, gateway, lost, sandbox, sweep, watching
+from claude_workflow.local.api import Template
 from claude_workflow.local.deploy import Deployed
 from claude_workflow.local.engine import Engine
 from claude_workflow.local.gateway import Served
 from claude_workflow.local.lost import Lost
+from lambdas.agent.equipment import Equipment
 from lambdas.bucket.objects import Bucket
+from lambdas.repositories import entries
 
 PATH = "/claude-code"
+AGENT = deploy.ROOT / "stacks" / "agent"
+"""A link to the project's `agent/`, which a wheel has here."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +49,16 @@ class Service:
     """Runs that were at work when the service on these sessions ended."""
 
 
+def _secret(template: Template, model: Model, equipment: Equipment) -> dict[str, str]:
+    """What the deployment's secret holds here: the model's key, and of the fields that the setting `repositories` and
+    the agent's `mcp.json` name those that this process' environment has."""
+    functions = (each.get("Properties", {}).get("Environment", {}) for each in template["Resources"].values())
+    settings = (function.get("Variables", {}).get("REPOSITORIES", "[]") for function in functions)
+    of_git = {each.secret for setting in settings for each in entries(json.loads(setting))}
+    lent = {name: value for name in {*of_git, *equipment.secrets} if (value := os.environ.get(name))}
+    return lent | {"ANTHROPIC_API_KEY": model.key}
+
+
 @contextmanager
 def running(
     state: Path,
@@ -54,13 +71,15 @@ def running(
     say: Callable[[str], None] = lambda _: None,
     log: Callable[[Served], None] = lambda _: None,
     key_of: Callable[[str], str] = lambda _: secrets.token_urlsafe(24),
+    agent: Path = AGENT,
 ) -> Iterator[Service]:
     """The service with its sessions in `state`, ended with all it started on the way out.
 
     The agent is kept in a sandbox where the machine offers one, unless `unsandboxed`.
     `say` hears of what takes longer than a second, `log` of each request. `key` is the first caller's newest API key,
-    `key_of` has the others, by caller and generation. Raises `EngineFailed`, `DeployFailed`, `StorageUnavailable`, or
-    `OSError` where the port is taken.
+    `key_of` has the others, by caller and generation. `agent` is the folder with the agent's equipment; the fields of
+    the secret that it names are this process' environment variables of those names. Raises `EngineFailed`,
+    `DeployFailed`, `StorageUnavailable`, `Unusable` for the folder, or `OSError` where the port is taken.
     """
     state.mkdir(mode=0o700, parents=True, exist_ok=True)
     template = deploy.synthesized(state, say)
@@ -71,8 +90,10 @@ def running(
             "ANTHROPIC_BASE_URL": model.url,
             "SCRATCH": str(sandbox.scratch()),
             "SANDBOX": holding or "none",
+            "AGENT_FOLDER": str(agent),
         }
-        deployed = deploy.deploy(started, template, settings=settings, secret={"ANTHROPIC_API_KEY": model.key})
+        secret = _secret(template, model, Equipment.read(agent))
+        deployed = deploy.deploy(started, template, settings=settings, secret=secret)
         started.seal()
         found = lost.settle(Bucket(started.client("s3"), deployed.bucket))
         described = api.read_api(template, deployed.resources)

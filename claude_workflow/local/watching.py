@@ -1,4 +1,5 @@
-"""StreamRun on this machine: run by the gateway, since the engine gives no answer out before it is whole.
+"""StreamRun and ReadSession on this machine: run by the gateway, since the engine gives no answer out before it is
+whole.
 
 A hundred who watch one run are no more to the engine than one: what one of them has just asked, the others are told.
 """
@@ -12,7 +13,8 @@ from typing import Any
 from claude_workflow.local.deploy import Deployed
 from claude_workflow.local.engine import Engine
 from lambdas.bucket.objects import Bucket
-from lambdas.settings import ReaderSettings
+from lambdas.read_session import ReadSession
+from lambdas.settings import DoorSettings, ReaderSettings
 from lambdas.stream_run import POLL_SECONDS, StreamRun
 from lambdas.streaming import Handler
 from lambdas.strict import Json
@@ -24,10 +26,13 @@ KEPT = 16
 
 
 def stream(engine: Engine, deployed: Deployed) -> Handler:
-    """The function, with the settings that it has in the template."""
+    """Both of them, with the settings that they have in the template: who asks for a session asks ReadSession."""
     settings = ReaderSettings.read(deployed.environment("StreamRun"))
     bucket = SharedBucket(engine.client("s3", read_timeout=5), settings.bucket)
-    return StreamRun(settings, bucket, time.time, time.sleep).stream
+    watch = StreamRun(settings, bucket, time.time, time.sleep).stream
+    sessions = Bucket(engine.client("s3", read_timeout=60), settings.bucket)
+    show = ReadSession(DoorSettings.read(deployed.environment("ReadSession")), sessions, time.time).answer
+    return lambda event: (show if "session_id" in event["pathParameters"] else watch)(event)
 
 
 @dataclass

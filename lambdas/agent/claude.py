@@ -19,11 +19,12 @@ its own: so the prompt has a uuid, and the result that names it is the run's. `O
 tasks, which no run has. Once the result is there, the proxy lets no further call through.
 
 **Tools.** Under `bypassPermissions` a rule allows nothing more and takes nothing away; only `--tools` (bare names)
-makes the other tools disappear, for subagents too. `Bash(git *)` is therefore no restriction that could be kept.
+makes the other tools disappear, for subagents too. `Bash(git *)` is therefore no restriction that could be kept. Those
+of MCP servers are another matter (`lambdas.agent.mcp`): when the CLI says that it is connected, each server is up or
+given up, and only then it gets the prompt.
 """
 
 import asyncio
-import json
 import math
 import time
 import uuid
@@ -39,10 +40,12 @@ from claude_agent_sdk import ClaudeAgentOptions, ClaudeSDKClient, CLIConnectionE
 from claude_agent_sdk._internal.transport.subprocess_cli import SubprocessCLITransport, _LineFramer
 
 from lambdas import strict
-from lambdas.agent import frames
+from lambdas.agent import approvals, frames, mcp
 from lambdas.agent.checkpoint import Checkpoints
 from lambdas.agent.ending import Ending, Leg, Outside
-from lambdas.agent.environment import environment, refuse_credentials
+from lambdas.agent.environment import lent
+from lambdas.agent.equipment import NOTHING, Equipment, Server
+from lambdas.agent.mcp import Allowed
 from lambdas.agent.outcome import STDERR_BYTES, Left, Outcome, Unfinished, Verdict
 from lambdas.agent.processes import Processes
 from lambdas.agent.progress import Progress
@@ -52,7 +55,7 @@ from lambdas.agent.scratch import Scratch
 from lambdas.agent.transcript import ENDERS, Transcript, only_uuid
 from lambdas.agent.witness import Witness
 from lambdas.contract import dollars
-from lambdas.errors import Internal, SessionDamaged, WorkflowError
+from lambdas.errors import Internal, SessionDamaged, ToolServerUnavailable, WorkflowError
 from lambdas.strict import Json
 
 CLI = Path(claude_agent_sdk.__file__).parent / "_bundled" / "claude"
@@ -85,6 +88,14 @@ CONTINUE = (
 )
 """The prompt that goes on with a turn that was cut off."""
 
+WAITING_SECONDS = 3.0
+"""How long after its start Claude Code may take to ask for the call that waits; it takes 0.1."""
+
+NOTHING_WAITS = (
+    "[The user has answered to the call that waited for it. If it does not wait any more, it was not made. Continue.]"
+)
+"""The prompt where that call is gone from the conversation, or its tool is."""
+
 QUIET_SECONDS = 1.0
 """How long the end waits for calls whose agent is gone to be reckoned up; it takes milliseconds."""
 
@@ -93,7 +104,8 @@ QUIET_SECONDS = 1.0
 class Turn:
     """What the agent is asked. Texts up to 64 KiB but for the prompt; tools by their bare names."""
 
-    prompt: str
+    prompt: str | None
+    """None: nothing but to go on with the call that waits."""
     claude_session: str
     """Claude's own id of the session, a UUID."""
     resume: bool
@@ -112,6 +124,22 @@ class Turn:
     disallowed_tools: tuple[str, ...] = ()
     strict: bool = False
     """Whether a call's worst has to fit into the budget before it is made."""
+    git: tuple[tuple[str, str], ...] = ()
+    """How git is configured in this deployment, beside what leads to repositories: names and values."""
+    equipment: Equipment = NOTHING
+    """What the deployment gives; the proxy has its remote servers."""
+    workspace_instructions: bool = False
+    """Whether the workspace's own CLAUDE.md is heard."""
+
+    @property
+    def allowed(self) -> Allowed:
+        """Which tools there are."""
+        return Allowed(self.allowed_tools, self.disallowed_tools)
+
+    @property
+    def servers(self) -> list[Server]:
+        """The deployment's MCP servers that it has."""
+        return mcp.servers(self.equipment, self.allowed)
 
 
 @overload
@@ -128,10 +156,10 @@ async def converse(
 
     Returns a few seconds after the deadline, or the leg's limit, at the latest, whatever the CLI does; every process
     that the run started is dead then. Raises ModelUnauthorized, ModelRejected, ModelRateLimited, ModelOverloaded (also
-    if nothing had come from the model by then), RunCancelled (likewise), AgentCrashed, OutputUnusable, and
-    SessionDamaged if the transcript to resume is missing; Internal if a process does not die. What an earlier attempt
-    had answers of does not fail for want of any, though. Checkpoints go `outside`, one last also where the run failed
-    after money was spent.
+    if nothing had come from the model by then), RunCancelled (likewise), ToolServerUnavailable, AgentCrashed,
+    OutputUnusable, and SessionDamaged if the transcript to resume is missing; Internal if a process does not die. What
+    an earlier attempt had answers of does not fail for want of any, though. Checkpoints go `outside`, one last also
+    where the run failed after money was spent.
     """
     began = time.monotonic()
     transcript = Transcript(scratch, turn.claude_session)
@@ -159,7 +187,7 @@ class _Agent:
 
     def __init__(self, turn: Turn, scratch: Scratch, proxy: Proxy, outside: Outside, ending: Ending) -> None:
         self._proxy = proxy
-        self._prompt, self._asked = turn.prompt, str(uuid.uuid4())
+        self._turn, self._asked = turn, str(uuid.uuid4())
         self._ending = ending
         self._stderr: deque[str] = deque()
         self._processes = Processes(scratch.root, scratch.sandbox)
@@ -223,12 +251,42 @@ class _Agent:
 
     async def _talk(self) -> None:
         await self._client.connect()
-        await self._client.query(_prompt(self._prompt, self._asked))
+        await self._equip()
+        said = await self._say()
         # As they come: the SDK's parser raises for a message that it does not know.
         if query := self._client._query:
             async for frame in query.receive_messages():
-                if frames.ends(frame, self._asked):
+                if frames.ends(frame, self._asked) and (
+                    frames.names(frame, self._asked) or not (said and self._goes_on)
+                ):
                     return
+
+    @property
+    def _goes_on(self) -> bool:
+        """Whether it began with a call that had waited: that may have a turn, and a result, of its own."""
+        return self._proxy.approvals is not None and self._proxy.approvals.judged.is_set()
+
+    async def _say(self) -> bool:
+        """Give it the prompt; where there is none, and no call waits either, one that says so, or it would do nothing.
+        Returns whether there was one."""
+        prompt, waits = self._turn.prompt, self._proxy.approvals
+        if prompt is None and waits and await asyncio.to_thread(waits.judged.wait, WAITING_SECONDS):
+            return False
+        await self._client.query(_prompt(prompt or NOTHING_WAITS, self._asked))
+        return True
+
+    async def _equip(self) -> None:
+        """See that the MCP servers are there, and that nothing of theirs is which is not allowed. Raises
+        `ToolServerUnavailable`."""
+        servers, query = self._turn.servers, self._client._query
+        if not servers or query is None:
+            return
+        status = await self._client.get_mcp_status()
+        if missing := mcp.down(servers, status):
+            raise ToolServerUnavailable(detail="\n".join(missing)[:STDERR_BYTES])
+        if denied := mcp.denied(servers, status, self._turn.allowed):
+            settings = {"permissions": {"deny": denied}}
+            await query._send_control_request({"subtype": "apply_flag_settings", "settings": settings})
 
     async def _leave(self, by: str, talk: asyncio.Task[None]) -> str:
         """End a leg, so that another one can go on; by what, when all is told. At the gate the CLI does nothing but
@@ -331,18 +389,18 @@ async def _no_prompt() -> AsyncIterator[Json]:
 
 
 def _options(turn: Turn, scratch: Scratch, proxy: Proxy, stderr: Callable[[str], None]) -> ClaudeAgentOptions:
-    tools = None if turn.allowed_tools is None else list(turn.allowed_tools)
     schema = {"type": "json_schema", "schema": turn.output_schema} if turn.output_schema is not None else None
     # Else a resumed turn is sent the first one's text again, out of the transcript, which the agent can rewrite.
     extra: dict[str, str | None] = {"system-prompt-snapshot": "off"}
-    if turn.append_system_prompt is not None:
-        appended = scratch.private / "append-system-prompt"
-        appended.write_bytes(turn.append_system_prompt.encode())
-        extra["append-system-prompt-file"] = str(appended)
-    built = environment(scratch) | proxy.environment
-    refuse_credentials(built, proxy.environment)
+    instructions = turn.equipment.instructions or None
+    extra |= _appended(scratch, "append-system-prompt-file", instructions, turn.append_system_prompt)
+    extra |= _appended(scratch, "append-subagent-system-prompt-file", instructions)
+    folder = turn.equipment.shown(scratch)
+    built = lent(scratch, proxy, turn.git)
+    if turn.workspace_instructions:
+        built["CLAUDE_CODE_ADDITIONAL_DIRECTORIES_CLAUDE_MD"] = "1"
     return ClaudeAgentOptions(
-        cli_path=scratch.launcher(CLI, built, [proxy.port]),
+        cli_path=scratch.launcher(CLI, built, [proxy.port], read=[folder] if folder else []),
         cwd=scratch.workspace,
         session_id=None if turn.resume else only_uuid(turn.claude_session),
         resume=only_uuid(turn.claude_session) if turn.resume else None,
@@ -352,13 +410,48 @@ def _options(turn: Turn, scratch: Scratch, proxy: Proxy, stderr: Callable[[str],
         max_turns=turn.max_turns,
         max_budget_usd=turn.max_budget_usd,
         output_format=schema,
-        tools=tools,
+        tools=turn.allowed.builtin,
         disallowed_tools=[*OUTLIVING, *turn.disallowed_tools],
-        permission_mode="bypassPermissions",
+        # With hooks that ask, what they do not allow is denied, and so is all if they cannot be reached.
+        permission_mode="dontAsk" if proxy.approvals else "bypassPermissions",
         setting_sources=[],  # settings and hooks in the workspace are the agent's own writing
+        plugins=[{"type": "local", "path": str(folder)}] if turn.equipment.plugin else [],
+        add_dirs=[scratch.workspace] if turn.workspace_instructions else [],
+        mcp_servers=_mcp_config(turn, scratch, proxy, folder),
         strict_mcp_config=True,
-        settings=json.dumps({"skipWebFetchPreflight": True}),  # else WebFetch asks api.anthropic.com
+        settings=str(_settings(scratch, proxy)),
         verbatim_prompts=True,
         max_buffer_size=MESSAGE_BYTES,
         stderr=stderr,
     )
+
+
+def _settings(scratch: Scratch, proxy: Proxy) -> Path:
+    """A file, which may have the run's token in it."""
+    settings: Json = {"skipWebFetchPreflight": True}  # else WebFetch asks api.anthropic.com
+    if proxy.approvals:
+        asks = {"type": "http", "url": f"{proxy.url}{approvals.PATH}", "headers": {"x-api-key": proxy.token}}
+        settings["hooks"] = {"PreToolUse": [{"matcher": "*", "hooks": [asks]}]}
+    file = scratch.private / "settings.json"
+    file.write_bytes(strict.written(settings))
+    return file
+
+
+def _appended(scratch: Scratch, option: str, *texts: str | None) -> dict[str, str | None]:
+    """The option by which these texts are added to a system prompt; none where there is no text. By a file, since an
+    argument can be seen by other users of the machine."""
+    given = [text for text in texts if text is not None]
+    if not given:
+        return {}
+    file = scratch.private / option
+    file.write_bytes("\n\n".join(given).encode())
+    return {option: str(file)}
+
+
+def _mcp_config(turn: Turn, scratch: Scratch, proxy: Proxy, folder: Path | None) -> dict[str, Any] | Path:
+    """By a file too, which has the run's token in it."""
+    if not turn.servers:
+        return {}
+    file = scratch.private / "mcp.json"
+    file.write_bytes(strict.written(mcp.config(turn.servers, proxy, folder)))
+    return file

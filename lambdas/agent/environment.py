@@ -2,8 +2,9 @@
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
+from lambdas.agent.proxy import Proxy
 from lambdas.agent.scratch import Scratch
 from lambdas.errors import CarelessDeployment
 
@@ -30,18 +31,26 @@ SWITCHES = {
     "CLAUDE_CODE_MAX_RETRIES": "2",
     "BASH_DEFAULT_TIMEOUT_MS": "120000",
     "BASH_MAX_TIMEOUT_MS": "600000",  # so long a leg of a run waits for a call that is under way (`settings.Legs`)
+    "CLAUDE_CODE_DROP_UNAVAILABLE_DEFERRED_TOOL": "1",  # a call that waits for a tool that is gone is not made
+    "MCP_TIMEOUT": "10000",  # so long the deployment's servers may take to come up
+    "MCP_TOOL_TIMEOUT": "600000",  # as Bash's longest
     "CLAUDE_BYTE_STREAM_IDLE_TIMEOUT_MS": "60000",  # nothing else ends a silent stream
-    # A restored tree has new inodes and ctimes; without these, git reads every file to see that none has changed.
-    "GIT_CONFIG_COUNT": "2",
-    "GIT_CONFIG_KEY_0": "core.checkStat",
-    "GIT_CONFIG_VALUE_0": "minimal",
-    "GIT_CONFIG_KEY_1": "core.trustctime",
-    "GIT_CONFIG_VALUE_1": "false",
+    "GIT_TERMINAL_PROMPT": "0",  # nobody is there to type a password
 }
 """Switches of the CLI (2.1.332) and of git, the same in every run."""
 
+GIT = (("core.checkStat", "minimal"), ("core.trustctime", "false"))
+"""A restored tree has new inodes and ctimes; without these, git reads every file to see that none has changed."""
 
-def environment(scratch: Scratch) -> dict[str, str]:
+
+def lent(scratch: Scratch, proxy: Proxy, git: Iterable[tuple[str, str]] = ()) -> dict[str, str]:
+    """The agent's environment with what leads to the upstreams, and git configured so. Raises CarelessDeployment."""
+    built = environment(scratch, [*git, *proxy.git]) | proxy.environment
+    refuse_credentials(built, proxy.environment)
+    return built
+
+
+def environment(scratch: Scratch, git: Iterable[tuple[str, str]] = ()) -> dict[str, str]:
     """The agent's environment, without what leads to the model: an allow list, nothing inherited."""
     places = {
         "PATH": PATH,
@@ -55,7 +64,17 @@ def environment(scratch: Scratch) -> dict[str, str]:
     }
     # The CLI refuses bypassPermissions to root unless told that it is in a sandbox.
     root = {"IS_SANDBOX": "1"} if os.geteuid() == 0 and scratch.sandbox.uid is None else {}
-    return places | root | SWITCHES
+    return places | root | SWITCHES | _of_git([*GIT, *git])
+
+
+def _of_git(configuration: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """A configuration of git's, as variables of the environment have it."""
+    numbered = list(enumerate(configuration))
+    return {
+        "GIT_CONFIG_COUNT": str(len(numbered)),
+        **{f"GIT_CONFIG_KEY_{number}": name for number, (name, _) in numbered},
+        **{f"GIT_CONFIG_VALUE_{number}": value for number, (_, value) in numbered},
+    }
 
 
 CREDENTIAL = re.compile(r".*(^|_)(KEY|TOKEN|SECRET|PASSWORD|CREDENTIALS)|AWS_.*|ANTHROPIC_.*")

@@ -50,11 +50,15 @@ def ends(frame: Json, prompt: str) -> bool:
 
     A turn may also begin with what is left of an earlier one: for a task that ran in the background when a process
     ended, the CLI puts a notification before the prompt, and both get a result. That of the notification says where it
-    comes from, and does not name the prompt.
+    comes from, and does not name the prompt. So may the news that a call which waited for an approval is dropped,
+    because its tool is gone.
     """
-    if kind(frame) != "result":
+    if kind(frame) != "result" or frame.get("stop_reason") == "tool_deferred_unavailable":
         return False
+    return names(frame, prompt) or not frame.get("origin")
+
+
+def names(frame: Json, prompt: str) -> bool:
+    """Whether a result says that its turn took in the prompt with this uuid."""
     named = frame.get("user_message_uuids")
-    return prompt in [frame.get("user_message_uuid"), *(named if isinstance(named, list) else [])] or not frame.get(
-        "origin"
-    )
+    return prompt in [frame.get("user_message_uuid"), *(named if isinstance(named, list) else [])]

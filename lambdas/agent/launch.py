@@ -13,7 +13,8 @@ user beyond the run: keys, System V objects, message queues.
 Nor does Landlock know chmod and utime, which are open to who has the user's own id. Where a user may have a **mount
 namespace**, all the file system but the run's own directories is read-only in it.
 
-Numbers are from Linux' uapi headers: landlock.h, seccomp.h, bpf_common.h, audit.h, unistd.h, sched.h, mount.h.
+Numbers are from Linux' uapi headers: landlock.h, seccomp.h, bpf_common.h, audit.h, unistd.h, sched.h, mount.h,
+capability.h.
 """
 
 import ctypes
@@ -26,6 +27,8 @@ import sys
 
 TYPE_CHECKING = False  # a type checker takes it for typing's, whose import would cost 6 ms
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from lambdas.agent.sandbox import Orders
 
 
@@ -49,6 +52,7 @@ CLONE_NEWNS, CLONE_NEWUSER = 0x00020000, 0x10000000
 MS_BIND, MS_REC, MS_PRIVATE = 1 << 12, 1 << 14, 1 << 18
 MOUNT_SETATTR = 442
 AT_FDCWD, AT_RECURSIVE = -100, 0x8000
+CAPABILITY_VERSION = 0x20080522
 MOUNT_ATTR_RDONLY = 1
 
 AUDIT = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
@@ -110,8 +114,12 @@ MSG_FASTOPEN = 0x20000000
 X32 = 0x40000000
 
 
-def main(orders: "Orders") -> None:
-    """Replaces this process by the program of the orders. What fails ends it, with the reason on stderr."""
+def main(orders: "Orders", instead: "Callable[[str], None] | None" = None) -> None:
+    """Replaces this process by the program of the orders. What fails ends it, with the reason on stderr.
+
+    `instead` is what that program would do with its last argument: where the wall is up without another program of the
+    system's, it is called here and nothing is executed, so that this Python's files may lie beyond the wall.
+    """
     command = [orders["program"], *sys.argv[1:]]
     if os.getpgrp() != os.getpid():
         os.setsid()  # what is in this session and its process groups is the run's, and can be killed at once
@@ -125,6 +133,11 @@ def main(orders: "Orders") -> None:
         os.setresuid(*[orders["uid"]] * 3) if hasattr(os, "setresuid") else os.setuid(orders["uid"])
     if sys.platform == "linux":
         _restrict(rules, strict=orders["sandbox"] is not None or orders["uid"] is not None)
+    if instead and orders["sandbox"] not in ("bubblewrap", "seatbelt"):
+        if sys.platform == "linux":
+            _call("capset", None, struct.pack("=Ii", CAPABILITY_VERSION, 0), bytes(24))  # an exec would take them
+        instead(command[-1])
+        return
     if orders["sandbox"] == "bubblewrap":
         command = [_found("bwrap", orders["environment"]["PATH"]), *_bubblewrap(orders), "--", *command]
     if orders["sandbox"] == "seatbelt":

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from jsonschema import Draft7Validator, validators
@@ -13,6 +13,7 @@ from lambdas.agent.meter import Meter
 from lambdas.agent.progress import Progress
 from lambdas.agent.proxy import Proxy
 from lambdas.agent.transcript import ENDERS, Transcript
+from lambdas.agent.witness import DEFERRED
 from lambdas.errors import (
     MODEL_STATUSES,
     AgentCrashed,
@@ -68,7 +69,7 @@ class Outcome(Told):
     result: str | None
     structured_output: Any
     stop_reason: str
-    """`end_turn`, `refusal`, `max_tokens` … of the model; `max_turns`, `max_budget`, `deadline`,
+    """`end_turn`, `refusal`, `max_tokens` … of the model; `approval`, `max_turns`, `max_budget`, `deadline`,
     `cancelled`, `max_structured_output_retries` of the run."""
     num_turns: int
     usage: Json
@@ -77,6 +78,8 @@ class Outcome(Told):
     model_failure: Json | None
     """`{"status", "times"}` where the model answered nothing but errors when the run ended: the status, None for no
     connection, and how often in a row."""
+    pending: Json | None = None
+    """The call that waits for an approval, with which the run ended: `tool`, `input`, `digest`."""
 
     @property
     def messages(self) -> list[Json]:
@@ -159,6 +162,8 @@ class Verdict:
         result = self.left.result
         if self.left.by:
             return self._ended(self.left.by, result)
+        if isinstance(self.left.failure, WorkflowError):
+            raise self.left.failure.but(cost_usd=self.proxy.meter.spent)
         if not result:
             refused = NO_SCHEMA in self.left.stderr and not self.proxy.answers
             raise self._error(SchemaRefused if refused else AgentCrashed, result)
@@ -169,6 +174,9 @@ class Verdict:
         unasked = result["subtype"] == "success" and not result["num_turns"]
         if unasked or result["subtype"] == "error_during_execution":
             raise self._error(AgentCrashed, result)
+        if result["subtype"] == "success" and result.get("stop_reason") == DEFERRED:
+            waits = self.proxy.approvals.pending if self.proxy.approvals else None
+            return replace(self._completed("approval", result), pending=waits)
         return self._completed(self._stop_reason(result), result)
 
     def _ended(self, by: str, result: Json) -> Outcome | Unfinished:

@@ -38,11 +38,14 @@ from urllib.parse import urlsplit
 
 import certifi
 
+from lambdas.agent import approvals
+from lambdas.agent import body as bodies
+from lambdas.agent.approvals import Approvals
 from lambdas.agent.gate import Gate
 from lambdas.agent.messages import Call, Reader, Unreadable, reader
 from lambdas.agent.meter import Charge, LimitMet, Meter
 from lambdas.agent.witness import Witness
-from lambdas.errors import ModelUnauthorized
+from lambdas.errors import ModelUnauthorized, StorageUnavailable
 from lambdas.pricing import Prices, Unpriced
 
 BODY_BYTES = 64 * 1024 * 1024
@@ -61,12 +64,14 @@ NOT_FORWARDED = {
     *("connection", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade"),  # hop by hop
     *("host", "content-length", "expect"),  # written anew
     "accept-encoding",  # an encoded answer could not be read as it passes
-    *("authorization", "x-api-key", "apikey", "cookie"),  # the run's token, replaced
+    *("authorization", "x-api-key", "apikey", "private-token", "cookie"),  # the run's token, replaced
 }
 NOT_RETURNED = {"connection", "keep-alive", "transfer-encoding", "upgrade", "trailer", "set-cookie"}
 
 SLY = re.compile(r"//|/\.\.?(/|$)|%2e|%2f|%5c|[\\\x00-\x1f]", re.IGNORECASE)
 """What makes a path mean another one to whoever reads it next."""
+
+TOO_LARGE = "a request may have 64 MiB"
 
 REFUSED = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
 
@@ -140,11 +145,34 @@ class Key(Credential):
 
 
 @dataclass(frozen=True)
+class Reply:
+    """An answer of the proxy's own, in the upstream's place."""
+
+    status: HTTPStatus
+    content_type: str
+    body: bytes
+
+
+@dataclass(frozen=True)
+class Anonymous(Credential):
+    """None: of a service that asks for none."""
+
+    def headers(self, method: str, url: str, body: bytes) -> dict[str, str]:  # noqa: ARG002 - a signature needs them
+        """Nothing is added."""
+        return {}
+
+    def renew(self, used: Mapping[str, str], refusal: http.client.HTTPResponse) -> bool:  # noqa: ARG002
+        """There is no other."""
+        return False
+
+
+@dataclass(frozen=True)
 class Upstream:
-    """A service that the agent may use in the deployment's name."""
+    """A service that the agent may use in the deployment's name. Of several with one name, a request is the first's
+    that lets it through."""
 
     name: str
-    """The first segment of its path on the proxy."""
+    """With what its paths on the proxy begin."""
     base_url: str
     credential: Credential
     requests: Sequence[re.Pattern[str]]
@@ -155,6 +183,32 @@ class Upstream:
     """Reads a request that costs money; None for another. Raises `Unreadable`."""
     reader: Callable[[str], Reader] = reader
     """What reads its answer, by the content type."""
+    needed: bool = True
+    """Whether a run cannot do without it, and so not without its secret."""
+    with_query: bool = False
+    """Whether `requests` are matched with the query."""
+    sly: re.Pattern[str] = SLY
+    """What no request may hold, whatever `requests` say."""
+    headers: frozenset[str] | None = None
+    """The agent's headers that are forwarded; None: all but `NOT_FORWARDED`."""
+    streamed: bool = False
+    """Whether a body may come in chunks, and have more than the proxy keeps, to be refused by `admits`."""
+    admits: Callable[["Sent"], Reply | str | None] = lambda _: None
+    """Reads a request that is let through by its path: what is wrong with it all the same, in words or as an answer of
+    the upstream's kind, or None."""
+    elsewhere: str = "not a request that this run may make"
+    """Why another request is refused."""
+    git: Sequence[tuple[str, str]] = ()
+    """What the agent's git is configured with, in the same forms as `environment`."""
+
+    def takes(self, method: str, path: str) -> bool:
+        """Whether a request for this path, with its query, is let through."""
+        asked = f"{method} {path if self.with_query else path.partition('?')[0]}"
+        return not self.sly.search(asked) and any(allowed.fullmatch(asked) for allowed in self.requests)
+
+    def forwards(self, header: str) -> bool:
+        """Whether a header of the agent's, in lower case, is handed on."""
+        return header not in NOT_FORWARDED if self.headers is None else header in self.headers
 
 
 def anthropic(secret: Secret, base_url: str = "https://api.anthropic.com") -> Upstream:
@@ -189,12 +243,21 @@ def supabase(secret: Secret, base_url: str) -> Upstream:
 class Proxy:
     """The proxy of one run, listening on a free loopback port while the `with` block lasts.
 
-    Entering reads every secret once, and raises ModelUnauthorized if one is unset, or what reading it raises.
+    Entering reads the secret of each upstream that is needed, and raises ModelUnauthorized if one is unset, or what
+    reading it raises.
     """
 
-    def __init__(self, upstreams: Sequence[Upstream], prices: Prices | None = None, *, paid: bool = False) -> None:
-        """`paid`: whether the run has cost something before, in an earlier attempt."""
-        self._upstreams = {upstream.name: upstream for upstream in upstreams}
+    def __init__(
+        self,
+        upstreams: Sequence[Upstream],
+        prices: Prices | None = None,
+        *,
+        paid: bool = False,
+        approvals: Approvals | None = None,
+    ) -> None:
+        """`paid`: whether the run has cost something before, in an earlier attempt. `approvals`: what of its tool calls
+        is asked for; None: nothing."""
+        self._upstreams = tuple(upstreams)
         self._token = f"run-{secrets.token_urlsafe(32)}"
         self._open: set[socket.socket] = set()
         self._idle: list[http.client.HTTPConnection] = []
@@ -202,6 +265,9 @@ class Proxy:
         self._bodies = _Room(BODIES_BYTES)
         self.meter = Meter(prices)
         self.witness = Witness(self.meter)
+        self.approvals = approvals
+        if approvals:
+            self.witness.deferred = lambda: approvals.pending is not None
         self.gate = Gate()
         self._paid = paid
         self.answers = 0
@@ -213,8 +279,9 @@ class Proxy:
         self._flowing.set()
 
     def __enter__(self) -> Self:
-        for upstream in self._upstreams.values():
-            upstream.credential.headers("POST", upstream.base_url, b"")
+        for upstream in self._upstreams:
+            if upstream.needed:
+                upstream.credential.headers("POST", upstream.base_url, b"")
         self._server = _Server(("127.0.0.1", 0), type("Handler", (_Handler,), {"proxy": self}))
         self.port = self._server.server_port
         self.url = f"http://127.0.0.1:{self.port}"
@@ -235,29 +302,49 @@ class Proxy:
                 idle.close()
 
     @property
+    def token(self) -> str:
+        """The run's, which is worth nothing after it."""
+        return self._token
+
+    @property
     def environment(self) -> dict[str, str]:
         """What the agent needs to reach all upstreams. The token is worth nothing after the run."""
         return {
-            name: form.format(url=f"{self.url}/{upstream.name}", token=self._token)
-            for upstream in self._upstreams.values()
+            name: self._filled(form, upstream)
+            for upstream in self._upstreams
             for name, form in upstream.environment.items()
         }
+
+    @property
+    def git(self) -> list[tuple[str, str]]:
+        """What the agent's git needs to reach all upstreams: names and values of its configuration."""
+        filled = (
+            (self._filled(name, upstream), self._filled(form, upstream))
+            for upstream in self._upstreams
+            for name, form in upstream.git
+        )
+        return list(dict.fromkeys(filled))
+
+    def _filled(self, form: str, upstream: Upstream) -> str:
+        return form.format(url=f"{self.url}/{upstream.name}", token=self._token)
 
     def accepts(self, headers: Message) -> bool:
         """Whether the run's token is in one of the headers where clients put keys."""
         bearer = headers.get("authorization", "").removeprefix("Bearer ")
-        given = (headers.get("x-api-key", ""), headers.get("apikey", ""), bearer)
+        given = (*(headers.get(name, "") for name in ("x-api-key", "apikey", "private-token")), bearer)
         token = self._token.encode()
         return bool(token) and any(hmac.compare_digest(key.encode("latin-1", "replace"), token) for key in given)
 
-    def route(self, method: str, path: str) -> tuple[Upstream, str] | None:
-        """Where a request goes: the upstream and the path there, with its query. None if it is to be refused."""
-        name, slash, rest = path.removeprefix("/").partition("/")
-        upstream = self._upstreams.get(name)
-        asked = f"{method} {slash}{rest.partition('?')[0]}"
-        if upstream and not SLY.search(asked) and any(allowed.fullmatch(asked) for allowed in upstream.requests):
-            return upstream, slash + rest
-        return None
+    def route(self, method: str, path: str) -> tuple[Upstream, str] | str:
+        """Where a request goes: the upstream and the path there, with its query. Or why it is to be refused."""
+        why = Upstream.elsewhere
+        for upstream in self._upstreams:
+            below = path.removeprefix(f"/{upstream.name}")
+            if below != path and (not below or below.startswith("/")):
+                if upstream.takes(method, below):
+                    return upstream, below
+                why = upstream.elsewhere
+        return why
 
     def hold(self) -> None:
         """Let nothing more of any answer through to the agent, until `release`; the answers wait, they do not break."""
@@ -441,6 +528,8 @@ class Sent:
     """Below the upstream's base URL, with the query."""
     headers: Sequence[tuple[str, str]]
     body: bytes
+    cut: bool = False
+    """Whether the body had more than the proxy keeps, which is gone: then it is not to be handed on."""
 
     @property
     def named(self) -> dict[str, str]:
@@ -472,22 +561,43 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def _forward(self) -> None:
         if not self.proxy.accepts(self.headers):
             return self._turn_away(HTTPStatus.FORBIDDEN, "the run's token is missing")
-        if not (route := self.proxy.route(self.command, self.path)):
-            return self._turn_away(HTTPStatus.FORBIDDEN, "not a request that this run may make")
-        size = self._size()
+        if self.path == approvals.PATH and self.command == "POST" and self.proxy.approvals:
+            return self._before_a_call(self.proxy.approvals)
+        if isinstance(route := self.proxy.route(self.command, self.path), str):
+            return self._turn_away(HTTPStatus.FORBIDDEN, route)
+        upstream, path = route
+        chunked = upstream.streamed and self._chunked
+        size = BODY_BYTES if chunked else self._size()
         if size is None:
             return self._turn_away(HTTPStatus.BAD_REQUEST, "a request needs one content-length, and no other encoding")
-        if size > BODY_BYTES:
-            return self._turn_away(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "a request may have 64 MiB")
-        upstream, path = route
-        headers = [(name, value) for name, value in self.headers.items() if name.lower() not in NOT_FORWARDED]
-        with self.proxy.room(size):
-            body = self.rfile.read(size)
-            if len(body) < size:
-                raise ConnectionAbortedError("the agent has hung up")
-            return self._meter(upstream, Sent(self.command, path, headers, body))
+        if size > BODY_BYTES and not upstream.streamed:
+            return self._turn_away(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, TOO_LARGE)
+        headers = [(name, value) for name, value in self.headers.items() if upstream.forwards(name.lower())]
+        with self.proxy.room(min(size, BODY_BYTES)):
+            pieces = bodies.chunked(self.rfile) if chunked else bodies.counted(self.rfile, size)
+            request = Sent(self.command, path, headers, *bodies.kept(pieces, BODY_BYTES))
+            if wrong := upstream.admits(request):
+                return self._reply(wrong) if isinstance(wrong, Reply) else self._refuse(HTTPStatus.FORBIDDEN, wrong)
+            if request.cut:
+                return self._refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, TOO_LARGE)
+            return self._meter(upstream, request)
 
     do_GET = do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = _forward
+
+    def _before_a_call(self, asked: Approvals) -> None:
+        size = self._size()
+        if size is None or size > approvals.ASK_BYTES:
+            return self._turn_away(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "too much to decide")
+        try:
+            decision = asked.decide(self.rfile.read(size), self.proxy.witness)
+        except (ValueError, StorageUnavailable) as wrong:
+            return self._refuse(HTTPStatus.BAD_REQUEST, f"nothing that can be decided: {type(wrong).__name__}")
+        return self._reply(Reply(HTTPStatus.OK, "application/json", json.dumps(decision).encode()))
+
+    @property
+    def _chunked(self) -> bool:
+        """Whether the body comes in chunks, and says nothing else of its length."""
+        return self.headers.get_all("transfer-encoding") == ["chunked"] and "content-length" not in self.headers
 
     def _size(self) -> int | None:
         """The length of the body, if it is told in one way only."""
@@ -532,6 +642,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         try:
             with self.proxy.answer(upstream, request, self.connection, charge) as response:
                 begun = True
+                self._localise(response, upstream)
                 if charge is None:
                     self._stream(response)
                 elif response.status >= 400:
@@ -540,12 +651,21 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                     self._listen(upstream, response, charge)
         except ModelUnauthorized:
             self._failed(charge, HTTPStatus.UNAUTHORIZED)
-            self._refuse(HTTPStatus.UNAUTHORIZED, "the deployment's credential is unset")
+            # With 401, clients of other services, MCP among them, would try to log in somewhere.
+            status = HTTPStatus.UNAUTHORIZED if upstream.needed else HTTPStatus.BAD_GATEWAY
+            self._refuse(status, "the deployment's credential is unset")
         except (OSError, http.client.HTTPException) as broken:
             self.close_connection = True
             if not begun:
                 self._failed(charge, None)
                 self._refuse(HTTPStatus.BAD_GATEWAY, f"the upstream gave no answer ({type(broken).__name__})")
+
+    def _localise(self, response: http.client.HTTPResponse, upstream: Upstream) -> None:
+        """Where the upstream leads elsewhere on itself, the agent is led there through the proxy."""
+        place = response.headers.get("location", "")
+        if place.startswith(f"{upstream.base_url}/"):
+            here = f"{self.proxy.url}/{upstream.name}{place.removeprefix(upstream.base_url)}"
+            response.headers.replace_header("location", here)
 
     def _failed(self, charge: Charge | None, status: int | None) -> None:
         if charge:
@@ -604,12 +724,17 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.end_headers()
 
     def _refuse(self, status: HTTPStatus, sentence: str) -> None:
+        if self.headers.get("user-agent", "").startswith("git/"):  # it shows its user plain text, and nothing else
+            return self._reply(Reply(status, "text/plain", f"{sentence}\n".encode()))
         body = json.dumps({"type": "error", "error": {"type": "proxy_error", "message": sentence}}).encode()
-        self.send_response_only(status)
-        self.send_header("content-type", "application/json")
-        self.send_header("content-length", str(len(body)))
+        return self._reply(Reply(status, "application/json", body))
+
+    def _reply(self, reply: Reply) -> None:
+        self.send_response_only(reply.status)
+        self.send_header("content-type", reply.content_type)
+        self.send_header("content-length", str(len(reply.body)))
         self.end_headers()
-        self.wfile.write(body)
+        self.wfile.write(reply.body)
 
 
 @contextmanager

@@ -101,23 +101,33 @@ class Scratch:
         for own in self._its_own:
             os.chown(own, uid, uid)
 
-    def launcher(self, program: Path, environment: Mapping[str, str], ports: Sequence[int] = ()) -> Path:
+    def launcher(
+        self,
+        program: Path,
+        environment: Mapping[str, str],
+        ports: Sequence[int] = (),
+        *,
+        read: Sequence[Path] = (),
+        instead: str = "",
+    ) -> Path:
         """Write a script that becomes `program` in the sandbox, with its own arguments and exactly this environment.
 
-        `ports` are those that it may connect to on loopback. The SDK starts the CLI with the whole environment of
-        this process below the one it is given. Between its fork and this script's exec no code of the model's runs
-        yet.
+        `ports` are those that it may connect to on loopback; `read` is what it may read beside its own and the
+        system's; `instead` names the module of `lambdas.agent` whose `main` it is (see `launch.main`). The SDK starts
+        the CLI with the whole environment of this process below the one it is given. Between its fork and this script's
+        exec no code of the model's runs yet.
         """
         shown = self.sandbox.reachable(program, self.root.parent)
-        orders = self.sandbox.orders(shown, environment, [self.private], self._its_own, ports)
+        orders = self.sandbox.orders(shown, environment, [self.private, *read], self._its_own, ports)
         written = self.private / "orders.py"
         place = str(Path(launch.__file__).parent)
         lines = [
             "import sys",
             f"sys.path.append({place!r})",
             "import launch",
+            *([f"import {instead}"] if instead else []),
             f"orders = {orders!r}",
-            "launch.main(orders)",
+            f"launch.main(orders{f', {instead}.main' if instead else ''})",
         ]
         written.write_text("\n".join(lines) + "\n")  # a traceback shows the line that fails, so no token is in that one
         script = self.private / "launch"

@@ -37,6 +37,9 @@ STOPPED = (
 )
 ENDED = "[This turn was ended here {}.]"
 
+LAST_BYTES = 1024 * 1024
+"""In how much of its end a call that waits is looked for, which is among the last lines."""
+
 NEWS_BYTES = 64 * 1024 * 1024
 """How much of one run's conversation is looked through; what is longer stays as it is."""
 
@@ -52,6 +55,16 @@ class Transcript:
 
     scratch: Scratch
     claude_session: str
+
+    @property
+    def waits(self) -> bool:
+        """Whether it may end with a call that waits for an approval, which Claude Code makes when it is resumed."""
+        opened = self.open()
+        if opened is None:
+            return False
+        with opened:
+            opened.seek(max(0, os.fstat(opened.fileno()).st_size - LAST_BYTES))
+            return b'"hook_deferred_tool"' in opened.read(LAST_BYTES)
 
     def open(self, flags: int = os.O_RDONLY) -> BinaryIO | None:
         """The file, opened (without a buffer if for writing); None if there is none, or it is empty."""

@@ -121,7 +121,7 @@ class RemoteArchive:
         tail = max(directory, TAIL_BYTES)
         asking = ThreadPoolExecutor(CONNECTIONS, "opening")
         self._tail = asking.submit(self._ask_tail, tail)
-        """Its last bytes; all of them, in a file, from an S3 that has no ranges of versions (the local engine's)."""
+        """Its last bytes; all of them, in a file, from an S3 that has no ranges of versions."""
         first = islice(blocks(0, size - tail), EARLY)
         self._early = [(span, Arriving(asking, partial(self._ask_early, *span))) for span in first]
         asking.shutdown(wait=False)

@@ -8,6 +8,7 @@ answer passed the proxy first. So of what is printed, only this is believed:
 - *A tool's result*, where the model made that call. What is in it comes from the agent's world anyway.
 - *The end of the run*, where the conversation's last answer was its end; the text and the structured output are then
   the model's own, whatever is printed.
+- *A call that waits* for an approval, where the proxy has deferred one.
 - *A limit*, where the meter counted as far, and *an error of the provider's*, where there was one. Which, is the
   proxy's word.
 
@@ -16,6 +17,7 @@ token, counts as said by the model: the two calls look the same.
 """
 
 import json
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -26,6 +28,9 @@ from lambdas.strict import Json
 
 OUTPUT = "StructuredOutput"
 """The tool by which Claude Code lets the model answer a schema."""
+
+DEFERRED = "tool_deferred"
+"""The `stop_reason` of a run that ends with a call that waits."""
 
 SYNTHETIC = "<synthetic>"
 """The model of messages that Claude Code writes itself, such as an error of the API's."""
@@ -43,8 +48,21 @@ class Witness:
         """Whether the conversation's last call failed."""
         self.status: int | None = None
         """With what: a status of the API's, or None for no answer, or one that broke off."""
+        self.deferred: Callable[[], bool] = lambda: False
+        """Whether a call was deferred."""
         self.failure: Json | None = None
         """`{"status", "times"}` where the model answers nothing but errors just now, the run's last ones in a row."""
+
+    def called(self, name: str) -> bool:
+        """Whether the model made the tool call of this id."""
+        return name in self._calls
+
+    def calls_beside(self, name: str) -> int | None:
+        """How many tool calls the answer has in which that of this id is; None while there may come more of them."""
+        for answer in list(self._said.values()):
+            if any(block.get("id") == name for block in answer.blocks):
+                return sum("id" in block for block in answer.blocks) if answer.whole else None
+        return None
 
     def began(self, answer: Answer) -> None:
         """The model answers: its errors, if there were any, are over."""
@@ -123,6 +141,8 @@ class Witness:
 
     def _answered(self, frame: Json) -> Json | None:
         last = self._last
+        if last and last.whole and frame.get("stop_reason") == DEFERRED and self.deferred():
+            return frame | {"result": None}
         if last is None or not last.whole or (last.stop_reason == "tool_use" and not last.calls(OUTPUT)):
             return None
         texts, printed = ["".join(last.texts), *last.texts], frame.get("result")

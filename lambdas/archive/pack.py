@@ -35,7 +35,7 @@ from lambdas.archive.format import (
     path_bytes,
     whiteout,
 )
-from lambdas.archive.tree import Change, Fingerprint, Keep, Unlocked, amount, naming, shown, unreadable, walk
+from lambdas.archive.tree import Change, Fingerprint, Keep, Look, Unlocked, amount, naming, shown, unreadable, walk
 from lambdas.errors import SessionTooLarge
 
 LEVEL = 6
@@ -80,13 +80,15 @@ def pack(
     keep: Mapping[str, Keep] | None = None,
     since: Mapping[str, Fingerprint] | None = None,
     go_on: Callable[[], None] = lambda: None,
+    look: Look | None = None,
 ) -> Packed:
     """Write what changed in the folders of `roots` (by name in the archive) to `out`: empty, seekable.
 
     `since` is the snapshot to compare with; without one, all is new. `keep`, for roots of which not all is kept, is
     asked about every path (`claude/projects/…`) once, a folder before its content, and what it refuses is left out,
     a folder with all that is in it. `go_on` is asked for every folder, member and MiB, and may
-    raise. Nothing may change the tree meanwhile: the run's processes are dead.
+    raise; `look` sees whatever is there, what is not kept too, before anything is written. Nothing may change the tree
+    meanwhile: the run's processes are dead.
 
     What the run shut against its own user is read all the same, and its mode kept.
 
@@ -95,7 +97,7 @@ def pack(
     """
     since = since or {}
     with Unlocked() as unlocked:
-        survey = _survey(_listed(roots, keep or {}, unlocked, go_on), limits, since)
+        survey = _survey(_listed(roots, keep or {}, unlocked, go_on, look), limits, since)
         writing = _Writing(out, roots, unlocked, go_on)
         members = list(map(writing.member, sorted(survey.changed, key=lambda member: order(member.path))))
     offset, size, crc = out.tell(), 0, 0
@@ -129,12 +131,19 @@ Listed = Iterator[list[tuple[str, os.stat_result]]]
 
 
 def _listed(
-    roots: Mapping[str, Path], keep: Mapping[str, Keep], unlocked: Unlocked, go_on: Callable[[], None]
+    roots: Mapping[str, Path],
+    keep: Mapping[str, Keep],
+    unlocked: Unlocked,
+    go_on: Callable[[], None],
+    look: Look | None,
 ) -> Listed:
     for name, root in roots.items():
         with naming(name):
-            yield [(name, root.lstat())]
-        for entries in walk(root, f"{name}/", keep.get(name), unlocked):
+            facts = root.lstat()
+            if look:
+                look(name, facts)
+            yield [(name, facts)]
+        for entries in walk(root, f"{name}/", keep.get(name), unlocked, look):
             go_on()
             yield entries
 

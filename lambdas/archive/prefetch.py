@@ -30,12 +30,15 @@ AHEAD = 8
 
 
 class Prefetch:
-    """The bytes of an archive's members, as a stream with gaps; a context manager. Raises what the archive raises."""
+    """Some bytes of an archive, as a stream with gaps; a context manager. Raises what the archive raises.
 
-    def __init__(self, archive: Archive, directory: Directory) -> None:
+    `wanted` is what is asked for at a time, in ascending order: `needed` has it for all members, `blocks` for one.
+    """
+
+    def __init__(self, archive: Archive, wanted: Iterator[Span]) -> None:
         self._archive = archive
         self._threads = ThreadPoolExecutor(THREADS, "content")
-        self._blocks = _needed(directory)
+        self._blocks = wanted
         self._coming = deque[tuple[Span, Arriving]]()
         self._pieces = self._arrived()
         self._held = memoryview(b"")
@@ -94,10 +97,11 @@ class Prefetch:
             self._coming.append((span, Arriving(self._threads, partial(self._archive.read, *span))))
 
 
-def _needed(directory: Directory) -> Iterator[Span]:
-    """What is asked for: all members' bytes, and those of nobody that lie between near ones."""
+def needed(directory: Directory, lying: Iterable[int] | None = None) -> Iterator[Span]:
+    """What is asked for: all members' bytes, or those of some, by their numbers in the order in which they lie; and
+    what lies between near ones."""
     begin = end = 0
-    for number in directory.lying:
+    for number in directory.lying if lying is None else lying:
         start = directory.offsets[number]
         if start - end >= GAP_BYTES:
             yield from blocks(begin, end)

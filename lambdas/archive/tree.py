@@ -101,14 +101,18 @@ class Unlocked:
                 os.chmod(path, mode)  # noqa: PTH101
 
 
+Look = Callable[[str, os.stat_result], None]
+"""Sees a path with its `lstat`."""
+
+
 def walk(
-    root: Path, prefix: str, keep: Keep | None = None, unlocked: Unlocked | None = None
+    root: Path, prefix: str, keep: Keep | None = None, unlocked: Unlocked | None = None, look: Look | None = None
 ) -> Iterator[list[tuple[str, os.stat_result]]]:
     """Every file, link and folder below `root` with its `lstat`: all of a folder at a time, before what is below.
 
-    Paths begin with `prefix`. Sockets, FIFOs and devices are left out, and not opened: a FIFO would hang. Links are
-    never followed. `keep` is asked about every path once. What can't be listed is `unlocked`. Raises SessionUnreadable,
-    by name, for what can't be read, and SessionTooLarge for a path of over 3,000 bytes.
+    Paths begin with `prefix`. Sockets, FIFOs and devices are left out, and not opened: a FIFO would hang; `look` sees
+    them, too. Links are never followed. `keep` is asked about every path once. What can't be listed is `unlocked`.
+    Raises SessionUnreadable, by name, for what can't be read, and SessionTooLarge for a path of over 3,000 bytes.
     """
     with naming(root.name):
         # A run may have put a link in its place: to / for instance.
@@ -130,6 +134,8 @@ def walk(
                 except OSError as error:
                     raise unreadable(path, str(error)) from error
                 kind = facts.st_mode & _KIND
+                if look:
+                    look(path, facts)
                 if kind not in _CARRIED or (keep and not keep(path)):
                     continue
                 if len(below) > PATH_BYTES // 4 and len(os.fsencode(below)) > PATH_BYTES:

@@ -11,11 +11,11 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import NamedTuple, Self
 
-from lambdas.archive.directory import NOTHING, Directory
+from lambdas.archive.directory import NOTHING, Archive, Directory
 from lambdas.archive.format import WIDE_BYTES, Limits
 from lambdas.archive.merge import Merged, merge
 from lambdas.bucket.objects import Bucket, ConditionFailed, Missing
-from lambdas.bucket.parts import Layout, Piece, Source, Writing
+from lambdas.bucket.parts import Carried, Layout, Piece, Source, Writing
 from lambdas.bucket.relocate import PART, length, relocate
 from lambdas.bucket.versions import committed, session_key
 from lambdas.contract import Base, Claim, Result
@@ -36,10 +36,13 @@ class Rules:
 
 @dataclass(frozen=True)
 class Opened:
-    """An archive in the bucket, with its directory; without a source it is that of a session which is not there yet."""
+    """An archive with its directory; without a source it is that of a session which is not there yet."""
 
     source: Source | None
+    """In the bucket."""
     directory: Directory
+    at_hand: Archive | None = None
+    """Where it lies if that is not in the bucket: then all of it goes through memory."""
 
 
 class Commit:
@@ -122,6 +125,38 @@ def compact(bucket: Bucket, base: Base, metadata: dict[str, str]) -> int:
     return dead
 
 
+def opened(bucket: Bucket, base: Base | None) -> Opened:
+    """A session's version, of which no more is read than its directory. Raises SessionDamaged."""
+    return _opened(_source(bucket, base) if base else None)
+
+
+def put(
+    bucket: Bucket,
+    session_id: str,
+    base: Base | None,
+    last: Opened,
+    changes: Archive,
+    metadata: dict[str, str],
+    limits: Limits,
+) -> None:
+    """Make what was packed at hand a session's next version, without a dead byte: by its operator, without a run.
+
+    It was packed on the version `base`, which is `last`; None for a new session. `run` of the metadata is a name that
+    no other commit has. Raises `ConditionFailed` where the session went on meanwhile, SessionTooLarge, SessionDamaged.
+    """
+    packed = Opened(None, Directory.of(changes), changes)
+    merged = merge(last.directory, packed.directory, limits)
+    layout = _layout(last, packed, merged, 0.0)
+    described = metadata | of_archive(merged.files, layout.directory)
+    condition = {"IfMatch": base.etag} if base else {"IfNoneMatch": "*"}
+    try:
+        with closing(Writing(bucket, session_key(session_id), condition, described)) as writing:
+            writing.write(layout)
+    except (ConditionFailed, Missing):
+        if not committed(bucket, metadata["run"], session_id, base):  # else it met its own work: see bucket/objects.py
+            raise ConditionFailed("putting files into a session") from None
+
+
 def of_archive(files: int, directory: int) -> dict[str, str]:
     """What the metadata say of a session's archive: how many files it has, and bytes of its directory."""
     return {"file-count": str(files), "directory": str(directory)}
@@ -170,13 +205,15 @@ def _layout(last: Opened, changes: Opened, merged: Merged, share: float) -> Layo
     """Where the bytes of the next version come from: what is copied, what goes through memory, the directory."""
     chosen = relocate(merged.live(), last.directory.at, share)
     kept, moved = ([(last.source, span) for span in spans if last.source] for spans in (chosen.copied, chosen.moved))
-    new = [(changes.source, (0, changes.directory.at))] if changes.source and changes.directory.at else []
-    large = changes.directory.at >= PART
-    copied: list[Piece] = [*kept, *new] if large else kept
-    carried: list[Piece] = moved if large else [*moved, *new]
+    end = changes.directory.at
+    staged: list[Piece] = [(changes.source, (0, end))] if changes.source and end else []
+    at_hand: list[Carried] = [(changes.at_hand, (0, end))] if changes.at_hand and end else []
+    large = bool(staged) and end >= PART
+    copied: list[Piece] = [*kept, *staged] if large else kept
+    carried: list[Carried] = [*moved] if large else [*moved, *staged, *at_hand]
     moved_at = sum(length(span) for _, span in copied)
     offset = moved_at + sum(length(span) for _, span in carried)
-    changes_at = (moved_at if large else offset) - changes.directory.at
+    changes_at = (moved_at if large else offset) - end
     return Layout(copied, carried, merged.directory(chosen.placed(moved_at), changes_at, offset))
 
 

@@ -24,7 +24,7 @@ from datetime import UTC, datetime
 from math import ceil
 from time import sleep
 
-from lambdas.bucket import record
+from lambdas.bucket import record, versions
 from lambdas.bucket.lease import FIRST_WAIT
 from lambdas.bucket.objects import Bucket
 from lambdas.contract import Claim
@@ -37,6 +37,9 @@ LOOKS = (0.05, 0.1, 0.2, 0.4)
 """Seconds between looks, while another that came at once may still give way."""
 
 RESERVED, SPENT = "reserved", "spent"
+
+NOBODY = "-"
+"""Stands for a run and a caller that are forgotten."""
 
 
 @dataclass(frozen=True)
@@ -137,6 +140,18 @@ def settle(bucket: Bucket, claim: Claim, usd: float | None, *, committed: bool) 
     for each in held:
         if each.kind == RESERVED:
             bucket.delete(each.key)
+
+
+def forget(bucket: Bucket, owner: str) -> int:
+    """Let what a caller's attempts have spent count for the days' sums alone: nothing says any more whose they were,
+    and the caller's own days begin anew. For its operator, when none of them is at work. Returns how many they were."""
+    mine, days = caller(owner), "ledger/2"  # the years of this millennium, and not the sessions
+    standing = [each for each in (Entry.read(one["Key"]) for one in bucket.listed(days)) if each.caller == mine]
+    for each in standing:
+        bucket.touch(replace(each, run_id=NOBODY, caller=NOBODY).key)
+    every = (each for each in versions.below(bucket, days) if Entry.read(each.key).caller == mine)
+    versions.delete(bucket, list(every))
+    return len(standing)
 
 
 def lost(bucket: Bucket, session_id: str, run_id: str) -> None:

@@ -3,6 +3,7 @@ listed.
 
     index/hours/{YYYY-MM-DDTHH}/{claimed|done|failed}/{run_id}    hour (UTC) of the run's first request
     index/sessions/{session_id}/{run_id}
+    index/refused/{session_id}/{run_id}      recorded, but not begun: nobody lists them, but who removes a session
 
 A run moves through it (claimed, then done or failed) by writing the new key before the old one goes. So it may stand
 there twice, after a crash for good; it counts where its record says.
@@ -34,6 +35,14 @@ class Entry(NamedTuple):
     outcome: str | None = None
 
 
+class Marked(NamedTuple):
+    """One run in the index, and when it was marked so: a run that ended, by its end."""
+
+    entry: Entry
+    at: float
+    """Epoch seconds."""
+
+
 def mark(bucket: Bucket, claim: Claim, outcome: str) -> None:
     """Say where the run stands; a run that had an attempt before may stand there as failed."""
     hour = hour_of(claim.recorded_at)
@@ -45,8 +54,14 @@ def mark(bucket: Bucket, claim: Claim, outcome: str) -> None:
         bucket.delete(_key(hour, name, claim.run_id))
 
 
+def refused(bucket: Bucket, claim: Claim) -> None:
+    """Say that a run was recorded, whose request was refused then: no list has it, and its record is the session's."""
+    bucket.touch(f"index/refused/{claim.session_id}/{claim.run_id}")
+
+
 def unmark(bucket: Bucket, claim: Claim) -> None:
-    """Say nothing of a run that was refused after it was claimed."""
+    """List a run no more that was refused after it was claimed."""
+    refused(bucket, claim)
     bucket.delete(_key(hour_of(claim.recorded_at), "claimed", claim.run_id))
     bucket.delete(f"index/sessions/{claim.session_id}/{claim.run_id}")
 
@@ -67,6 +82,37 @@ def since(bucket: Bucket, moment: float, now: float, outcomes: tuple[str, ...] =
     while (name := f"{hour:%Y-%m-%dT%H}") <= hour_of(now):
         yield from _together(bucket, (f"index/hours/{name}/{outcome}/" for outcome in outcomes))
         hour += timedelta(hours=1)
+
+
+def hours(bucket: Bucket) -> list[str]:
+    """The hours in which runs were asked for that are still listed, the newest first."""
+    return sorted(bucket.folders("index/hours/"), reverse=True)
+
+
+def of_hour(bucket: Bucket, hour: str, outcomes: tuple[str, ...], most: int) -> tuple[list[Marked], bool]:
+    """The runs of an hour, those first that were marked last, and whether that is all: an hour with more than `most`
+    keys of an outcome is not listed to its end."""
+    each = [_marked(bucket, f"index/hours/{hour}/{outcome}/", most) for outcome in outcomes]
+    return _newest_first(one for found, _ in each for one in found), all(whole for _, whole in each)
+
+
+def newest_of_session(bucket: Bucket, session_id: str, most: int) -> tuple[list[Marked], bool]:
+    """The runs of a session, those first that began last, and whether that is all."""
+    found, whole = _marked(bucket, f"index/sessions/{session_id}/", most)
+    return _newest_first(found), whole
+
+
+def _marked(bucket: Bucket, prefix: str, most: int) -> tuple[list[Marked], bool]:
+    found: list[Marked] = []
+    for page in bucket.pages(prefix):
+        if len(found) >= most:
+            return found, False
+        found += [Marked(_entry(one["Key"]), one["LastModified"].timestamp()) for one in page]
+    return found, True
+
+
+def _newest_first(found: Iterable[Marked]) -> list[Marked]:
+    return sorted(found, key=lambda marked: (marked.at, marked.entry.run_id), reverse=True)
 
 
 def of_session(bucket: Bucket, session_id: str) -> Iterator[list[Entry]]:

@@ -163,6 +163,14 @@ class Bucket:
                 if found := page.get("Contents"):
                     yield found
 
+    def folders(self, prefix: str) -> Iterator[str]:
+        """The names directly below a prefix, up to the next slash, as S3 lists them: in one request some 1,000."""
+        asked = {"Bucket": self.name, "Prefix": prefix, "Delimiter": "/"}
+        pages = self.s3.get_paginator("list_objects_v2").paginate(**asked)
+        with storage(f"listing {prefix}"):
+            for page in pages:
+                yield from (one["Prefix"].removeprefix(prefix).rstrip("/") for one in page.get("CommonPrefixes", []))
+
     def listed(self, prefix: str) -> Iterator[Json]:
         """What is below a prefix, as S3 lists it."""
         for page in self.pages(prefix):

@@ -4,10 +4,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from functools import partial
-from itertools import islice, takewhile
+from itertools import chain, islice, takewhile
 from typing import Any, NamedTuple
 
-from lambdas.archive.directory import Span
+from lambdas.archive.directory import Archive, Span
 from lambdas.archive.format import END_BYTES
 from lambdas.bucket.objects import Bucket, ConditionFailed, Missing, decided, storage
 from lambdas.bucket.relocate import PART, length
@@ -99,7 +99,7 @@ class Source:
             self._pin(got["VersionId"], got["ETag"])
         if "ContentRange" in got:
             return int(got["ContentRange"].rpartition("/")[2]), data
-        # A server may answer with the whole, as the local engine does for a version: then that is the end, and kept.
+        # A server may answer with the whole: then that is the end, and kept.
         return len(data), data if start is None else data[start:end]
 
     @contextmanager
@@ -114,12 +114,14 @@ class Source:
 
 
 Piece = tuple[Source, Span]
+Carried = tuple[Archive, Span]
+"""Of an archive that may lie anywhere, since its bytes go through memory."""
 
 
-def read(pieces: Sequence[Piece]) -> list[bytes]:
+def read(pieces: Sequence[Carried]) -> list[bytes]:
     """The bytes of each piece; what lies near to each other in one source is asked for together."""
     found: list[bytes] = []
-    near: list[Piece] = []
+    near: list[Carried] = []
     for piece in pieces:
         if near and not (piece[0] is near[-1][0] and 0 <= piece[1][0] - near[-1][1][1] <= NEAR):
             found += _together(near)
@@ -128,7 +130,7 @@ def read(pieces: Sequence[Piece]) -> list[bytes]:
     return found + _together(near)
 
 
-def _together(near: Sequence[Piece]) -> list[bytes]:
+def _together(near: Sequence[Carried]) -> list[bytes]:
     if not near:
         return []
     (source, (start, _)), (_, (_, end)) = near[0], near[-1]
@@ -141,7 +143,7 @@ class Layout(NamedTuple):
 
     copied: Sequence[Piece]
     """Of 5 MiB at least, each."""
-    carried: Sequence[Piece]
+    carried: Sequence[Carried]
     """What goes through memory."""
     end: Sequence[bytes | memoryview]
 
@@ -236,8 +238,8 @@ def _copying(piece: Piece) -> Job:
 
 def _carrying(s3: Any, layout: Layout) -> Iterator[Job]:
     """Parts of some MiB; the last one has the end, and may be small."""
-    batch: list[Piece] = []
-    for piece in layout.carried:
+    batch: list[Carried] = []
+    for piece in chain.from_iterable(map(_slices, layout.carried)):
         batch.append(piece)
         if sum(length(span) for _, span in batch) >= CARRY:
             yield partial(_upload, s3, batch, ())
@@ -245,7 +247,14 @@ def _carrying(s3: Any, layout: Layout) -> Iterator[Job]:
     yield partial(_upload, s3, batch, layout.end)
 
 
-def _upload(s3: Any, pieces: Sequence[Piece], end: Sequence[bytes | memoryview], part: dict[str, Any]) -> str:
+def _slices(piece: Carried) -> Iterator[Carried]:
+    """The same in as much as one request carries, so that memory does not depend on its length."""
+    source, (start, end) = piece
+    for at in range(start, end, CARRY):
+        yield source, (at, min(at + CARRY, end))
+
+
+def _upload(s3: Any, pieces: Sequence[Carried], end: Sequence[bytes | memoryview], part: dict[str, Any]) -> str:
     body = b"".join([*read(pieces), *end])
     with storage("writing a part"):
         return str(s3.upload_part(**part, Body=body)["ETag"])

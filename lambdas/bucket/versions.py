@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator, Sequence
+from datetime import datetime
 from math import isfinite
 from typing import Any, NamedTuple
 
@@ -22,6 +23,17 @@ class Version(NamedTuple):
 
     key: str
     version_id: str
+    is_mark: bool = False
+
+
+class Stored(NamedTuple):
+    """One version of a session."""
+
+    version_id: str
+    at: datetime
+    """When it was committed."""
+    size: int
+    """Bytes of its archive."""
 
 
 def session_key(session_id: str) -> str:
@@ -36,6 +48,24 @@ def newest_of(bucket: Bucket, session_id: str, owner: str) -> Base | None:
     if head is None or head["Metadata"].get("owner", owner) != owner:
         return None
     return _base(session_id, head)
+
+
+def of(bucket: Bucket, session_id: str, owner: str) -> list[Stored]:
+    """The versions of a session that is there, newest first; none if there is none for this owner."""
+    key = session_key(session_id)
+    head = bucket.head(key)
+    if head is None or head["Metadata"].get("owner") != owner:
+        return []
+    with storage("listing versions"):
+        pages = bucket.s3.get_paginator("list_object_versions").paginate(Bucket=bucket.name, Prefix=key)
+        found = [each for page in pages for each in page.get("Versions", []) if each["Key"] == key]
+    return [Stored(each["VersionId"], each["LastModified"], each["Size"]) for each in found]
+
+
+def told(bucket: Bucket, session_id: str, version_id: str) -> tuple[Base, dict[str, str]] | None:
+    """One version of a session, whoever owns it, with its metadata; None where it is gone. Raises `SessionDamaged`."""
+    head = bucket.head(session_key(session_id), VersionId=version_id)
+    return (_base(session_id, head), head["Metadata"]) if head else None
 
 
 def newest(bucket: Bucket, session_id: str) -> tuple[Base, dict[str, str]] | None:
@@ -59,19 +89,25 @@ def committed(bucket: Bucket, run_id: str, session_id: str, base: Base | None) -
     return False
 
 
+def committed_by(bucket: Bucket, base: Base) -> str | None:
+    """The run that committed a version; None where the version is gone."""
+    head = bucket.head(session_key(base.session_id), VersionId=base.version_id)
+    return head["Metadata"].get("run") if head else None
+
+
 def below(bucket: Bucket, prefix: str) -> Iterator[Version]:
     """Every version of every object below a prefix, marks of deletion included."""
     with storage(f"listing versions of {prefix}"):
         pages = bucket.s3.get_paginator("list_object_versions").paginate(Bucket=bucket.name, Prefix=prefix)
         for page in pages:
-            for entry in [*page.get("Versions", []), *page.get("DeleteMarkers", [])]:
-                yield Version(entry["Key"], entry["VersionId"])
+            yield from (Version(entry["Key"], entry["VersionId"]) for entry in page.get("Versions", []))
+            yield from (Version(entry["Key"], entry["VersionId"], True) for entry in page.get("DeleteMarkers", []))
 
 
 def delete(bucket: Bucket, gone: Sequence[Version]) -> None:
     """Deletes versions for good. Raises `StorageUnavailable` also where S3 leaves one of them."""
     for start in range(0, len(gone), BATCH):
-        objects = [{"Key": key, "VersionId": version} for key, version in gone[start : start + BATCH]]
+        objects = [{"Key": each.key, "VersionId": each.version_id} for each in gone[start : start + BATCH]]
         with storage("deleting versions"):
             done = bucket.s3.delete_objects(Bucket=bucket.name, Delete={"Objects": objects, "Quiet": True})
         for error in done.get("Errors", []):
@@ -106,7 +142,7 @@ def _wrong(base: Base, metadata: dict[str, str]) -> list[str]:
     sane = {
         "owner": bool(metadata["owner"]),
         "format": metadata["format"] == str(FORMAT),
-        "turns": base.turns >= 1,
+        "turns": base.turns >= 0,
         "cost-usd": isfinite(base.cost_usd) and base.cost_usd >= 0,
         "claude-session": CLAUDE_SESSION.fullmatch(base.claude_session) is not None,
         "directory": 0 < base.directory <= base.size,

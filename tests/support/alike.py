@@ -13,6 +13,7 @@ SAME: list[tuple[str, str]] = [
     (r"kept in \S+\. ", "kept in DIR. "),
     (r"kept from your files by .+\.", "kept from your files by WALL."),
     (r"http://127\.0\.0\.1:\d+/", "http://127.0.0.1:8000/"),
+    (r"\?secret=[\w…-]+", "?secret=SECRET"),
     (r"x-api-key: [^\s']+", "x-api-key: KEY"),
     (r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d", "2026-11-27 05:00:00"),
     (r"(?<!-)\d\d-\d\d \d\d:\d\d:\d\d", "11-27 05:00:00"),

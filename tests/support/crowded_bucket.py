@@ -54,6 +54,17 @@ class Crowd(ThreadingHTTPServer):
         last = bisect_left(self.keys, f"{prefix}\U0010ffff")
         return self.keys[first : min(last, first + PAGE)], last > first + PAGE
 
+    def folders(self, prefix: str) -> list[str]:
+        """What is directly below a prefix, each found by leaping over what is below it."""
+        found, after = list[str](), prefix
+        while (keys := self.listed(prefix, after)[0]) and "/" in keys[0].removeprefix(prefix):
+            found.append(f"{prefix}{keys[0].removeprefix(prefix).partition('/')[0]}/")
+            after = f"{found[-1]}\U0010ffff"
+        return found
+
+
+MODIFIED = "<LastModified>2026-11-27T05:00:00.000Z</LastModified>"
+
 
 class Connection(Answering):
     """One connection."""
@@ -66,12 +77,24 @@ class Connection(Answering):
         key = unquote(url.path.split("/", 2)[2]) if url.path.count("/") > 1 else ""
         if key:
             found = self.server.objects.get(key)
-            return self.answer(200, found) if found is not None else self.answer(404, NO_SUCH_KEY)
+            if found is None:
+                return self.answer(404, NO_SUCH_KEY)
+            begin, _, end = self.headers.get("Range", "bytes=0-").removeprefix("bytes=").partition("-")
+            part = found[int(begin) : int(end) + 1 if end else None]
+            ranged = {"Content-Range": f"bytes {begin}-{int(begin) + len(part) - 1}/{len(found)}", "ETag": '"1"'}
+            return self.answer(206 if "Range" in self.headers else 200, part, ranged)
         query = {name: values[0] for name, values in parse_qs(url.query).items()}
         after = query.get("continuation-token") or query.get("start-after") or ""
         keys, more = self.server.listed(query["prefix"], after)
         token = f"<NextContinuationToken>{escape(keys[-1])}</NextContinuationToken>" if more else ""
-        contents = "".join(f"<Contents><Key>{escape(one)}</Key><Size>0</Size></Contents>" for one in keys)
+        if query.get("delimiter"):
+            folders = self.server.folders(query["prefix"])
+            below = "".join(f"<CommonPrefixes><Prefix>{escape(one)}</Prefix></CommonPrefixes>" for one in folders)
+            return self.answer(200, f"<ListBucketResult>{below}</ListBucketResult>".encode())
+        sizes = ((one, len(self.server.objects[one])) for one in keys)
+        contents = "".join(
+            f"<Contents><Key>{escape(one)}</Key><Size>{size}</Size>{MODIFIED}</Contents>" for one, size in sizes
+        )
         listing = f"<IsTruncated>{str(more).lower()}</IsTruncated>{token}{contents}"
         return self.answer(200, f"<ListBucketResult>{listing}</ListBucketResult>".encode())
 

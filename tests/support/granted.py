@@ -75,5 +75,5 @@ def a_task(bucket: GrantedBucket, attempt: str, claude_session: str, checkpoint:
         size=0,
         directory=0,
         allowance=Allowance(10, 5.0, None, [], False),
-        grants=Grants(request=grant("request"), session=None, resumed=resumed, **staged),
+        grants=Grants(request=grant("request"), session=None, approved=None, resumed=resumed, **staged),
     )

@@ -6,10 +6,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from claude_workflow.local import api, deploy, engine, gateway, sandbox, watching
-from claude_workflow.local.service import Model, Service
+from claude_workflow.local.service import AGENT, Model, Service
 from lambdas.strict import Json
 
 KEY = "k" * 24
+OWN = {"AGENT_FOLDER": str(AGENT)}
 
 
 @contextmanager
@@ -22,7 +23,7 @@ def serving(state: Path, template: Json, model: Model, added: Mapping[str, str],
     with engine.running(state) as started:
         deployed = deploy.deploy(
             started,
-            _patched(template, {"SCRATCH": str(sandbox.scratch()), **added, "ANTHROPIC_BASE_URL": model.url}),
+            _patched(template, OWN | {"SCRATCH": str(sandbox.scratch()), **added, "ANTHROPIC_BASE_URL": model.url}),
             secret={"ANTHROPIC_API_KEY": model.key},
         )
         described = api.read_api(deployed.template, deployed.resources)

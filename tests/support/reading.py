@@ -1,4 +1,5 @@
-"""The readers of runs, at the function: events as API Gateway gives them, and a run in the middle of its work."""
+"""The readers of runs and sessions, at the function: events as API Gateway gives them, and a run in the middle of its
+work."""
 
 import json
 import time
@@ -10,7 +11,7 @@ from lambdas.bucket.objects import Bucket
 from lambdas.contract import Task
 from lambdas.read_run import ReadRun
 from lambdas.receipt import Receipt
-from lambdas.settings import ReaderSettings
+from lambdas.settings import DoorSettings, ReaderSettings
 from lambdas.stream_run import StreamRun
 from lambdas.strict import Json
 from tests.support.past_runs import GONE, Past
@@ -25,6 +26,7 @@ def event(method: str, run: str, *, key: str = "key-1", events: bool = False, wa
     return {
         "httpMethod": method,
         "resource": "/claude-code/runs/{run_id}" + ("/events" if events else ""),
+        "path": f"/claude-code/runs/{run}" + ("/events" if events else ""),
         "pathParameters": {"run_id": run},
         "queryStringParameters": {"wait": wait} if wait else None,
         "headers": {name.replace("_", "-"): value for name, value in headers.items()},
@@ -32,9 +34,28 @@ def event(method: str, run: str, *, key: str = "key-1", events: bool = False, wa
     }
 
 
+def of_session(session: str, below: str = "", method: str = "GET", key: str = "key-1", **more: Json) -> Json:
+    """A request about a session; `below` is what stands behind its id in the path, percent-encoded."""
+    is_file = below.startswith("/files/")
+    return {
+        "httpMethod": method,
+        "resource": "/claude-code/sessions/{session_id}" + ("/files/{path+}" if is_file else below),
+        "path": f"/claude-code/sessions/{session}{below}",
+        "pathParameters": {"session_id": session},
+        "queryStringParameters": None,
+        "headers": None,
+        "requestContext": {"identity": {"apiKeyId": key}},
+    } | more
+
+
+def door(bucket: Bucket) -> DoorSettings:
+    """What the functions behind the API need, of a deployment with two callers."""
+    return DoorSettings(bucket.name, "api-key", KEYS, "https://app.example")
+
+
 def settings(bucket: Bucket) -> ReaderSettings:
     """Those of a deployment with two callers."""
-    return ReaderSettings(bucket.name, "api-key", KEYS, "https://app.example", 24, LEASE_SECONDS, LONG_LEASE)
+    return ReaderSettings(**vars(door(bucket)), wait=24, lease=LEASE_SECONDS, long_lease=LONG_LEASE)
 
 
 def unhurried(_: float) -> None:

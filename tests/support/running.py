@@ -13,6 +13,7 @@ def settings_of(model_url: str, place: Path) -> AgentSettings:
     return AgentSettings(
         provider="anthropic", model_url=model_url, bedrock_model=None, secret_arn="", supabase_url=None,
         prices=Prices.of(), max_session_bytes=1 << 30, max_session_files=1000, scratch=str(place / "agents"),
+        agent_folder="", workspace_instructions=False, ask_before=(),
     )  # fmt: skip
 
 

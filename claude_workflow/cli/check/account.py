@@ -10,7 +10,9 @@ from lambdas.strict import Json
 
 STATES = ("RestoreSession", "RunClaude", "PersistSession", "RecordFailure")
 AGENTS = ("RunClaude", "RunLeg")
-FUNCTIONS = (*STATES, "RunLeg", "ReadRun", "StreamRun")
+FUNCTIONS = (*STATES, "RunLeg", "ReadRun", "StreamRun", "ReadSession", "RemoveSession", "OfferUpload")
+POST = "claudecodePOST"
+"""What the logical id of the method POST of /claude-code has in it."""
 LONG = "MachineLong"
 """The machine of standard executions, and the beginning of its role's name."""
 
@@ -70,7 +72,7 @@ class Account:
     @property
     def post(self) -> dict[str, str]:
         """The POST method as API Gateway's calls name it."""
-        resource = self.called[self.properties("ApiGateway::Method", "POST")["ResourceId"]["Ref"]]
+        resource = self.called[self.properties("ApiGateway::Method", POST)["ResourceId"]["Ref"]]
         return {"restApiId": self.id("ApiGateway::RestApi"), "resourceId": resource, "httpMethod": "POST"}
 
     def integration(self) -> Json:

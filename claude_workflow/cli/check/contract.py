@@ -63,6 +63,11 @@ def read(kit: Kit, below: str = "", **headers: str) -> Json:
     return raw | {"first": {name: kit.first.get(name) for name in ("session_id", "run_id", "result")}}
 
 
+def shown(kit: Kit, below: str = "") -> Json:
+    """Asks for the first turn's session, or for what is below it."""
+    return kit.send("", "GET", f"claude-code/sessions/{kit.first['session_id']}{below}", {"content-type": ""})
+
+
 def busy(kit: Kit) -> Json:
     """While one run sleeps: another of its session, and the same one again."""
     session, prompt = kit.first["session_id"], SLEEP.format(seconds=8 if kit.stack else 3)
@@ -86,6 +91,18 @@ def handed_over(kit: Kit, *, cancels: bool = False) -> Json:
             cancels = False
         time.sleep(1)
     return {"accepted": accepted, "the run": seen}
+
+
+def uploaded(kit: Kit) -> Json:
+    """An upload with one byte too many, as it was offered, and once more; and a run that is to work on it, which is no
+    archive: that costs nothing."""
+    content = b"heron"
+    offered = kit.send(json.dumps({"size_bytes": len(content)}), path="claude-code/uploads")
+    kit.uploads.append(offered["upload"])
+    once = {"if-none-match": "*"}
+    longer, right, again = (kit.fetch(offered["url"], "PUT", body, once) for body in (content + b"s", content, content))
+    refused = kit.run("Hello.", workspace={"upload": offered["upload"]})
+    return {"a byte more": longer, "as offered": right, "again": again, "a run": refused}
 
 
 def too_long(kit: Kit) -> Json:

@@ -3,9 +3,10 @@
 import json
 from collections.abc import Iterator
 
-from claude_workflow.cli.check.account import AGENTS, FUNCTIONS, LONG, STATES
+from claude_workflow.cli.check.account import AGENTS, FUNCTIONS, LONG, POST, STATES
 from claude_workflow.cli.check.kit import Kit
 from claude_workflow.cli.check.row import NotAsked, compared, unlike
+from lambdas.repositories import entries
 from lambdas.settings import Clocks, Legs
 from lambdas.strict import Json
 
@@ -14,7 +15,7 @@ MODEL_KEY = "ANTHROPIC_API_KEY"
 
 def integration_responses(kit: Kit) -> Json:
     """By status, which answers of Step Functions it is for."""
-    template = kit.account.properties("ApiGateway::Method", "POST")["Integration"]["IntegrationResponses"]
+    template = kit.account.properties("ApiGateway::Method", POST)["Integration"]["IntegrationResponses"]
     kept = kit.account.integration().get("integrationResponses", {})
     return {
         "kept": {status: one.get("selectionPattern") or None for status, one in kept.items()},
@@ -53,7 +54,7 @@ def usage_plan(kit: Kit) -> Iterator[tuple[str, object, object]]:
 @compared
 def integration_timeout(kit: Kit) -> Iterator[tuple[str, object, object]]:
     """In milliseconds; of the account's quota, the maximum integration timeout, what is used."""
-    template = kit.account.properties("ApiGateway::Method", "POST")["Integration"]["TimeoutInMillis"]
+    template = kit.account.properties("ApiGateway::Method", POST)["Integration"]["TimeoutInMillis"]
     yield "kept", kit.account.integration()["timeoutInMillis"], template
     if template > 29_000:
         quotas = kit.client("service-quotas")
@@ -158,15 +159,19 @@ def settings(kit: Kit) -> Iterator[tuple[str, object, object]]:
         yield from ((f"{state} {name}", kept.get(name), meant[name]) for name in meant if isinstance(meant[name], str))
 
 
-def secret(kit: Kit) -> Json:
-    """Whether the model's key is set; of the key itself nothing is kept."""
+@compared
+def secret(kit: Kit) -> Iterator[tuple[str, object, object]]:
+    """Whether each key that the deployment needs is set; of the keys themselves nothing is kept."""
     environment = kit.account.environment("RunClaude")
-    if environment["MODEL_PROVIDER"] == "bedrock":
+    by_role = environment["MODEL_PROVIDER"] == "bedrock"
+    names = [each.secret for each in entries(json.loads(environment["REPOSITORIES"]))]
+    if by_role and not names:
         raise NotAsked("Bedrock is asked by the role's right; there is no key.")
     kept = json.loads(kit.client("secretsmanager").get_secret_value(SecretId=environment["SECRET_ARN"])["SecretString"])
     placeholders = json.loads(kit.account.properties("SecretsManager::Secret")["SecretString"])
-    unset = kept.get(MODEL_KEY) in (None, "", placeholders[MODEL_KEY])
-    return {MODEL_KEY: "unset" if unset else "set"}
+    unset = (None, "", placeholders[MODEL_KEY])
+    for name in names if by_role else [MODEL_KEY, *names]:
+        yield name, "unset" if kept.get(name) in unset else "set", "set"
 
 
 @compared

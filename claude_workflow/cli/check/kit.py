@@ -64,6 +64,8 @@ class Kit:
     began: float = field(default_factory=time.time)
     costs: dict[str, float] = field(default_factory=dict)
     """US dollars of each run, by its id, as the answers name them."""
+    uploads: list[str] = field(default_factory=list)
+    """What was offered, to be removed."""
     untold: float = 0.0
     """US dollars of what was answered without a run's id, or a cost."""
 
@@ -150,9 +152,9 @@ class Kit:
         told = {"state" if name == "status" else name: value for name, value in answer.items() if name not in LONG}
         return raw | told | _printed(answer) | {"status": response.status}
 
-    def fetch(self, url: str, method: str = "GET") -> Json:
+    def fetch(self, url: str, method: str = "GET", body: bytes = b"", headers: Json = NONE) -> Json:
         """The answer to a presigned request: its status, what S3 calls its error, and how its body begins."""
-        response = HTTP.request(method, url, body=b"" if method == "PUT" else None)
+        response = HTTP.request(method, url, body=body if method == "PUT" else None, headers=headers)
         code = response.data.partition(b"<Code>")[2].partition(b"</Code>")[0].decode(errors="replace")
         begins = response.data[:2].decode(errors="replace")
         return {"status": response.status, "error": code or None, "begins": begins, "host": parse_url(url).host}
@@ -218,9 +220,10 @@ class Kit:
         """
         asked = [found for run_id in self.costs if (found := record.request(self.bucket, run_id))]
         prefixes = [self.scratch, *(f"runs/{run_id}/" for run_id in self.costs)]
+        prefixes += [f"uploads/{upload}/" for upload in self.uploads]
         for session_id in {one["session_id"] for one in asked}:
             prefixes += [f"{session_id}.zip", f"locks/{session_id}.json"]
-            prefixes += [f"index/sessions/{session_id}/", f"ledger/sessions/{session_id}/"]
+            prefixes += [f"{kind}/{session_id}/" for kind in ("index/sessions", "index/refused", "ledger/sessions")]
         gone = [version for prefix in prefixes for version in versions.below(self.bucket, prefix)]
         for hour in {listing.hour_of(one["requested_at"]) for one in asked}:
             everybodys = versions.below(self.bucket, f"index/hours/{hour}/")

@@ -10,24 +10,47 @@ READERS = ("RestoreSession", "PersistSession")
 KEEPERS = (*READERS, "RecordFailure")
 TELLERS = ("PersistSession", "RecordFailure")
 WATCHERS = ("ReadRun", "StreamRun")
-BUCKET, SECRET, BUS, READER = "the bucket", "the secret", "the event bus", "ReadRun"
+SHOWS, REMOVES, OFFERS = "ReadSession", "RemoveSession", "OfferUpload"
+OF_SESSIONS = (SHOWS, REMOVES)
+BUCKET, SECRET, BUS, READER, OFFER = "the bucket", "the secret", "the event bus", "ReadRun", "OfferUpload"
 MACHINE, LONG_MACHINE = "the machine", "the long machine"
 RUN, LEG = "a version of RunClaude", "a version of RunLeg"
 RIGHTS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "session-1.zip": {
-        "s3:GetObject": (*READERS, *WATCHERS),
-        "s3:GetObjectVersion": READERS,
+        "s3:GetObject": (*READERS, *WATCHERS, *OF_SESSIONS),
+        "s3:GetObjectVersion": (*READERS, *OF_SESSIONS),
         "s3:PutObject": ("PersistSession",),
         "s3:AbortMultipartUpload": ("PersistSession",),
-        "s3:DeleteObject": (),
-        "s3:DeleteObjectVersion": (),
+        "s3:DeleteObject": (REMOVES,),
+        "s3:DeleteObjectVersion": (REMOVES,),
     },
-    "runs/run-1/x": {"s3:GetObject": (*KEEPERS, *WATCHERS), "s3:PutObject": KEEPERS, "s3:DeleteObject": ()},
-    "runs/run-1/cancel": {"s3:PutObject": (*KEEPERS, "ReadRun"), "s3:DeleteObject": ()},
-    "locks/session-1.json": {"s3:GetObject": KEEPERS, "s3:PutObject": KEEPERS, "s3:DeleteObject": KEEPERS},
-    "index/sessions/session-1/run-1": {"s3:PutObject": KEEPERS, "s3:DeleteObject": KEEPERS},
+    "runs/run-1/x": {
+        "s3:GetObject": (*KEEPERS, *WATCHERS, REMOVES),
+        "s3:PutObject": KEEPERS,
+        "s3:DeleteObject": (REMOVES,),
+        "s3:DeleteObjectVersion": (REMOVES,),
+    },
+    "runs/run-1/cancel": {"s3:PutObject": (*KEEPERS, "ReadRun"), "s3:DeleteObject": (REMOVES,)},
+    "locks/session-1.json": {
+        "s3:GetObject": (*KEEPERS, REMOVES),
+        "s3:PutObject": (*KEEPERS, REMOVES),
+        "s3:DeleteObject": (*KEEPERS, REMOVES),
+    },
+    "index/sessions/session-1/run-1": {"s3:PutObject": KEEPERS, "s3:DeleteObject": (*KEEPERS, REMOVES)},
     "ledger/2026-01-01/x": {"s3:PutObject": KEEPERS, "s3:DeleteObject": KEEPERS},
-    BUCKET: {"s3:ListBucket": (*KEEPERS, *WATCHERS), "s3:ListBucketVersions": READERS, "s3:PutBucketPolicy": ()},
+    "ledger/sessions/session-1/x": {"s3:PutObject": KEEPERS, "s3:DeleteObject": (*KEEPERS, REMOVES)},
+    "extracts/session-1/x": {"s3:GetObject": (SHOWS,), "s3:PutObject": (SHOWS,), "s3:DeleteObject": (REMOVES,)},
+    "uploads/upload-1/content": {
+        "s3:GetObject": ("RestoreSession", REMOVES),
+        "s3:PutObject": (OFFERS,),
+        "s3:DeleteObject": (REMOVES,),
+    },
+    "uploads/upload-1/used": {"s3:PutObject": ("RestoreSession",), "s3:DeleteObject": (REMOVES,)},
+    BUCKET: {
+        "s3:ListBucket": (*KEEPERS, *WATCHERS, *OF_SESSIONS),
+        "s3:ListBucketVersions": (*READERS, *OF_SESSIONS),
+        "s3:PutBucketPolicy": (),
+    },
     SECRET: {"secretsmanager:GetSecretValue": AGENTS, "secretsmanager:PutSecretValue": ()},
     MACHINE: {"states:StartSyncExecution": ("Door",), "states:StartExecution": (), "states:UpdateStateMachine": ()},
     LONG_MACHINE: {"states:StartExecution": ("Machine",), "states:StopExecution": (), "states:UpdateStateMachine": ()},
@@ -35,6 +58,7 @@ RIGHTS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     LEG: {"lambda:InvokeFunction": (LONG,), "lambda:UpdateFunctionCode": ()},
     BUS: {"events:PutEvents": TELLERS, "events:DeleteEventBus": ()},
     READER: {"lambda:InvokeFunction": ("Door",), "lambda:UpdateFunctionCode": ()},
+    OFFERS: {"lambda:InvokeFunction": ("Door",), "lambda:UpdateFunctionCode": ()},
 }
 """By resource and action, who needs it. Everybody else must not have it."""
 
@@ -52,8 +76,8 @@ def _arn(kit: Kit, resource: str) -> str:
         return kit.account.id("StepFunctions::StateMachine", LONG)
     if resource in (RUN, LEG):
         return f"{kit.account.function(resource.rpartition(' ')[2])['FunctionArn']}:1"
-    if resource == READER:
-        return str(kit.account.function("ReadRun")["FunctionArn"])
+    if resource in (READER, OFFERS):
+        return str(kit.account.function(resource)["FunctionArn"])
     return {BUCKET: bucket, MACHINE: machine, BUS: bus}.get(resource, f"{bucket}/{resource}")
 
 

@@ -10,9 +10,9 @@ from typing import Any
 
 from botocore.exceptions import ClientError
 
-from claude_workflow.cli import sessions
 from claude_workflow.cli.check.kit import Kit
 from claude_workflow.cli.check.row import compared
+from claude_workflow.cli.sessions import purge
 from lambdas.bucket import versions
 from lambdas.bucket.versions import session_key
 from lambdas.strict import Json
@@ -132,6 +132,6 @@ def purged(kit: Kit) -> Json:
     """Purges the first turn's session, of which each turn left a version; what it said, and how many are left."""
     session = kit.first["session_id"]
     with redirect_stderr(StringIO()) as said:
-        code = sessions.purge(kit.backend, session)
+        code = purge.run(kit.backend, session)
     left = list(versions.below(kit.bucket, session_key(session)))
     return {"exit": code, "versions": len(left), "said": said.getvalue().splitlines()[0]}

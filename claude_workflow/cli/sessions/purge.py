@@ -1,22 +1,15 @@
 """`claude-workflow sessions purge`: what was removed from a session is gone from the bucket, too."""
 
-import time
-import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
 
 from claude_workflow.cli.backend import Backend
 from claude_workflow.cli.endpoint import Unusable
 from claude_workflow.cli.printing import to_stderr
-from lambdas.bucket import lease, versions
+from claude_workflow.cli.sessions.held import held
+from lambdas.bucket import versions
 from lambdas.bucket.commit import compact
-from lambdas.bucket.lease import Lease
-from lambdas.bucket.objects import Bucket, ConditionFailed, Missing
+from lambdas.bucket.objects import Bucket
 from lambdas.bucket.versions import Version, session_key
-from lambdas.errors import SessionBusy, WorkflowError
-
-LEASE_SECONDS = 900
-"""How long a purge may keep runs away. If it takes longer, a run that comes makes it fail, and undoes nothing."""
 
 CONTENT = ("changes.zip", "checkpoint.zip", "messages.json", "result.json", "detail.txt")
 """What runs stage that can hold something of a session's files. When they began, and what they cost, stays."""
@@ -27,41 +20,26 @@ STAYS = (
 )
 
 
-def purge(backend: Backend, session_id: str) -> int:
+def run(backend: Backend, session_id: str) -> int:
     """0. Raises `Unusable` where there is no such session, or a run is working on it, and botocore's errors."""
-    bucket = Bucket(backend.client("s3"), backend.bucket)
-    try:
-        with _leased(bucket, session_id):
-            dead, size = _compacted(bucket, session_id)
-            old = _old_versions(bucket, session_id)
-            staged = list(_staged(bucket, session_id))
-            versions.delete(bucket, [*old, *staged])
-    except (ConditionFailed, Missing):
-        raise Unusable(f"The session {session_id} has gone on meanwhile. Try again.") from None
-    except SessionBusy as busy:
-        raise Unusable(f"A run is working on {session_id}. Try again in {busy.retry_after} seconds.") from None
-    except WorkflowError as error:
-        raise Unusable(error.detail or error.said) from error
-    if size is None and not old:
-        raise Unusable(f"There is no session {session_id}.")
-    left = "No version of it is left: it was deleted before." if size is None else f"{size:,} bytes are left of it."
     out = to_stderr()
-    gone = f"{dead:,} dead bytes, {len(old):,} older versions and {len(staged):,} staged objects are gone."
-    out.print(f"{gone} {left}", soft_wrap=True)
+    out.print(purged(Bucket(backend.client("s3"), backend.bucket), session_id), soft_wrap=True)
     out.print(STAYS, style="dim", soft_wrap=True)
     return 0
 
 
-@contextmanager
-def _leased(bucket: Bucket, session_id: str) -> Iterator[None]:
-    """No run works on the session meanwhile."""
-    name = f"purge-{uuid.uuid4()}"
-    now = time.time()
-    lease.take(bucket, session_id, Lease(name, name, now + LEASE_SECONDS), now)
-    try:
-        yield
-    finally:
-        lease.free(bucket, session_id, lambda held: held.execution == name)
+def purged(bucket: Bucket, session_id: str) -> str:
+    """Purges it, and says in a sentence what is gone. Raises `Unusable`."""
+    with held(bucket, session_id, "purge"):
+        dead, size = _compacted(bucket, session_id)
+        old = _old_versions(bucket, session_id)
+        staged = list(_staged(bucket, session_id))
+        versions.delete(bucket, [*old, *staged])
+    if size is None and not old:
+        raise Unusable(f"There is no session {session_id}.")
+    left = "No version of it is left: it was deleted before." if size is None else f"{size:,} bytes are left of it."
+    gone = f"{dead:,} dead bytes, {len(old):,} older versions and {len(staged):,} staged objects are gone."
+    return f"{gone} {left}"
 
 
 def _compacted(bucket: Bucket, session_id: str) -> tuple[int, int | None]:

@@ -1,0 +1,196 @@
+"""A session removed: every version and every mark of deletion of whatever the bucket holds of it.
+
+    {session_id}.zip                         all versions of the archive
+    runs/{run_id}/…                          its runs, with all that was asked, staged and answered
+    index/hours/…, index/sessions/…, index/refused/…    where those are listed
+    ledger/sessions/{session_id}/…           what failed runs count against it
+    uploads/{upload}/…, extracts/{session_id}/…    what its runs were given, and files of it that were linked to
+    locks/{session_id}.json                  the lease
+
+What stays is `STAYS`. The archive goes when its runs are gone, its newest version last, and the lease at the very end:
+whatever cuts a removal off, the session is either still there, as it was, to be removed again, or gone. A removal meets
+its own lease and goes on; a run does not begin meanwhile.
+"""
+
+import json
+import re
+import time
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import groupby, islice
+from typing import Any
+
+from lambdas.bucket import lease, listing, versions
+from lambdas.bucket.lease import Lease
+from lambdas.bucket.objects import Bucket, Missing, storage
+from lambdas.bucket.versions import BATCH, Version, session_key
+from lambdas.strict import Json
+
+LEASE_SECONDS = 900
+"""How long a removal may keep runs away."""
+
+UPLOAD_ID = re.compile(r"[A-Za-z0-9_-]{1,80}")
+
+STAYS = (
+    "What stays until it expires, after 30 days: in the ledger, what its runs cost, by their ids and a hash of the "
+    "caller's name, since the day's limits count it; in the log of the executions, what was asked and answered. And "
+    "sessions that were forked from it, and copies that others made."
+)
+"""What a removal leaves, for whoever asked for it."""
+
+
+@dataclass(frozen=True)
+class Removed:
+    """What is gone."""
+
+    versions: int
+    """Of the session's archive."""
+    runs: int
+    objects: int
+    """Versions and marks of deletion of all objects together, the archive's included, the lease's not."""
+
+
+@dataclass(frozen=True)
+class Owned:
+    """All that is a caller's."""
+
+    sessions: dict[str, set[str]] = field(default_factory=dict)
+    """The runs of each session, of those too that were never kept."""
+    uploads: set[str] = field(default_factory=set)
+
+
+def remove(bucket: Bucket, session_id: str, runs: Collection[str] = ()) -> Removed:
+    """Remove a session, whoever owns it; `runs` are of it too, besides those that the index names.
+
+    Raises `SessionBusy` while a run works on it, and `StorageUnavailable`: then it can be removed again.
+    """
+    name = f"remove-{session_id}"
+    now = time.time()
+    lease.take(bucket, session_id, Lease(name, name, now + LEASE_SECONDS), now)
+    try:
+        return _removed(bucket, session_id, runs)
+    finally:
+        lease.free(bucket, session_id, lambda held: held.execution == name)
+        if lease.holder(bucket, session_id) is None:  # else it is another's by now
+            _delete(bucket, _of(bucket, f"locks/{session_id}.json"))
+
+
+def remove_upload(bucket: Bucket, upload: str) -> int:
+    """Remove what a caller sent; how many versions and marks are gone."""
+    return _delete(bucket, versions.below(bucket, f"uploads/{upload}/"))
+
+
+def owner_of(bucket: Bucket, session_id: str) -> str | None:
+    """Whose a session is, by its newest version, though that was deleted, or by a run of it where none was kept; None
+    where there is nothing of it."""
+    archive = next((each for each in _of(bucket, session_key(session_id)) if not each.is_mark), None)
+    head: Any = bucket.head(archive.key, VersionId=archive.version_id) if archive else None
+    if head:
+        return str(head["Metadata"].get("owner"))
+    for prefix in _indexed(session_id):
+        for entry in bucket.listed(prefix):
+            if asked := bucket.read(f"runs/{entry['Key'].rpartition('/')[2]}/request.json"):
+                return str(asked["owner"])
+    return None
+
+
+def owned(bucket: Bucket, owner: str) -> Owned:
+    """What is this caller's, by the record of every run, every archive and every upload, deleted ones included: as
+    many requests as there are runs."""
+    found = Owned()
+    for run_id, asked in _said(bucket, "runs/", "request.json"):
+        if asked.get("owner") == owner:
+            found.sessions.setdefault(asked["session_id"], set()).add(run_id)
+    for upload, offer in _said(bucket, "uploads/", "offer.json"):
+        if offer.get("owner") == owner:
+            found.uploads.add(upload)
+    for session_id in _sessions_of(bucket, owner):
+        found.sessions.setdefault(session_id, set())
+    return found
+
+
+def _removed(bucket: Bucket, session_id: str, runs: Collection[str]) -> Removed:
+    indexed = _indexed(session_id)
+    named = (each.key.rpartition("/")[2] for prefix in indexed for each in versions.below(bucket, prefix))
+    ids = {*runs, *named}
+    gone = sum(_remove_run(bucket, run_id) for run_id in sorted(ids))
+    for prefix in (*indexed, f"ledger/sessions/{session_id}/", f"extracts/{session_id}/"):
+        gone += _delete(bucket, versions.below(bucket, prefix))
+    archive = [*_of(bucket, session_key(session_id))]  # the newest first, as S3 lists them
+    held = [each for each in archive if not each.is_mark]
+    older = [each for each in archive if each not in held[:1]]
+    gone += _delete(bucket, older) + _delete(bucket, held[:1])
+    return Removed(len(held), len(ids), gone)
+
+
+def _indexed(session_id: str) -> tuple[str, str]:
+    """Where the index names its runs."""
+    return f"index/sessions/{session_id}/", f"index/refused/{session_id}/"
+
+
+def _remove_run(bucket: Bucket, run_id: str) -> int:
+    """Where it is listed goes first: its hour stands in its record alone."""
+    found = [*versions.below(bucket, f"runs/{run_id}/")]
+    asked = next((each for each in found if each.key == f"runs/{run_id}/request.json" and not each.is_mark), None)
+    record: Json = (asked and _read(bucket, asked)) or {}
+    gone = 0
+    if "requested_at" in record:
+        hour = listing.hour_of(record["requested_at"])
+        for outcome in listing.OUTCOMES:
+            gone += _delete(bucket, _of(bucket, f"index/hours/{hour}/{outcome}/{run_id}"))
+    if upload := _upload(bucket, record):
+        gone += remove_upload(bucket, upload)
+    return gone + _delete(bucket, found)
+
+
+def _upload(bucket: Bucket, record: Json) -> str | None:
+    """What the run was given to work on, by its id: a caller may have named another's, which was refused."""
+    given = record.get("body", {}).get("workspace")
+    upload = given.get("upload") if isinstance(given, dict) else None
+    if not isinstance(upload, str) or not UPLOAD_ID.fullmatch(upload):
+        return None
+    offer = bucket.read(f"uploads/{upload}/offer.json") or {}
+    return upload if offer.get("owner") == record["owner"] else None
+
+
+def _said(bucket: Bucket, prefix: str, name: str) -> Iterator[tuple[str, Json]]:
+    """What objects `{prefix}{id}/{name}` hold, by their ids: of each the newest version."""
+    keys = groupby(versions.below(bucket, prefix), lambda each: each.key)
+    for key, found in keys:
+        named = key.removeprefix(prefix)
+        newest = next((each for each in found if not each.is_mark), None)
+        if newest and named.partition("/")[2] == name and (held := _read(bucket, newest)) is not None:
+            yield named.partition("/")[0], held
+
+
+def _sessions_of(bucket: Bucket, owner: str) -> Iterator[str]:
+    for key, found in groupby(versions.below(bucket, "session-"), lambda each: each.key):
+        newest = next((each for each in found if not each.is_mark), None)
+        head: Any = bucket.head(key, VersionId=newest.version_id) if newest else None
+        if head and head["Metadata"].get("owner") == owner:
+            yield key.removesuffix(".zip")
+
+
+def _read(bucket: Bucket, version: Version) -> Json | None:
+    """The JSON of one version; None where it is gone."""
+    try:
+        with storage(f"reading {version.key}"):
+            got = bucket.s3.get_object(Bucket=bucket.name, Key=version.key, VersionId=version.version_id)
+            found: Json = json.loads(got["Body"].read())
+            return found
+    except Missing:
+        return None
+
+
+def _of(bucket: Bucket, key: str) -> Iterator[Version]:
+    """Every version of one object."""
+    return (each for each in versions.below(bucket, key) if each.key == key)
+
+
+def _delete(bucket: Bucket, gone: Iterable[Version]) -> int:
+    """As many at a time as S3 takes."""
+    count, rest = 0, iter(gone)
+    while some := [*islice(rest, BATCH)]:
+        versions.delete(bucket, some)
+        count += len(some)
+    return count

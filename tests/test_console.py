@@ -1,0 +1,448 @@
+"""The console's pages over a bucket of the past: who gets in, what strangers' texts become, what is shown."""
+
+import json
+import re
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+from zipfile import ZipFile
+
+import pytest
+import urllib3
+
+from claude_workflow.cli.backend import Backend
+from claude_workflow.cli.record import Requests
+from claude_workflow.console import graph, server
+from claude_workflow.console.app import Behind
+from claude_workflow.console.guard import COOKIE, HEADERS, MOST
+from claude_workflow.console.runs import SHOWN, Runs, Wanted
+from claude_workflow.local.engine import REGION, Engine
+from claude_workflow.local.guard import BUCKET, ROOT_KEY
+from lambdas.bucket import listing, record, versions
+from lambdas.bucket.objects import Bucket
+from lambdas.contract import Claim
+from lambdas.errors import RunCancelled
+from lambdas.request import run_id
+from stacks.definition import DEFINITION
+from tests.support.commands import COMMAND, ENVIRONMENT
+from tests.support.console_visitor import Visitor
+from tests.support.crowded_bucket import Shelf, crowd
+from tests.support.past_runs import Past
+from tests.support.waiting import eventually
+
+
+@pytest.fixture(scope="module")
+def link(history: Past) -> Iterator[str]:
+    """That of a console."""
+    backend = Backend(history.store.name, history.state_machine_arn, history.engine)
+    with server.serving(Behind(backend, None, "the past")) as served:
+        yield served
+
+
+@pytest.fixture(scope="module")
+def visitor(link: str) -> Visitor:
+    """Who has opened it."""
+    return Visitor(link)
+
+
+@pytest.fixture(scope="module")
+def failed(history: Past) -> str:
+    """A run that could be replayed."""
+    return history.play("failed", prompt="a secret prompt")
+
+
+@pytest.fixture(scope="module")
+def token(failed: str, visitor: Visitor) -> str:
+    """That of its forms."""
+    return visitor.get(f"/runs/{failed}").inputs["token"]
+
+
+# Who gets in
+
+
+FORBIDDEN: dict[str, dict[str, str]] = {
+    "nobody in particular": {"Cookie": ""},
+    "somebody with a cookie of another start": {"Cookie": f"{COOKIE}=x"},
+    "somebody with a cookie that is none": {"Cookie": 'x=;;"=,'},
+    "a page by another name": {"Host": "evil.example:9"},
+    "a page at another port": {"Host": "127.0.0.1:10"},
+    "a page of another site": {"Sec-Fetch-Site": "cross-site"},
+    "a page of another port": {"Sec-Fetch-Site": "same-site"},
+}
+
+
+@pytest.mark.parametrize("who", FORBIDDEN)
+def test_nobody_else_reads_anything(failed: str, visitor: Visitor, who: str) -> None:
+    """No page, and no file; what is answered says nothing of what there is."""
+    for path in ("/", f"/runs/{failed}", f"/runs/{failed}/live", "/sums", "/static/console.css", "/nothing"):
+        found = visitor.ask("GET", path, headers=FORBIDDEN[who])
+        assert (found.status, failed in str(found.data), "secret prompt" in str(found.data)) == (403, False, False)
+
+
+def test_the_link_opens_by_its_secret_alone(visitor: Visitor, link: str) -> None:
+    """Another one, none, or the right one on another path opens nothing, and gives no cookie."""
+    secret = link.partition("=")[2]
+    for path in ("/", "/?secret=x", "/?secret=", f"/x/?secret={secret}", f"{visitor.place}/?secret={secret}"):
+        found = urllib3.request("GET", visitor.origin + path)
+        assert (found.status, found.headers.get("set-cookie")) == (403, None)
+
+
+def test_the_link_gives_a_cookie_that_no_other_port_gets(visitor: Visitor, link: str) -> None:
+    """Cookies know no ports: it is for one path, which no other server on this address knows. No script reads it."""
+    said = visitor.opening.headers["set-cookie"].lower()
+    assert f"; path={visitor.place}/;" in said
+    assert "httponly" in said
+    assert "samesite=strict" in said
+    assert re.fullmatch("/[0-9a-f]{16}", visitor.place)
+    assert link.partition("=")[2] not in visitor.opening.data.decode()
+
+
+def test_every_answer_says_what_a_browser_may_do(visitor: Visitor) -> None:
+    """Nothing that a page of strangers' texts holds is run, loaded, framed or sent anywhere."""
+    for path, cookie in (
+        ("/", visitor.cookie),
+        ("/static/console.js", visitor.cookie),
+        ("/x", visitor.cookie),
+        ("/", ""),
+    ):
+        answer = visitor.ask("GET", path, headers={"Cookie": cookie})
+        assert {name: answer.headers[name] for name in HEADERS} == HEADERS
+    assert HEADERS["Content-Security-Policy"].startswith("default-src 'none'; style-src 'self'; script-src 'self';")
+    assert "unsafe" not in HEADERS["Content-Security-Policy"]
+
+
+UNASKED = {
+    "another site": {"Origin": "https://evil.example"},
+    "another port": {"Origin": "http://127.0.0.1:10"},
+    "nowhere": {"Origin": "null"},
+    "a page without the cookie": {"Cookie": ""},
+    "a form that is sent as text": {"Content-Type": "text/plain"},
+    "a form that is sent in parts": {"Content-Type": "multipart/form-data; boundary=x"},
+}
+
+
+@pytest.mark.parametrize("who", UNASKED)
+def test_nobody_else_changes_anything(failed: str, token: str, visitor: Visitor, who: str) -> None:
+    """Not with the token either: only a page of the console's own does."""
+    assert visitor.post(f"/runs/{failed}/replay", {"verb": "again", "token": token}, **UNASKED[who]) == 403
+
+
+def test_a_form_without_its_token_changes_nothing(failed: str, token: str, visitor: Visitor) -> None:
+    """Nor with another one; and no address does, that is only gone to."""
+    for form in ({"verb": "again"}, {"verb": "again", "token": "x"}, {"verb": "again", "token": "\xe4"}):
+        assert visitor.post(f"/runs/{failed}/replay", form) == 403
+    assert visitor.ask("GET", f"/runs/{failed}/replay", fields={"verb": "again", "token": token}).status == 405
+    assert visitor.post(f"/runs/{failed}/replay", {"verb": "x", "token": token}) == 400
+    assert visitor.post(f"/runs/{failed}/replay", {"verb": "x" * MOST, "token": token}) == 403
+    assert "eplayed" not in visitor.get(f"/runs/{failed}").text
+
+
+# What strangers' texts become
+
+
+HOSTILE = (
+    "<script>alert(1)</script><img src=x onerror=alert(2)>\"'><svg onload=alert(3)>"
+    "<a href='javascript:alert(4)'>x</a>{{ 7 * 7 }}\x1b]0;title\x07\u202egnp.exe"
+)
+TAGS = set(
+    re.findall(
+        r"\w+",
+        """html head meta title link script body a header svg circle path span main h1 h2 h3 h4 form label select option
+        input button details summary div section table thead tr th tbody td nav bdi p dl dt dd pre ul li g rect text
+        textarea figure figcaption b code img""",
+    )
+)
+
+
+def conversation(history: Past, run: str, messages: list[Any]) -> None:
+    """What the agent of a run has said."""
+    keys = [each["Key"] for each in history.store.listed(f"runs/{run}/")]
+    attempt = next(key.removesuffix("/started") for key in keys if key.endswith("/started"))
+    body = "[\n" + ",\n".join(json.dumps(message) for message in messages) + "\n]\n"
+    history.s3.put_object(Bucket=history.bucket, Key=f"{attempt}/messages.json", Body=body.encode())
+
+
+def said(*blocks: Any, role: str = "assistant", **more: Any) -> dict[str, Any]:
+    """A message."""
+    return {"type": role, "message": {"role": role, "content": list(blocks)}, **more}
+
+
+def text(said: str) -> dict[str, Any]:
+    """A text in one."""
+    return {"type": "text", "text": said}
+
+
+def answered(tool: str, content: Any, **more: Any) -> dict[str, Any]:
+    """What a tool came back with."""
+    return {"type": "tool_result", "tool_use_id": tool, "content": content, **more}
+
+
+def test_what_strangers_wrote_is_text_and_nothing_else(history: Past, visitor: Visitor) -> None:
+    """Prompts, callers' names, tools, inputs, results, errors: no tag, no attribute, no address comes of them."""
+    run = history.play("failed", prompt=HOSTILE)
+    history.store.write(f"runs/{run}/request.json", history.asked(run) | {"owner": HOSTILE})
+    failure = (record.failure(history.store, run) or {}) | {"error": HOSTILE, "detail": HOSTILE, "code": HOSTILE}
+    history.store.write(f"runs/{run}/failure.json", failure)
+    tool = {"type": "tool_use", "id": HOSTILE, "name": HOSTILE, "input": {"command": HOSTILE, HOSTILE: HOSTILE}}
+    drawing = {"type": "image", "source": {"type": "base64", "media_type": "image/svg+xml", "data": "PHN2Zz4="}}
+    messages = [
+        said(text(HOSTILE), {"type": "thinking", "thinking": HOSTILE}, tool),
+        said(answered(HOSTILE, HOSTILE, is_error=True), {"type": HOSTILE}, answered("x", [drawing]), role="user"),
+        {"type": HOSTILE, "subtype": HOSTILE},
+        {"type": "result", "subtype": HOSTILE},
+        [HOSTILE],
+        said(text("x" * 3_000_000)),
+    ]
+    conversation(history, run, messages)
+    for page in (visitor.get(f"/runs/{run}"), visitor.get("/"), visitor.get("/sums"), visitor.get("/", caller=HOSTILE)):
+        assert page.tags <= TAGS
+        assert [name for name, _ in page.attributes if name.startswith("on") or name == "style"] == []
+        addresses = [value for name in ("href", "src", "action", "hx-get") for value in page.values(name)]
+        assert [each for each in addresses if not each.startswith((f"{visitor.place}/", "#content"))] == []
+        assert "alert(2)" in page.text + "".join(page.inputs.values())
+        assert "7 * 7" in page.text + "".join(page.inputs.values())
+        assert not re.search("[\x00\x07\x1b\u202e]", page.text)
+        assert len(page.text) < 300_000
+    assert "2,980,000 more characters" in visitor.get(f"/runs/{run}").text
+
+
+PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+
+
+def test_a_conversation_is_read_as_it_was_held(history: Past, visitor: Visitor) -> None:
+    """Results stand with their tools, a subagent's steps in its own; a picture is what its bytes are."""
+    run = history.play("done")
+    task = {"type": "tool_use", "id": "t1", "name": "Task", "input": {"description": "look around"}}
+    inner = {"type": "tool_use", "id": "t2", "name": "Bash", "input": {"command": "ls"}}
+    shot = {"type": "image", "source": {"type": "base64", "media_type": "text/html", "data": PNG}}
+    messages = [
+        said({"type": "thinking", "thinking": "Let me think."}, task),
+        said(inner, parent_tool_use_id="t1"),
+        said(answered("t2", "a.txt"), role="user", parent_tool_use_id="t1"),
+        said(answered("t1", [shot, text("seen")]), role="user"),
+        said(text("All done.")),
+    ]
+    conversation(history, run, messages)
+    page = visitor.get(f"/runs/{run}")
+    order = [page.text.index(each) for each in ("Let me think.", "look around", "a.txt", "seen", "All done.")]
+    assert order == sorted(order)
+    assert page.values("src")[-1] == f"data:image/png;base64,{PNG}"
+
+
+def test_three_thousand_messages_open_at_their_end(history: Past, visitor: Visitor) -> None:
+    """A hundred on a page; the others by their numbers."""
+    run = history.play("done")
+    conversation(history, run, [said(text(f"message number {number}.")) for number in range(1, 3001)])
+    last, first = visitor.get(f"/runs/{run}").text, visitor.get(f"/runs/{run}", **{"from": 1}).text
+    assert ("number 3000." in last, "number 2901." in last, "number 2900." in last) == (True, True, False)
+    assert ("number 1." in first, "number 100." in first, "number 101." in first) == (True, True, False)
+    one = visitor.ask("GET", f"/runs/{run}/messages/7")
+    assert (one.headers["content-type"], one.json()["type"]) == ("text/plain; charset=utf-8", "assistant")
+
+
+# Runs
+
+
+def test_runs_are_filtered_by_what_the_address_says(history: Past, visitor: Visitor) -> None:
+    """The newest first; each filter alone and together, and those that nobody can mean not at all."""
+    done = history.play("done", caller="filtered", ago=50)
+    failed = history.play("failed", caller="filtered", ago=40)
+    lost = history.play("claimed", caller="filtered", ago=5000)
+    ended = history.play("failed", caller="filtered", fails=RunCancelled(), ago=20)
+    at_work = history.play("claimed", caller="filtered", ago=1)
+    assert visitor.runs(caller="filtered") == [at_work, ended, failed, done, lost]
+    for outcome, run in {"done": done, "failed": failed, "lost": lost, "cancelled": ended, "running": at_work}.items():
+        assert visitor.runs(caller="filtered", outcome=outcome) == [run]
+    assert visitor.runs(session=history.session(done)) == [done]
+    assert visitor.runs(caller="filtered", code="AgentCrashed") == [failed]
+    assert visitor.runs(caller="filtered", since="1h") == [at_work, ended, failed, done]
+    assert lost in visitor.runs(outcome="<script>", since="ever", session="../runs", caller="")
+    sums = visitor.get("/sums", caller="filtered").text
+    assert re.search(r"filtered\s*5\s*2\s*\$0\.7500", sums), sums
+
+
+def test_a_table_that_has_not_changed_is_not_sent_again(history: Past, visitor: Visitor) -> None:
+    """What is polled says what it has; a new run is news."""
+    first = visitor.get("/table", caller="polled")
+    (address,) = [value.removeprefix(visitor.place) for value in first.values("hx-get") if "seen=" in value]
+    assert visitor.ask("GET", address).status == 204
+    run = history.play("done", caller="polled")
+    assert run in visitor.ask("GET", address).data.decode()
+
+
+@pytest.fixture
+def crowded(tmp_path: Path, history: Past) -> Iterator[Bucket]:
+    """120 runs in three hours."""
+    shelf, now, one = Shelf(), time.time(), history.play("failed")
+    bucket, asked, failure = Bucket(shelf, "crowd"), history.asked(one), record.failure(history.store, one)
+    for number in range(120):
+        own = {"run_id": run_id("default", str(number)), "session_id": f"session-{number}", "key": str(number)}
+        told = asked | own | {"requested_at": now - 3600 * (number % 3)}
+        listing.mark(bucket, Claim.of(told, "execution", now, repeated=False), "failed")
+        record.open_run(bucket, own["run_id"], told)
+        record.fail(bucket, own["run_id"], (failure or {}) | own)
+    with crowd(tmp_path, shelf.objects) as service:
+        yield Bucket(Engine(f"http://127.0.0.1:{service.server_port}", 0, tmp_path, "root").client("s3"), "crowd")
+
+
+def test_pages_go_on_where_the_last_one_ended(crowded: Bucket) -> None:
+    """Each run once, the newest hour first; a page reads the records of what it shows, and lists an hour or two."""
+    requests, runs = Requests(crowded.s3), Runs(crowded)
+    seen, behind, pages = list[str](), None, 0
+    while True:
+        page = runs.page(Wanted(), behind)
+        seen += [row.run_id for row in page.rows]
+        if not pages:
+            assert requests.counted["GetObject"] == 3 * SHOWN
+            assert requests.counted["ListObjectsV2"] <= 1 + 2 * 3
+        pages, behind = pages + 1, page.older
+        if behind is None:
+            break
+    assert (len(seen), len(set(seen)), pages) == (120, 120, 3)
+    read = requests.counted["GetObject"]
+    runs.page(Wanted())
+    assert requests.counted["GetObject"] == read
+
+
+# One run
+
+
+def test_a_failed_run_says_why_and_is_replayed(history: Past, visitor: Visitor) -> None:
+    """What it died of, what a replay would do, the button, and what came of it."""
+    run = history.play("failed", prompt="break", key="replayed-here")
+    page = visitor.get(f"/runs/{run}")
+    assert "AgentCrashed in RunClaude" in page.text
+    assert "core dumped" in page.text
+    assert "A replay would start over" in page.text
+    assert page.values("value").count("again") == 1
+    assert visitor.post(f"/runs/{run}/replay", {"verb": "again", "token": page.inputs["token"]}) == 303
+    assert eventually(lambda: "Replayed (again): end_turn. again for default" in visitor.get(f"/runs/{run}").text)
+
+
+def test_no_such_run(visitor: Visitor) -> None:
+    """Said, for what is no run's id, too."""
+    for path in ("/runs/run-0", f"/runs/{run_id('a', 'b')}", "/runs/..%2fbase", "/elsewhere"):
+        assert visitor.ask("GET", path).status == 404
+
+
+def test_the_machine_is_drawn_from_its_definition() -> None:
+    """Every state and every edge of it, no two boxes over each other."""
+    drawing = graph.drawn([])
+    states = json.loads(DEFINITION.read_text())["States"]
+    assert {box.name for box in drawing.boxes} == set(states)
+    assert len(drawing.lines) == len({edge for name, state in states.items() for edge in graph.edges_of(name, state)})
+    for number, one in enumerate(drawing.boxes):
+        assert 0 <= one.x <= drawing.width - graph.WIDTH
+        for other in drawing.boxes[number + 1 :]:
+            assert abs(one.x - other.x) >= graph.WIDTH or abs(one.y - other.y) >= graph.HEIGHT
+
+
+def test_a_deployed_stack_is_looked_at_with_the_operators_credentials(history: Past, failed: str) -> None:
+    """By the command, the stack's name and the AWS path: runs are listed, and one is told; its states come where a log
+    has them. (To start executions an SDK puts a prefix before the host's name, which the engine's has none of.)"""
+    found = {"BucketName": BUCKET, "StateMachineArn": history.state_machine_arn, "ApiUrl": "http://127.0.0.1:1/none"}
+    outputs = {name: {"Value": value} for name, value in found.items()}
+    resource = {"Type": "AWS::SSM::Parameter", "Properties": {"Type": "String", "Value": "looked-at"}}
+    body = json.dumps({"Resources": {"Any": resource}, "Outputs": outputs})
+    history.engine.client("cloudformation").create_stack(StackName="LookedAt", TemplateBody=body)
+    root = {"AWS_ACCESS_KEY_ID": ROOT_KEY, "AWS_SECRET_ACCESS_KEY": history.engine.root}
+    account = ENVIRONMENT | root | {"AWS_ENDPOINT_URL": history.engine.url, "AWS_DEFAULT_REGION": REGION}
+    line = [*COMMAND, "console", "--stack", "LookedAt"]
+    process = subprocess.Popen(line, env=account, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout
+        visitor = Visitor(process.stdout.readline().split()[1])
+        assert failed in visitor.runs()
+        page = visitor.get(f"/runs/{failed}")
+        assert "AgentCrashed in RunClaude" in page.text
+        assert f"{visitor.place}/runs/{failed}/states" in page.values("hx-get")
+        assert "Its history" in visitor.get(f"/runs/{failed}/states").text
+        assert page.values("value").count("again") == 1
+        going = visitor.get(f"/runs/{history.play('claimed', ago=1)}")  # a log is not asked every two seconds
+        assert [each.rpartition("/")[2].partition("?")[0] for each in going.values("hx-get")] == ["live"]
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 0
+    finally:
+        process.kill()
+        process.communicate()
+
+
+# A session
+
+
+@pytest.fixture(scope="module")
+def turns(history: Past) -> list[str]:
+    """Three runs of a session, whose second failed; each adds a line to a file."""
+    first = history.play("done", ago=30, prompt="first turn")
+    session = history.session(first)
+    failed = history.play("failed", session, ago=20, prompt="no turn")
+    return [first, failed, history.play("done", session, ago=10, prompt="second turn")]
+
+
+def test_a_session_shows_its_turns_and_the_files_of_each(history: Past, visitor: Visitor, turns: list[str]) -> None:
+    """The newest first, what failed beside them; the files of the newest version, or of the one that is asked for."""
+    session = history.session(turns[0])
+    page = visitor.get(f"/sessions/{session}")
+    places = [page.text.index(each) for each in ("second turn", "no turn", "first turn")]
+    assert places == sorted(places)
+    assert (page.text.count("Files then"), page.text.count("Download (")) == (2, 2)
+    kept = [each.version_id for each in versions.below(history.store, f"{session}.zip")]
+    (older,) = {*kept} - {newest(history, session)}
+    before = visitor.get(f"/sessions/{session}", version=older).text
+    assert (turns[0] in before.partition("workspace")[2], turns[2] in before.partition("workspace")[2]) == (True, False)
+    lines = visitor.get(f"/sessions/{session}/file", version=older, path="history").text
+    assert (turns[0] in lines, turns[2] in lines) == (True, False)
+    assert turns[2] in visitor.get(f"/sessions/{session}/file", path="history").text
+    archive = visitor.ask("GET", f"/sessions/{session}/archive", fields={"version": older})
+    assert turns[0] in ZipFile(BytesIO(archive.data)).read("workspace/history").decode()
+
+
+def newest(history: Past, session: str) -> str:
+    """A session's newest version."""
+    return str(history.s3.head_object(Bucket=history.bucket, Key=f"{session}.zip")["VersionId"])
+
+
+def test_a_run_shows_the_differences_that_it_made(history: Past, visitor: Visitor) -> None:
+    """Line by line, of what was there before; what is no text is named."""
+    files = [{"path": "history", "change": "modified", "size": 9}, {"path": "../x", "change": "added", "size": 9}]
+    first = history.play("done", ago=30)
+    run = history.play("done", history.session(first), ago=20, files=files)
+    text = visitor.get(f"/runs/{run}/changes").text
+    assert f" {first}\n" in text
+    assert f"+{run}\n" in text
+    assert "Its content is the same." in text
+
+
+@pytest.mark.parametrize(
+    "path", ["/file?path=none", "/raw?path=..%2fclaude", "?folder=none%2f", "/file?version=x&path=a"]
+)
+def test_no_such_file(history: Past, visitor: Visitor, turns: list[str], path: str) -> None:
+    """Said; nothing beside the workspace is one."""
+    assert visitor.ask("GET", f"/sessions/{history.session(turns[0])}{path}").status in (404, 502)
+
+
+def test_no_such_session(visitor: Visitor) -> None:
+    """Said, for what is no session's id, too."""
+    for path in ("session-none", "run-1", "..%2fruns", "session-none/sure/remove/x", "session-none/sure/else"):
+        assert visitor.ask("GET", f"/sessions/{path}").status == 404
+
+
+def test_a_session_is_purged_and_removed_by_who_is_sure(history: Past, visitor: Visitor) -> None:
+    """Asked twice, and done by the second answer alone; what is gone is said, and what stays."""
+    first = history.play("done")
+    session = history.session(first)
+    history.play("done", session)
+    for does, left in (("purge", 1), ("remove", 0)):
+        page = visitor.get(f"/sessions/{session}/sure/{does}")
+        assert "Yes, " + does in page.text
+        form = {"token": page.inputs["token"]}
+        assert visitor.post(f"/sessions/{session}/sure/{does}", form) == 400
+        assert visitor.post(f"/sessions/{session}/sure/{does}", form | {"sure": "yes"}) == 400
+        assert visitor.post(f"/sessions/{session}/sure/{does}", form | {"sure": session}) == 200
+        kept = [each for each in versions.below(history.store, session) if not each.is_mark]
+        assert len(kept) == left
+    assert visitor.ask("GET", f"/runs/{first}").status == 404
