@@ -26,6 +26,8 @@ from lambdas.errors import (
     SessionBusy,
     SessionNotFound,
     UnpricedModel,
+    UploadNotFound,
+    UploadUsed,
     WorkflowError,
 )
 from lambdas.next_step import Done, Persist, Refuse, Run, next_step
@@ -134,6 +136,8 @@ class RestoreSession:
             except WorkflowError as error:
                 if isinstance(error, BudgetExhausted) and not claim.repeated:
                     listing.unmark(self.bucket, claim)
+                if isinstance(error, UploadNotFound | UploadUsed):
+                    listing.refused(self.bucket, claim)
                 lease.free(self.bucket, claim.session_id, lambda held: held.execution == execution.arn)
                 raise
 
