@@ -66,8 +66,8 @@ WALLS = [
         ),
         (
             "the cookie's path",
-            """{"path": f"{self._keys.place}/", """,
-            """{"path": "/", """,
+            """path=f"{self._keys.place}/", """,
+            """path="/", """,
             "test_console.py::test_the_link_gives_a_cookie_that_no_other_port_gets",
         ),
         (

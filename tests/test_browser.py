@@ -16,24 +16,14 @@ import pytest
 import urllib3
 
 from lambdas.request import run_id
+from tests.support.chromium import HEADLESS
 from tests.support.commands import ENVIRONMENT, ROOT, Serve
 from tests.support.foreign_programs import program
 from tests.support.http_servers import Answering, listening
 
 PAGE_SECONDS = 240
-FLAGS = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--disable-dev-shm-usage",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--no-first-run",
-    "--remote-debugging-port=0",  # without it, a headless browser ends once the page is loaded
-]
-"""It runs as root too, and talks to nobody but the page's server and the API."""
+FLAGS = [*HEADLESS, "--remote-debugging-port=0"]
+"""Without a port, a headless browser ends once the page is loaded."""
 
 PAGE = """<!doctype html><meta charset="utf-8"><script type="module">
 const [url, key] = @URL_AND_KEY@;

@@ -10,6 +10,7 @@ from typing import TextIO
 from claude_workflow import __version__
 from claude_workflow.cli import check, operating, sessions
 from claude_workflow.cli.endpoint import KEY_VARIABLE, Endpoint, Unusable, default_state, find
+from claude_workflow.cli.operating import Commands
 from claude_workflow.cli.printing import carry_all, open_all, whole
 
 PIPE_CLOSED = 141
@@ -24,37 +25,8 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"claude-workflow {__version__}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    serve = commands.add_parser("serve", help="run the service on this machine until Ctrl-C", description=SERVE)
-    serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
-    serve.add_argument("--port", type=int, default=8000, help="port to listen on (default: %(default)s)")
-    serve.add_argument("--unsandboxed", action="store_true", help="let what the model runs do whatever you can")
-    serve.add_argument("--quiet", action="store_true", help="print no line for each request")
-    serve.add_argument(
-        "--leave-runs",
-        action="store_true",
-        help="leave long runs that were at work when the service ended to `replay`, instead of going on with them",
-    )
-    operating.add_state(serve)
-    serve.set_defaults(run=_serve)
-
-    ask = commands.add_parser("ask", help="ask a question and print the answer", description=ASK)
-    ask.add_argument("prompt", nargs="?", help="what to ask; - reads it from standard input")
-    ask.add_argument("--session", metavar="ID", help="go on with this session")
-    ask.add_argument("--key", metavar="KEY", help="the Idempotency-Key of an earlier ask whose answer is still wanted")
-    ask.add_argument("--json", action="store_true", help="print the whole answer as JSON")
-    ask.add_argument(
-        "--timeout",
-        type=operating.seconds,
-        metavar="SECONDS",
-        help="end the run by then (default: the deployment's limit)",
-    )
-    answer = ask.add_mutually_exclusive_group()
-    answer.add_argument("--approve", metavar="DIGEST", help="let the call be made that waits in the session")
-    answer.add_argument("--deny", metavar="DIGEST", help="let it not be made")
-    ask.add_argument("--reason", metavar="TEXT", help="why it is denied, for Claude")
-    ask.add_argument("--background", action="store_true", help="print the run's id, and leave it to itself")
-    _add_where(ask)
-    ask.set_defaults(run=_ask)
+    _add_serve(commands)
+    _add_ask(commands)
 
     watch = commands.add_parser("watch", help="see a run until it ends, and print its answer", description=WATCH)
     watch.add_argument("--json", action="store_true", help="print a line of JSON a message, and the answer last")
@@ -79,6 +51,42 @@ def parser() -> argparse.ArgumentParser:
     operating.add_state(demo)
     demo.set_defaults(run=_demo)
     return top
+
+
+def _add_serve(commands: Commands) -> None:
+    serve = commands.add_parser("serve", help="run the service on this machine until Ctrl-C", description=SERVE)
+    serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
+    serve.add_argument("--port", type=int, default=8000, help="port to listen on (default: %(default)s)")
+    serve.add_argument("--unsandboxed", action="store_true", help="let what the model runs do whatever you can")
+    serve.add_argument("--quiet", action="store_true", help="print no line for each request")
+    serve.add_argument(
+        "--leave-runs",
+        action="store_true",
+        help="leave long runs that were at work when the service ended to `replay`, instead of going on with them",
+    )
+    operating.add_state(serve)
+    serve.set_defaults(run=_serve)
+
+
+def _add_ask(commands: Commands) -> None:
+    ask = commands.add_parser("ask", help="ask a question and print the answer", description=ASK)
+    ask.add_argument("prompt", nargs="?", help="what to ask; - reads it from standard input")
+    ask.add_argument("--session", metavar="ID", help="go on with this session")
+    ask.add_argument("--key", metavar="KEY", help="the Idempotency-Key of an earlier ask whose answer is still wanted")
+    ask.add_argument("--json", action="store_true", help="print the whole answer as JSON")
+    ask.add_argument(
+        "--timeout",
+        type=operating.seconds,
+        metavar="SECONDS",
+        help="end the run by then (default: the deployment's limit)",
+    )
+    answer = ask.add_mutually_exclusive_group()
+    answer.add_argument("--approve", metavar="DIGEST", help="let the call be made that waits in the session")
+    answer.add_argument("--deny", metavar="DIGEST", help="let it not be made")
+    ask.add_argument("--reason", metavar="TEXT", help="why it is denied, for Claude")
+    ask.add_argument("--background", action="store_true", help="print the run's id, and leave it to itself")
+    _add_where(ask)
+    ask.set_defaults(run=_ask)
 
 
 def _add_where(command: argparse.ArgumentParser) -> None:
@@ -190,6 +198,8 @@ def _ask(chosen: argparse.Namespace) -> int:
         raise Unusable("What is to be asked? Give a prompt, or - to read it from standard input.")
     if (chosen.approve or chosen.deny) and not chosen.session:
         raise Unusable("A call waits in a session. Say in which: --session ID")
+    if chosen.reason and not chosen.deny:
+        raise Unusable("A reason is said with what is denied. Add --deny DIGEST")
     prompt = None if chosen.prompt is None else _prompt(chosen.prompt)
     answer = chosen.approve, chosen.deny, chosen.reason
     question = ask.Question(prompt, chosen.session, chosen.key, chosen.timeout, *answer)

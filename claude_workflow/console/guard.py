@@ -104,8 +104,7 @@ class Guard:
             if not _same(secret, self._keys.secret):
                 raise Refused(CLOSED)
             opening = HTMLResponse(OPENING.format(path=f"{self._keys.place}/"))
-            about = {"path": f"{self._keys.place}/", "httponly": True, "samesite": "strict"}
-            opening.set_cookie(COOKIE, self._keys.cookie, **about)  # type: ignore[arg-type]
+            opening.set_cookie(COOKIE, self._keys.cookie, path=f"{self._keys.place}/", httponly=True, samesite="strict")
             return opening
         if not request.url.path.startswith(f"{self._keys.place}/"):
             raise Refused(CLOSED)

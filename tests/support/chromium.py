@@ -18,7 +18,7 @@ from tests.support.commands import ENVIRONMENT
 from tests.support.foreign_programs import program
 
 SECONDS = 60
-FLAGS = [
+HEADLESS = [
     "--headless",
     "--no-sandbox",
     "--disable-gpu",
@@ -28,10 +28,9 @@ FLAGS = [
     "--disable-component-update",
     "--disable-sync",
     "--no-first-run",
-    "--hide-scrollbars",
-    "--remote-debugging-pipe",
 ]
 """It runs as root too, and talks to nobody but the pages' servers."""
+FLAGS = [*HEADLESS, "--hide-scrollbars", "--remote-debugging-pipe"]
 
 BECOMES = "import os, sys; [os.dup2(int(sys.argv[n]), n + 2) for n in (1, 2)]; os.execv(sys.argv[3], sys.argv[3:])"
 """A program that becomes the browser, which reads from 3 and writes to 4."""
