@@ -10,8 +10,10 @@ from urllib.parse import urlsplit
 from benchmarks.bench import LATENCY, Bench
 from benchmarks.report import Check, Section, table
 from claude_workflow.local.model import ScriptedModel
-from lambdas.agent.proxy import Proxy, Secret, anthropic
+from lambdas.agent.credential import Secret
+from lambdas.agent.proxy import Proxy
 from lambdas.agent.receipts import Receipts
+from lambdas.agent.upstream import anthropic
 
 ROUNDS = 20
 SECONDS = 1.0

@@ -26,11 +26,13 @@ from claude_agent_sdk import ClaudeAgentOptions, ClaudeSDKClient
 from claude_workflow.local import sandbox
 from claude_workflow.local.model import ScriptedModel
 from lambdas.agent.claude import Turn, converse
+from lambdas.agent.credential import Secret
 from lambdas.agent.environment import SWITCHES
 from lambdas.agent.processes import seal
-from lambdas.agent.proxy import Proxy, Secret, anthropic
+from lambdas.agent.proxy import Proxy
 from lambdas.agent.sandbox import Sandbox
 from lambdas.agent.scratch import Scratch
+from lambdas.agent.upstream import anthropic
 from tests.support.kept_checkpoints import Kept
 
 RUNS = 15

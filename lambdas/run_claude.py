@@ -32,6 +32,7 @@ from lambdas.agent.bedrock import bedrock
 from lambdas.agent.brought import WORKSPACE
 from lambdas.agent.checkpoint import Leashed
 from lambdas.agent.claude import CLI, CONTINUE, Turn, converse
+from lambdas.agent.credential import Secret
 from lambdas.agent.ending import Leg
 from lambdas.agent.environment import lent, refuse_careless
 from lambdas.agent.equipment import NOTHING, Equipment
@@ -40,12 +41,13 @@ from lambdas.agent.git import upstreams as of_git
 from lambdas.agent.materials import Materials, put_in
 from lambdas.agent.outcome import Outcome, Told, Unfinished
 from lambdas.agent.processes import seal
-from lambdas.agent.proxy import Proxy, Secret, Upstream, anthropic, supabase
+from lambdas.agent.proxy import Proxy
 from lambdas.agent.repository import Repository
 from lambdas.agent.sandbox import Sandbox
 from lambdas.agent.scratch import Scratch, swept
 from lambdas.agent.transcript import Transcript
 from lambdas.agent.transfer import HASTY, PATIENT, Patience, RemoteArchive, Transfer
+from lambdas.agent.upstream import Upstream, anthropic, supabase
 from lambdas.archive.format import RATIO, Limits
 from lambdas.archive.overlay import Overlay
 from lambdas.archive.pack import Packed, pack, packing_seconds

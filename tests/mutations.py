@@ -398,30 +398,12 @@ WALLS = [
         ("the seal", "        started.seal()\n", "", "test_service.py::test_the_engine_of_a_service_is_sealed"),
     ),
     *_walls(
-        "lambdas/agent/proxy.py",
+        "lambdas/agent/listener.py",
         (
             "the run's token",
             "if not self.proxy.accepts(self.headers):",
             "if False:",
             "test_proxy.py::test_without_the_token_nothing_is_done",
-        ),
-        (
-            "a token of this run",
-            '''self._token = f"run-{secrets.token_urlsafe(32)}"''',
-            '''self._token = "run-always-the-same-token"''',
-            "test_proxy.py::test_tokens_are_of_one_run",
-        ),
-        (
-            "the list of requests",
-            "any(allowed.fullmatch(asked) for allowed in self.requests)",
-            "True",
-            "test_proxy.py::test_other_requests_are_refused",
-        ),
-        (
-            "one reading of a path",
-            "not self.sly.search(asked) and ",
-            "",
-            "test_proxy.py::test_supabase_is_one_more_upstream",
         ),
         (
             "one length of a body",
@@ -442,12 +424,6 @@ WALLS = [
             "test_proxy.py::test_a_length_that_can_be_read_in_two_ways_is_refused",
         ),
         ("64 MiB of a body", "if size > BODY_BYTES and", "if False and", "test_proxy.py::test_bodies_wait_for_room"),
-        (
-            "two bodies at a time",
-            "self._changed.wait_for(lambda: size <= self._left)",
-            "pass",
-            "test_proxy.py::test_bodies_wait_for_room",
-        ),
         (
             "the budget, at the proxy",
             "except LimitMet as limit:",
@@ -473,18 +449,6 @@ WALLS = [
             "test_proxy.py::test_a_closed_gate_holds_a_request_until_the_agent_hangs_up",
         ),
         (
-            "a provider that refuses a later leg",
-            "paid = self._paid or self.answers > 0",
-            "paid = self.answers > 0",
-            "test_proxy.py::test_a_closed_gate_holds_a_request_until_the_agent_hangs_up",
-        ),
-        (
-            "the agent's own credentials left out",
-            """*("authorization", "x-api-key", "apikey", "private-token", "cookie"),""",
-            "",
-            "test_proxy.py::test_the_key_replaces_the_token",
-        ),
-        (
             "64 MiB of a body in chunks",
             "            if request.cut:\n",
             "            if False:\n",
@@ -497,16 +461,58 @@ WALLS = [
             "test_proxy.py::test_chunks_are_read_in_one_way",
         ),
         (
-            "the headers that a host may be sent",
-            "if self.headers is None else header in self.headers",
-            "",
-            "test_git.py::test_a_pull_request_is_opened_and_nothing_else",
-        ),
-        (
             "the way to where a repository is now",
             "self._localise(response, upstream)",
             "pass",
             "test_git.py::test_what_has_moved_is_found_by_way_of_the_proxy",
+        ),
+    ),
+    *_walls(
+        "lambdas/agent/proxy.py",
+        (
+            "a token of this run",
+            '''self._token = f"run-{secrets.token_urlsafe(32)}"''',
+            '''self._token = "run-always-the-same-token"''',
+            "test_proxy.py::test_tokens_are_of_one_run",
+        ),
+        (
+            "two bodies at a time",
+            "self._changed.wait_for(lambda: size <= self._left)",
+            "pass",
+            "test_proxy.py::test_bodies_wait_for_room",
+        ),
+        (
+            "a provider that refuses a later leg",
+            "paid = self._paid or self.answers > 0",
+            "paid = self.answers > 0",
+            "test_proxy.py::test_a_closed_gate_holds_a_request_until_the_agent_hangs_up",
+        ),
+    ),
+    *_walls(
+        "lambdas/agent/upstream.py",
+        (
+            "the list of requests",
+            "any(allowed.fullmatch(asked) for allowed in self.requests)",
+            "True",
+            "test_proxy.py::test_other_requests_are_refused",
+        ),
+        (
+            "one reading of a path",
+            "not self.sly.search(asked) and ",
+            "",
+            "test_proxy.py::test_supabase_is_one_more_upstream",
+        ),
+        (
+            "the agent's own credentials left out",
+            """*("authorization", "x-api-key", "apikey", "private-token", "cookie"),""",
+            "",
+            "test_proxy.py::test_the_key_replaces_the_token",
+        ),
+        (
+            "the headers that a host may be sent",
+            "if self.headers is None else header in self.headers",
+            "",
+            "test_git.py::test_a_pull_request_is_opened_and_nothing_else",
         ),
     ),
     *_walls(

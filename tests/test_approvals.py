@@ -20,10 +20,12 @@ from claude_workflow.local.model import ScriptedModel
 from lambdas.agent import approvals, mcp
 from lambdas.agent.approvals import Approvals, Verdict, digest
 from lambdas.agent.claude import Turn, converse
+from lambdas.agent.credential import Secret
 from lambdas.agent.equipment import Equipment
 from lambdas.agent.outcome import Outcome
-from lambdas.agent.proxy import Proxy, Secret, anthropic
+from lambdas.agent.proxy import Proxy
 from lambdas.agent.scratch import Scratch
+from lambdas.agent.upstream import anthropic
 from lambdas.agent.witness import Witness
 from lambdas.contract import LegEnded, RunResult
 from lambdas.errors import AgentCrashed, InvalidRequest

@@ -29,9 +29,11 @@ from claude_workflow.local.model import NOT_PROMPTS, RecordedRequest, ScriptedMo
 from lambdas.agent import frames
 from lambdas.agent.checkpoint import SHARE, Checkpoints
 from lambdas.agent.claude import CONTINUE, Turn, converse
+from lambdas.agent.credential import Secret
 from lambdas.agent.outcome import Outcome
-from lambdas.agent.proxy import Proxy, Secret, anthropic
+from lambdas.agent.proxy import Proxy
 from lambdas.agent.scratch import Scratch
+from lambdas.agent.upstream import anthropic
 from lambdas.archive.unpack import unpack
 from lambdas.contract import RunResult, Task
 from lambdas.errors import AgentCrashed, ModelRejected, RunTimedOut, StorageUnavailable, WorkflowError

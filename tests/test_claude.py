@@ -17,11 +17,13 @@ import pytest
 
 from claude_workflow.local.model import MARK, ScriptedModel
 from lambdas.agent.claude import OUTLIVING, Turn, converse
+from lambdas.agent.credential import Secret
 from lambdas.agent.frames import blocks
 from lambdas.agent.outcome import Outcome, fits
-from lambdas.agent.proxy import Proxy, Secret, anthropic
+from lambdas.agent.proxy import Proxy
 from lambdas.agent.scratch import Scratch
 from lambdas.agent.transcript import ENDERS, STOPPED, Transcript
+from lambdas.agent.upstream import anthropic
 from lambdas.errors import (
     AgentCrashed,
     ModelOverloaded,

@@ -15,11 +15,13 @@ import pytest
 from claude_workflow.local.model import ScriptedModel
 from lambdas.agent import mcp
 from lambdas.agent.claude import Turn, converse
+from lambdas.agent.credential import Secret
 from lambdas.agent.equipment import Equipment, Remote, Stdio, Unusable
 from lambdas.agent.outcome import Outcome
-from lambdas.agent.proxy import Proxy, Secret, anthropic
+from lambdas.agent.proxy import Proxy
 from lambdas.agent.sandbox import Sandbox
 from lambdas.agent.scratch import Scratch
+from lambdas.agent.upstream import anthropic
 from lambdas.errors import ToolServerUnavailable
 from stacks.deployment import AGENT
 from tests.support.equipped import BEARER, OURS, THEIRS, Tracker, folder, hostile, tracking, write

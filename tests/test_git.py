@@ -13,9 +13,10 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from lambdas.agent.credential import Secret
 from lambdas.agent.environment import lent
 from lambdas.agent.git import FORGES, briefing, pull_requests, upstreams
-from lambdas.agent.proxy import Proxy, Secret
+from lambdas.agent.proxy import Proxy
 from lambdas.agent.scratch import Scratch
 from lambdas.errors import ModelUnauthorized
 from lambdas.repositories import Repositories

@@ -28,10 +28,12 @@ import pytest
 
 from claude_workflow.local.model import ScriptedModel
 from lambdas.agent.claude import Turn, converse
+from lambdas.agent.credential import Secret
 from lambdas.agent.launch import ABI_SCOPE, ABI_TCP, ABI_TRUNCATE, landlock_abi
 from lambdas.agent.outcome import Outcome
-from lambdas.agent.proxy import Proxy, Secret, anthropic
+from lambdas.agent.proxy import Proxy
 from lambdas.agent.scratch import Scratch
+from lambdas.agent.upstream import anthropic
 from lambdas.errors import AgentCrashed
 from tests.support import ordinary_user
 from tests.support.commands import ROOT

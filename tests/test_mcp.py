@@ -9,9 +9,10 @@ import pytest
 
 from lambdas.agent import mcp
 from lambdas.agent.approvals import Approvals, Verdict, digest
+from lambdas.agent.credential import Secret
 from lambdas.agent.equipment import Equipment
 from lambdas.agent.mcp import Allowed
-from lambdas.agent.proxy import Proxy, Secret
+from lambdas.agent.proxy import Proxy
 from lambdas.agent.witness import Witness
 from tests.support.equipped import BEARER, Tracker, folder, tracking
 

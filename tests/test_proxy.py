@@ -14,9 +14,11 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from lambdas.agent.credential import Secret
 from lambdas.agent.messages import Answer, Call
-from lambdas.agent.proxy import BODY_BYTES, Proxy, Secret, anthropic, supabase
+from lambdas.agent.proxy import Proxy
 from lambdas.agent.receipts import Receipts
+from lambdas.agent.upstream import BODY_BYTES, anthropic, supabase
 from lambdas.errors import ModelUnauthorized
 from tests.support.http_servers import Answering, listening
 from tests.support.waiting import eventually

@@ -4,8 +4,8 @@ import pytest
 
 from lambdas.agent.approvals import Approvals, Verdict, digest
 from lambdas.agent.messages import Unreadable
-from lambdas.agent.proxy import Reply, Sent
 from lambdas.agent.push import UNAPPROVED, commands, wrong
+from lambdas.agent.upstream import Reply, Sent
 
 OLD, NEW = "1" * 40, "2" * 40
 

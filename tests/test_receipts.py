@@ -16,11 +16,13 @@ import pytest
 
 from claude_workflow.local.model import ScriptedModel
 from lambdas.agent.claude import Turn, converse
+from lambdas.agent.credential import Secret
 from lambdas.agent.meter import Meter
 from lambdas.agent.outcome import Outcome
-from lambdas.agent.proxy import Proxy, Secret, anthropic
+from lambdas.agent.proxy import Proxy
 from lambdas.agent.receipts import Receipts
 from lambdas.agent.scratch import Scratch
+from lambdas.agent.upstream import anthropic
 from lambdas.errors import ModelUnpriced, StorageUnavailable
 from lambdas.receipt import Receipt
 from tests.support.kept_checkpoints import Kept

@@ -11,13 +11,15 @@ from typing import Any
 import pytest
 
 from claude_workflow.local.model import ScriptedModel
+from lambdas.agent.credential import Secret
 from lambdas.agent.environment import lent
 from lambdas.agent.git import upstreams
 from lambdas.agent.processes import _left_of
-from lambdas.agent.proxy import Proxy, Secret, anthropic
+from lambdas.agent.proxy import Proxy
 from lambdas.agent.repository import Repository
 from lambdas.agent.scratch import Scratch
 from lambdas.agent.transfer import Transfer
+from lambdas.agent.upstream import anthropic
 from lambdas.archive.format import Limits
 from lambdas.archive.unpack import unpack
 from lambdas.contract import Grant, RunResult, Task

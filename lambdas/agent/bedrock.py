@@ -26,8 +26,9 @@ from botocore.awsrequest import AWSRequest
 from botocore.eventstream import EventStreamBuffer, ParserError
 from botocore.exceptions import BotoCoreError
 
+from lambdas.agent.credential import Credential
 from lambdas.agent.messages import Call, Reader, chunks
-from lambdas.agent.proxy import MODEL, Credential, Sent, Upstream
+from lambdas.agent.upstream import MODEL, Sent, Upstream
 from lambdas.errors import ModelUnauthorized
 
 STREAMING = re.compile(r"POST /model/(?:[A-Za-z0-9._:-]|%3[Aa])+/invoke-with-response-stream")

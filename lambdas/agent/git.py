@@ -19,7 +19,8 @@ from http import HTTPStatus
 
 from lambdas import strict
 from lambdas.agent import push
-from lambdas.agent.proxy import SLY, Credential, Key, Reply, Secret, Sent, Upstream
+from lambdas.agent.credential import Credential, Key, Secret
+from lambdas.agent.upstream import SLY, Reply, Sent, Upstream
 from lambdas.repositories import Repositories, origin
 
 OF_GIT = frozenset(

@@ -20,8 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from lambdas.agent.approvals import Approvals
+from lambdas.agent.credential import Anonymous, Credential, Key, Secret
 from lambdas.agent.equipment import ROOT, Equipment, Remote, Server
-from lambdas.agent.proxy import Anonymous, Credential, Key, Proxy, Secret, Sent, Upstream
+from lambdas.agent.proxy import Proxy
+from lambdas.agent.upstream import Sent, Upstream
 from lambdas.request import covers
 from lambdas.strict import Json, no_number
 

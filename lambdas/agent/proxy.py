@@ -17,8 +17,6 @@ before the agent gets it.
 
 import hmac
 import http.client
-import http.server
-import json
 import random
 import re
 import secrets
@@ -26,57 +24,29 @@ import select
 import socket
 import ssl
 import threading
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
 from email.message import Message
 from functools import cache
 from http import HTTPStatus
-from typing import Any, Protocol, Self
+from typing import Self
 from urllib.parse import urlsplit
 
 import certifi
 
-from lambdas.agent import approvals
-from lambdas.agent import body as bodies
 from lambdas.agent.approvals import Approvals
 from lambdas.agent.gate import Gate
-from lambdas.agent.messages import Call, Reader, Unreadable, reader
-from lambdas.agent.meter import Charge, LimitMet, Meter
+from lambdas.agent.listener import Connection, Listener, hang_up, wait
+from lambdas.agent.messages import Call
+from lambdas.agent.meter import Charge, Meter
+from lambdas.agent.upstream import BODY_BYTES, MODEL, Sent, Upstream
 from lambdas.agent.witness import Witness
-from lambdas.errors import ModelUnauthorized, StorageUnavailable
-from lambdas.pricing import Prices, Unpriced
-
-BODY_BYTES = 64 * 1024 * 1024
-"""Largest request; the Messages API takes 32 MB."""
+from lambdas.pricing import Prices
 
 BODIES_BYTES = 2 * BODY_BYTES
 """How much of requests is in memory at a time; others wait before they are read."""
 
-REFUSAL_BYTES = 1024 * 1024
-"""The longest refusal of the model's that is handed on."""
-
-UNREAD_SECONDS = 1.0
-"""How long a refused request may take to be sent to its end: who has not done so by then may miss the refusal."""
-
-NOT_FORWARDED = {
-    *("connection", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade"),  # hop by hop
-    *("host", "content-length", "expect"),  # written anew
-    "accept-encoding",  # an encoded answer could not be read as it passes
-    *("authorization", "x-api-key", "apikey", "private-token", "cookie"),  # the run's token, replaced
-}
-NOT_RETURNED = {"connection", "keep-alive", "transfer-encoding", "upgrade", "trailer", "set-cookie"}
-
-SLY = re.compile(r"//|/\.\.?(/|$)|%2e|%2f|%5c|[\\\x00-\x1f]", re.IGNORECASE)
-"""What makes a path mean another one to whoever reads it next."""
-
-TOO_LARGE = "a request may have 64 MiB"
-
 REFUSED = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
-
-MODEL = "model"
-"""The name of the upstream that is the model."""
 
 HEADERS_SECONDS = 120.0
 """How long an upstream may be silent before its answer begins: a long prompt takes a while, and is paid for. A stream
@@ -84,160 +54,6 @@ that falls silent later is the CLI's to end."""
 
 WAIT_SECONDS = 10.0
 """The longest pause between two tries, where the model names none in Retry-After."""
-
-
-class Secret:
-    """A secret that is read when it is first needed, kept, and read again when it is refused. Thread-safe."""
-
-    def __init__(self, read: Callable[[], str]) -> None:
-        self._read = read
-        self._value: str | None = None
-        self._lock = threading.Lock()
-
-    def current(self) -> str:
-        """The secret. Raises ModelUnauthorized if it is empty, and whatever `read` raises."""
-        with self._lock:
-            if self._value is None:
-                self._value = self._read().strip()
-            if not self._value:
-                self._value = None
-                raise ModelUnauthorized(detail="the secret is empty")
-            return self._value
-
-    def renewed(self, refused: str) -> str | None:
-        """The secret read again after `refused` was; None if it has not changed. Another thread may have been first."""
-        with self._lock:
-            if self._value == refused:
-                self._value = None
-        value = self.current()
-        return value if value != refused else None
-
-
-class Credential(Protocol):
-    """What makes a request one of the deployment's."""
-
-    def headers(self, method: str, url: str, body: bytes) -> dict[str, str]:
-        """The headers to add, in lower case. They replace the agent's own of the same name."""
-
-    def renew(self, used: Mapping[str, str], refusal: http.client.HTTPResponse) -> bool:
-        """After 401 or 403 for a request with these headers: whether there is another credential to try."""
-
-
-@dataclass(frozen=True)
-class Key(Credential):
-    """A secret in headers, such as `{"x-api-key": "{}"}`, where `{}` stands for it."""
-
-    secret: Secret
-    forms: Mapping[str, str]
-
-    def headers(self, method: str, url: str, body: bytes) -> dict[str, str]:  # noqa: ARG002 - a signature needs them
-        """The secret in its forms."""
-        value = self.secret.current()
-        return {name: form.replace("{}", value) for name, form in self.forms.items()}
-
-    def renew(self, used: Mapping[str, str], refusal: http.client.HTTPResponse) -> bool:
-        """Whether the secret was changed since; only 401 says that it is a wrong one."""
-        if refusal.status != HTTPStatus.UNAUTHORIZED:
-            return False
-        name, form = next(iter(self.forms.items()))
-        before, _, after = form.partition("{}")
-        return self.secret.renewed(used[name].removeprefix(before).removesuffix(after)) is not None
-
-
-@dataclass(frozen=True)
-class Reply:
-    """An answer of the proxy's own, in the upstream's place."""
-
-    status: HTTPStatus
-    content_type: str
-    body: bytes
-
-
-@dataclass(frozen=True)
-class Anonymous(Credential):
-    """None: of a service that asks for none."""
-
-    def headers(self, method: str, url: str, body: bytes) -> dict[str, str]:  # noqa: ARG002 - a signature needs them
-        """Nothing is added."""
-        return {}
-
-    def renew(self, used: Mapping[str, str], refusal: http.client.HTTPResponse) -> bool:  # noqa: ARG002
-        """There is no other."""
-        return False
-
-
-@dataclass(frozen=True)
-class Upstream:
-    """A service that the agent may use in the deployment's name. Of several with one name, a request is the first's
-    that lets it through."""
-
-    name: str
-    """With what its paths on the proxy begin."""
-    base_url: str
-    credential: Credential
-    requests: Sequence[re.Pattern[str]]
-    """What is let through: `METHOD /path`, without the query, must match one of these as a whole."""
-    environment: Mapping[str, str] = field(default_factory=dict)
-    """What the agent gets; `{url}` and `{token}` stand for the proxy's address of it and the run's token."""
-    call: Callable[["Sent"], Call | None] = lambda _: None
-    """Reads a request that costs money; None for another. Raises `Unreadable`."""
-    reader: Callable[[str], Reader] = reader
-    """What reads its answer, by the content type."""
-    needed: bool = True
-    """Whether a run cannot do without it, and so not without its secret."""
-    with_query: bool = False
-    """Whether `requests` are matched with the query."""
-    sly: re.Pattern[str] = SLY
-    """What no request may hold, whatever `requests` say."""
-    headers: frozenset[str] | None = None
-    """The agent's headers that are forwarded; None: all but `NOT_FORWARDED`."""
-    streamed: bool = False
-    """Whether a body may come in chunks, and have more than the proxy keeps, to be refused by `admits`."""
-    admits: Callable[["Sent"], Reply | str | None] = lambda _: None
-    """Reads a request that is let through by its path: what is wrong with it all the same, in words or as an answer of
-    the upstream's kind, or None."""
-    elsewhere: str = "not a request that this run may make"
-    """Why another request is refused."""
-    git: Sequence[tuple[str, str]] = ()
-    """What the agent's git is configured with, in the same forms as `environment`."""
-
-    def takes(self, method: str, path: str) -> bool:
-        """Whether a request for this path, with its query, is let through."""
-        asked = f"{method} {path if self.with_query else path.partition('?')[0]}"
-        return not self.sly.search(asked) and any(allowed.fullmatch(asked) for allowed in self.requests)
-
-    def forwards(self, header: str) -> bool:
-        """Whether a header of the agent's, in lower case, is handed on."""
-        return header not in NOT_FORWARDED if self.headers is None else header in self.headers
-
-
-def anthropic(secret: Secret, base_url: str = "https://api.anthropic.com") -> Upstream:
-    """The Messages API."""
-    return Upstream(
-        name=MODEL,
-        base_url=base_url.rstrip("/"),
-        credential=Key(secret, {"x-api-key": "{}"}),
-        requests=(re.compile(r"POST /v1/messages(/count_tokens)?"),),
-        environment={"ANTHROPIC_BASE_URL": "{url}", "ANTHROPIC_API_KEY": "{token}"},
-        call=_message,
-    )
-
-
-def _message(request: "Sent") -> Call | None:
-    """Every request but the counting of tokens, which is free."""
-    counts = request.path.partition("?")[0].endswith("/count_tokens")
-    return None if counts else Call.of(request.body, request.named)
-
-
-def supabase(secret: Secret, base_url: str) -> Upstream:
-    """A Supabase project with its service key; its clients take the token for the key."""
-    return Upstream(
-        name="supabase",
-        base_url=base_url.rstrip("/"),
-        credential=Key(secret, {"apikey": "{}", "authorization": "Bearer {}"}),
-        requests=(re.compile(r"(GET|HEAD|POST|PUT|PATCH|DELETE) /(rest|storage|functions|graphql)/v1(/.*)?"),),
-        environment={"SUPABASE_URL": "{url}", "SUPABASE_KEY": "{token}"},
-    )
 
 
 class Proxy:
@@ -282,7 +98,7 @@ class Proxy:
         for upstream in self._upstreams:
             if upstream.needed:
                 upstream.credential.headers("POST", upstream.base_url, b"")
-        self._server = _Server(("127.0.0.1", 0), type("Handler", (_Handler,), {"proxy": self}))
+        self._server = Listener(("127.0.0.1", 0), type("OfThisProxy", (Connection,), {"proxy": self}))
         self.port = self._server.server_port
         self.url = f"http://127.0.0.1:{self.port}"
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.005})
@@ -297,7 +113,7 @@ class Proxy:
         self._server.server_close()
         with self._guard:
             for connection in self._open:
-                _hang_up(connection)
+                hang_up(connection)
             for idle in self._idle:
                 idle.close()
 
@@ -365,11 +181,11 @@ class Proxy:
     def pass_gate(self, call: Call, body: bytes, client: socket.socket) -> None:
         """Return when a call of the model may go on; where it may not, raise when the agent hangs up."""
         if not self.gate.admits(call, body):
-            _wait(client)
+            wait(client)
 
     @contextmanager
     def answer(
-        self, upstream: Upstream, request: "Sent", client: socket.socket, charge: Charge | None
+        self, upstream: Upstream, request: Sent, client: socket.socket, charge: Charge | None
     ) -> Iterator[http.client.HTTPResponse]:
         """The upstream's answer, its body still to be read. What can be waited out, is.
 
@@ -378,7 +194,7 @@ class Proxy:
         pause = 0.5
         while True:
             if self._shut:
-                _wait(client)
+                wait(client)
             if charge:
                 self.pass_gate(charge.call, request.body, client)
             with ExitStack() as call:
@@ -389,11 +205,11 @@ class Proxy:
                         yield response
                         return
             asked = _retry_after(response) if response is not None else None
-            _wait(client, pause * random.uniform(0.5, 1) if asked is None else asked)
+            wait(client, pause * random.uniform(0.5, 1) if asked is None else asked)
             pause = min(2 * pause, WAIT_SECONDS)
 
     def _response(
-        self, call: ExitStack, upstream: Upstream, request: "Sent", client: socket.socket, charge: Charge | None
+        self, call: ExitStack, upstream: Upstream, request: Sent, client: socket.socket, charge: Charge | None
     ) -> http.client.HTTPResponse | None:
         """The answer, held open by `call`; None if there was none and that is to be waited out."""
         try:
@@ -406,7 +222,7 @@ class Proxy:
             return None
 
     def _authorized(
-        self, call: ExitStack, upstream: Upstream, request: "Sent", client: socket.socket, charge: Charge | None
+        self, call: ExitStack, upstream: Upstream, request: Sent, client: socket.socket, charge: Charge | None
     ) -> http.client.HTTPResponse:
         """The answer; a refused credential is renewed and tried once more."""
         with ExitStack() as first:
@@ -423,7 +239,7 @@ class Proxy:
 
     @contextmanager
     def _call(
-        self, upstream: Upstream, request: "Sent", client: socket.socket, charge: Charge | None
+        self, upstream: Upstream, request: Sent, client: socket.socket, charge: Charge | None
     ) -> Iterator[tuple[dict[str, str], http.client.HTTPResponse]]:
         added = upstream.credential.headers(request.method, upstream.base_url + request.path, request.body)
         connection = self._connection(upstream.base_url)
@@ -519,224 +335,6 @@ class _Room:
                 self._changed.notify_all()
 
 
-@dataclass(frozen=True)
-class Sent:
-    """A request of the agent's, without what is not to be forwarded."""
-
-    method: str
-    path: str
-    """Below the upstream's base URL, with the query."""
-    headers: Sequence[tuple[str, str]]
-    body: bytes
-    cut: bool = False
-    """Whether the body had more than the proxy keeps, which is gone: then it is not to be handed on."""
-
-    @property
-    def named(self) -> dict[str, str]:
-        """The headers by their names in lower case; of several with one name the last."""
-        return {name.lower(): value for name, value in self.headers}
-
-
-class _Server(http.server.ThreadingHTTPServer):
-    daemon_threads = True
-    block_on_close = False
-    request_queue_size = 64
-
-
-class _Handler(http.server.BaseHTTPRequestHandler):
-    """One connection of the agent's."""
-
-    proxy: Proxy
-    protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True
-
-    def handle(self) -> None:
-        # The agent may hang up whenever it likes; so may the proxy, at its end.
-        with self.proxy.held(self.connection), suppress(ConnectionError):
-            super().handle()
-
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the library's name
-        """Nothing: paths and keys do not belong into the function's log."""
-
-    def _forward(self) -> None:
-        if not self.proxy.accepts(self.headers):
-            return self._turn_away(HTTPStatus.FORBIDDEN, "the run's token is missing")
-        if self.path == approvals.PATH and self.command == "POST" and self.proxy.approvals:
-            return self._before_a_call(self.proxy.approvals)
-        if isinstance(route := self.proxy.route(self.command, self.path), str):
-            return self._turn_away(HTTPStatus.FORBIDDEN, route)
-        upstream, path = route
-        chunked = upstream.streamed and self._chunked
-        size = BODY_BYTES if chunked else self._size()
-        if size is None:
-            return self._turn_away(HTTPStatus.BAD_REQUEST, "a request needs one content-length, and no other encoding")
-        if size > BODY_BYTES and not upstream.streamed:
-            return self._turn_away(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, TOO_LARGE)
-        headers = [(name, value) for name, value in self.headers.items() if upstream.forwards(name.lower())]
-        with self.proxy.room(min(size, BODY_BYTES)):
-            pieces = bodies.chunked(self.rfile) if chunked else bodies.counted(self.rfile, size)
-            request = Sent(self.command, path, headers, *bodies.kept(pieces, BODY_BYTES))
-            if wrong := upstream.admits(request):
-                return self._reply(wrong) if isinstance(wrong, Reply) else self._refuse(HTTPStatus.FORBIDDEN, wrong)
-            if request.cut:
-                return self._refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, TOO_LARGE)
-            return self._meter(upstream, request)
-
-    do_GET = do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = _forward
-
-    def _before_a_call(self, asked: Approvals) -> None:
-        size = self._size()
-        if size is None or size > approvals.ASK_BYTES:
-            return self._turn_away(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "too much to decide")
-        try:
-            decision = asked.decide(self.rfile.read(size), self.proxy.witness)
-        except (ValueError, StorageUnavailable) as wrong:
-            return self._refuse(HTTPStatus.BAD_REQUEST, f"nothing that can be decided: {type(wrong).__name__}")
-        return self._reply(Reply(HTTPStatus.OK, "application/json", json.dumps(decision).encode()))
-
-    @property
-    def _chunked(self) -> bool:
-        """Whether the body comes in chunks, and says nothing else of its length."""
-        return self.headers.get_all("transfer-encoding") == ["chunked"] and "content-length" not in self.headers
-
-    def _size(self) -> int | None:
-        """The length of the body, if it is told in one way only."""
-        lengths = self.headers.get_all("content-length", ["0"])
-        plain = len(lengths) == 1 and re.fullmatch(r"[0-9]{1,12}", lengths[0].strip())
-        return int(lengths[0]) if plain and "transfer-encoding" not in self.headers else None
-
-    def _turn_away(self, status: HTTPStatus, sentence: str) -> None:
-        """Refuse a request whose body is unread. It is thrown away: closing on it would take the refusal away, too."""
-        self.close_connection = True
-        self._refuse(status, sentence)
-        until = time.monotonic() + UNREAD_SECONDS
-        with suppress(OSError):
-            self.connection.shutdown(socket.SHUT_WR)
-            while (left := until - time.monotonic()) > 0 and select.select([self.connection], [], [], left)[0]:
-                if not self.connection.recv(65536):
-                    break
-
-    def _meter(self, upstream: Upstream, request: Sent) -> None:
-        """What costs money goes through the meter."""
-        proxy = self.proxy
-        try:
-            call = upstream.call(request)
-        except Unreadable as problem:
-            return self._refuse(HTTPStatus.BAD_REQUEST, f"not a request that can be metered: {problem}")
-        if call is None:
-            return self._relay(upstream, request, None)
-        proxy.pass_gate(call, request.body, self.connection)
-        try:
-            with proxy.meter.call(call, lambda: _wait(self.connection, 0)) as charge:
-                self._relay(upstream, request, charge)
-        except Unpriced as model:
-            proxy.witness.refused(call.main, HTTPStatus.FORBIDDEN)
-            self._refuse(HTTPStatus.FORBIDDEN, f"the model {model} has no price here, so it is not called")
-        except LimitMet as limit:
-            # 403: to Claude Code (2.1.332) nothing that it would try again, or mend.
-            proxy.witness.refused(call.main, HTTPStatus.FORBIDDEN)
-            self._refuse(HTTPStatus.FORBIDDEN, f"the limit of this run is met: {limit}")
-
-    def _relay(self, upstream: Upstream, request: Sent, charge: Charge | None) -> None:
-        begun = False
-        try:
-            with self.proxy.answer(upstream, request, self.connection, charge) as response:
-                begun = True
-                self._localise(response, upstream)
-                if charge is None:
-                    self._stream(response)
-                elif response.status >= 400:
-                    self._hand_on(response, charge)
-                else:
-                    self._listen(upstream, response, charge)
-        except ModelUnauthorized:
-            self._failed(charge, HTTPStatus.UNAUTHORIZED)
-            # With 401, clients of other services, MCP among them, would try to log in somewhere.
-            status = HTTPStatus.UNAUTHORIZED if upstream.needed else HTTPStatus.BAD_GATEWAY
-            self._refuse(status, "the deployment's credential is unset")
-        except (OSError, http.client.HTTPException) as broken:
-            self.close_connection = True
-            if not begun:
-                self._failed(charge, None)
-                self._refuse(HTTPStatus.BAD_GATEWAY, f"the upstream gave no answer ({type(broken).__name__})")
-
-    def _localise(self, response: http.client.HTTPResponse, upstream: Upstream) -> None:
-        """Where the upstream leads elsewhere on itself, the agent is led there through the proxy."""
-        place = response.headers.get("location", "")
-        if place.startswith(f"{upstream.base_url}/"):
-            here = f"{self.proxy.url}/{upstream.name}{place.removeprefix(upstream.base_url)}"
-            response.headers.replace_header("location", here)
-
-    def _failed(self, charge: Charge | None, status: int | None) -> None:
-        if charge:
-            self.proxy.witness.refused(charge.call.main, status)
-
-    def _hand_on(self, response: http.client.HTTPResponse, charge: Charge) -> None:
-        """A refusal of the model's, as a whole."""
-        body = response.read(REFUSAL_BYTES)
-        poor = response.status == HTTPStatus.BAD_REQUEST and b"credit balance is too low" in body.lower()
-        self._failed(charge, HTTPStatus.PAYMENT_REQUIRED if poor else response.status)
-        self.close_connection = True
-        self._begin(response, "connection", "close")
-        self.wfile.write(body)
-
-    def _listen(self, upstream: Upstream, response: http.client.HTTPResponse, charge: Charge) -> None:
-        """An answer of the model's: meter and witness have heard of it what the agent gets."""
-        answer, witness = charge.answer, self.proxy.witness
-        read = upstream.reader(response.headers.get("content-type", ""))
-
-        def hear(piece: bytes) -> None:
-            for event in read(piece):
-                answer.take(event)
-                witness.heard(answer)
-            if answer.whole:
-                charge.settle()
-                self.proxy.gate.answered(answer)
-
-        try:
-            self._stream(response, hear)
-        finally:
-            witness.ended(answer)
-
-    def _stream(self, response: http.client.HTTPResponse, hear: Callable[[bytes], None] = lambda _: None) -> None:
-        """Each piece as it comes. A body cut short is cut short here too: by not ending it."""
-        chunked = response.length is None and not response.isclosed()
-        self._begin(response, *(("transfer-encoding", "chunked") if chunked else ()))
-        while piece := response.read1(65536):
-            hear(piece)
-            if response.length == 0:
-                hear(b"")
-            self.proxy.flow()
-            self.wfile.write(b"%x\r\n%b\r\n" % (len(piece), piece) if chunked else piece)
-        if response.length:
-            raise http.client.IncompleteRead(b"", response.length)
-        if chunked:
-            hear(b"")
-            self.wfile.write(b"0\r\n\r\n")
-
-    def _begin(self, response: http.client.HTTPResponse, *more: str) -> None:
-        self.send_response_only(response.status, response.reason)
-        for name, value in response.headers.items():
-            if name.lower() not in NOT_RETURNED:
-                self.send_header(name, value)
-        if more:
-            self.send_header(*more)
-        self.end_headers()
-
-    def _refuse(self, status: HTTPStatus, sentence: str) -> None:
-        if self.headers.get("user-agent", "").startswith("git/"):  # it shows its user plain text, and nothing else
-            return self._reply(Reply(status, "text/plain", f"{sentence}\n".encode()))
-        body = json.dumps({"type": "error", "error": {"type": "proxy_error", "message": sentence}}).encode()
-        return self._reply(Reply(status, "application/json", body))
-
-    def _reply(self, reply: Reply) -> None:
-        self.send_response_only(reply.status)
-        self.send_header("content-type", reply.content_type)
-        self.send_header("content-length", str(len(reply.body)))
-        self.end_headers()
-        self.wfile.write(reply.body)
-
-
 @contextmanager
 def _watch(client: socket.socket, upstream: socket.socket) -> Iterator[None]:
     """While this lasts, `upstream` is hung up as soon as `client` is: a call nobody waits for is not paid for."""
@@ -748,7 +346,7 @@ def _watch(client: socket.socket, upstream: socket.socket) -> Iterator[None]:
             if client in ready and client.recv(1, socket.MSG_PEEK):
                 return  # the next request already: it is there, after all
         if done not in ready:
-            _hang_up(upstream)
+            hang_up(upstream)
 
     watcher = threading.Thread(target=wait, daemon=True)
     watcher.start()
@@ -770,17 +368,6 @@ def _retry_after(response: http.client.HTTPResponse) -> int | None:
     """What a refusal asks to wait, in seconds."""
     seconds = response.headers.get("retry-after", "")
     return int(seconds) if re.fullmatch(r"\d{1,6}", seconds) else None
-
-
-def _wait(client: socket.socket, seconds: float | None = None) -> None:
-    """Raises ConnectionAbortedError as soon as the agent hangs up: it waits for nothing more."""
-    if select.select([client], [], [], seconds)[0]:
-        raise ConnectionAbortedError("the agent has hung up")
-
-
-def _hang_up(connection: socket.socket) -> None:
-    with suppress(OSError):  # it may be closed already
-        socket.socket.shutdown(connection, socket.SHUT_RDWR)  # TLS' own is not for use from another thread
 
 
 @cache

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from http import HTTPStatus
 
 from lambdas.agent.messages import Unreadable
-from lambdas.agent.proxy import BODY_BYTES, Reply, Sent
+from lambdas.agent.upstream import BODY_BYTES, Reply, Sent
 
 PROBE = b"0000"
 """What git sends before a push that it sends in chunks, to see whether it is let in."""

@@ -29,12 +29,14 @@ from typing import Any
 from claude_workflow.local import sandbox
 from claude_workflow.local.model import ScriptedModel
 from lambdas.agent.claude import Turn, converse
+from lambdas.agent.credential import Secret
 from lambdas.agent.environment import environment
 from lambdas.agent.outcome import Outcome
 from lambdas.agent.processes import seal
-from lambdas.agent.proxy import Proxy, Secret, anthropic
+from lambdas.agent.proxy import Proxy
 from lambdas.agent.sandbox import Sandbox
 from lambdas.agent.scratch import Scratch, swept
+from lambdas.agent.upstream import anthropic
 from lambdas.archive.format import Limits
 from lambdas.archive.pack import pack
 from lambdas.archive.unpack import unpack

@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
-from lambdas.agent.proxy import Secret, anthropic
+from lambdas.agent.credential import Secret
 from lambdas.agent.transfer import Transfer
+from lambdas.agent.upstream import anthropic
 from lambdas.pricing import Prices
 from lambdas.run_claude import RunClaude
 from lambdas.settings import AgentSettings

@@ -1,0 +1,249 @@
+"""The agent's side of the proxy: its connections, and what becomes of a request on one."""
+
+import http.client
+import http.server
+import json
+import re
+import select
+import socket
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any
+
+from lambdas.agent import approvals
+from lambdas.agent import body as bodies
+from lambdas.agent.approvals import Approvals
+from lambdas.agent.messages import Unreadable
+from lambdas.agent.meter import Charge, LimitMet
+from lambdas.agent.upstream import BODY_BYTES, Reply, Sent, Upstream
+from lambdas.errors import ModelUnauthorized, StorageUnavailable
+from lambdas.pricing import Unpriced
+
+if TYPE_CHECKING:
+    from lambdas.agent.proxy import Proxy
+
+REFUSAL_BYTES = 1024 * 1024
+"""The longest refusal of the model's that is handed on."""
+
+UNREAD_SECONDS = 1.0
+"""How long a refused request may take to be sent to its end: who has not done so by then may miss the refusal."""
+
+NOT_RETURNED = {"connection", "keep-alive", "transfer-encoding", "upgrade", "trailer", "set-cookie"}
+
+TOO_LARGE = "a request may have 64 MiB"
+
+
+class Listener(http.server.ThreadingHTTPServer):
+    """Listens on a loopback port for one proxy; a thread for each connection."""
+
+    daemon_threads = True
+    block_on_close = False
+    request_queue_size = 64
+
+
+class Connection(http.server.BaseHTTPRequestHandler):
+    """One connection of the agent's."""
+
+    proxy: "Proxy"
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+
+    def handle(self) -> None:
+        # The agent may hang up whenever it likes; so may the proxy, at its end.
+        with self.proxy.held(self.connection), suppress(ConnectionError):
+            super().handle()
+
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the library's name
+        """Nothing: paths and keys do not belong into the function's log."""
+
+    def _forward(self) -> None:
+        if not self.proxy.accepts(self.headers):
+            return self._turn_away(HTTPStatus.FORBIDDEN, "the run's token is missing")
+        if self.path == approvals.PATH and self.command == "POST" and self.proxy.approvals:
+            return self._before_a_call(self.proxy.approvals)
+        if isinstance(route := self.proxy.route(self.command, self.path), str):
+            return self._turn_away(HTTPStatus.FORBIDDEN, route)
+        upstream, path = route
+        chunked = upstream.streamed and self._chunked
+        size = BODY_BYTES if chunked else self._size()
+        if size is None:
+            return self._turn_away(HTTPStatus.BAD_REQUEST, "a request needs one content-length, and no other encoding")
+        if size > BODY_BYTES and not upstream.streamed:
+            return self._turn_away(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, TOO_LARGE)
+        headers = [(name, value) for name, value in self.headers.items() if upstream.forwards(name.lower())]
+        with self.proxy.room(min(size, BODY_BYTES)):
+            pieces = bodies.chunked(self.rfile) if chunked else bodies.counted(self.rfile, size)
+            request = Sent(self.command, path, headers, *bodies.kept(pieces, BODY_BYTES))
+            if wrong := upstream.admits(request):
+                return self._reply(wrong) if isinstance(wrong, Reply) else self._refuse(HTTPStatus.FORBIDDEN, wrong)
+            if request.cut:
+                return self._refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, TOO_LARGE)
+            return self._meter(upstream, request)
+
+    do_GET = do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = _forward
+
+    def _before_a_call(self, asked: Approvals) -> None:
+        size = self._size()
+        if size is None or size > approvals.ASK_BYTES:
+            return self._turn_away(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "too much to decide")
+        try:
+            decision = asked.decide(self.rfile.read(size), self.proxy.witness)
+        except (ValueError, StorageUnavailable) as wrong:
+            return self._refuse(HTTPStatus.BAD_REQUEST, f"nothing that can be decided: {type(wrong).__name__}")
+        return self._reply(Reply(HTTPStatus.OK, "application/json", json.dumps(decision).encode()))
+
+    @property
+    def _chunked(self) -> bool:
+        """Whether the body comes in chunks, and says nothing else of its length."""
+        return self.headers.get_all("transfer-encoding") == ["chunked"] and "content-length" not in self.headers
+
+    def _size(self) -> int | None:
+        """The length of the body, if it is told in one way only."""
+        lengths = self.headers.get_all("content-length", ["0"])
+        plain = len(lengths) == 1 and re.fullmatch(r"[0-9]{1,12}", lengths[0].strip())
+        return int(lengths[0]) if plain and "transfer-encoding" not in self.headers else None
+
+    def _turn_away(self, status: HTTPStatus, sentence: str) -> None:
+        """Refuse a request whose body is unread. It is thrown away: closing on it would take the refusal away, too."""
+        self.close_connection = True
+        self._refuse(status, sentence)
+        until = time.monotonic() + UNREAD_SECONDS
+        with suppress(OSError):
+            self.connection.shutdown(socket.SHUT_WR)
+            while (left := until - time.monotonic()) > 0 and select.select([self.connection], [], [], left)[0]:
+                if not self.connection.recv(65536):
+                    break
+
+    def _meter(self, upstream: Upstream, request: Sent) -> None:
+        """What costs money goes through the meter."""
+        proxy = self.proxy
+        try:
+            call = upstream.call(request)
+        except Unreadable as problem:
+            return self._refuse(HTTPStatus.BAD_REQUEST, f"not a request that can be metered: {problem}")
+        if call is None:
+            return self._relay(upstream, request, None)
+        proxy.pass_gate(call, request.body, self.connection)
+        try:
+            with proxy.meter.call(call, lambda: wait(self.connection, 0)) as charge:
+                self._relay(upstream, request, charge)
+        except Unpriced as model:
+            proxy.witness.refused(call.main, HTTPStatus.FORBIDDEN)
+            self._refuse(HTTPStatus.FORBIDDEN, f"the model {model} has no price here, so it is not called")
+        except LimitMet as limit:
+            # 403: to Claude Code (2.1.332) nothing that it would try again, or mend.
+            proxy.witness.refused(call.main, HTTPStatus.FORBIDDEN)
+            self._refuse(HTTPStatus.FORBIDDEN, f"the limit of this run is met: {limit}")
+
+    def _relay(self, upstream: Upstream, request: Sent, charge: Charge | None) -> None:
+        begun = False
+        try:
+            with self.proxy.answer(upstream, request, self.connection, charge) as response:
+                begun = True
+                self._localise(response, upstream)
+                if charge is None:
+                    self._stream(response)
+                elif response.status >= 400:
+                    self._hand_on(response, charge)
+                else:
+                    self._listen(upstream, response, charge)
+        except ModelUnauthorized:
+            self._failed(charge, HTTPStatus.UNAUTHORIZED)
+            # With 401, clients of other services, MCP among them, would try to log in somewhere.
+            status = HTTPStatus.UNAUTHORIZED if upstream.needed else HTTPStatus.BAD_GATEWAY
+            self._refuse(status, "the deployment's credential is unset")
+        except (OSError, http.client.HTTPException) as broken:
+            self.close_connection = True
+            if not begun:
+                self._failed(charge, None)
+                self._refuse(HTTPStatus.BAD_GATEWAY, f"the upstream gave no answer ({type(broken).__name__})")
+
+    def _localise(self, response: http.client.HTTPResponse, upstream: Upstream) -> None:
+        """Where the upstream leads elsewhere on itself, the agent is led there through the proxy."""
+        place = response.headers.get("location", "")
+        if place.startswith(f"{upstream.base_url}/"):
+            here = f"{self.proxy.url}/{upstream.name}{place.removeprefix(upstream.base_url)}"
+            response.headers.replace_header("location", here)
+
+    def _failed(self, charge: Charge | None, status: int | None) -> None:
+        if charge:
+            self.proxy.witness.refused(charge.call.main, status)
+
+    def _hand_on(self, response: http.client.HTTPResponse, charge: Charge) -> None:
+        """A refusal of the model's, as a whole."""
+        body = response.read(REFUSAL_BYTES)
+        poor = response.status == HTTPStatus.BAD_REQUEST and b"credit balance is too low" in body.lower()
+        self._failed(charge, HTTPStatus.PAYMENT_REQUIRED if poor else response.status)
+        self.close_connection = True
+        self._begin(response, "connection", "close")
+        self.wfile.write(body)
+
+    def _listen(self, upstream: Upstream, response: http.client.HTTPResponse, charge: Charge) -> None:
+        """An answer of the model's: meter and witness have heard of it what the agent gets."""
+        answer, witness = charge.answer, self.proxy.witness
+        read = upstream.reader(response.headers.get("content-type", ""))
+
+        def hear(piece: bytes) -> None:
+            for event in read(piece):
+                answer.take(event)
+                witness.heard(answer)
+            if answer.whole:
+                charge.settle()
+                self.proxy.gate.answered(answer)
+
+        try:
+            self._stream(response, hear)
+        finally:
+            witness.ended(answer)
+
+    def _stream(self, response: http.client.HTTPResponse, hear: Callable[[bytes], None] = lambda _: None) -> None:
+        """Each piece as it comes. A body cut short is cut short here too: by not ending it."""
+        chunked = response.length is None and not response.isclosed()
+        self._begin(response, *(("transfer-encoding", "chunked") if chunked else ()))
+        while piece := response.read1(65536):
+            hear(piece)
+            if response.length == 0:
+                hear(b"")
+            self.proxy.flow()
+            self.wfile.write(b"%x\r\n%b\r\n" % (len(piece), piece) if chunked else piece)
+        if response.length:
+            raise http.client.IncompleteRead(b"", response.length)
+        if chunked:
+            hear(b"")
+            self.wfile.write(b"0\r\n\r\n")
+
+    def _begin(self, response: http.client.HTTPResponse, *more: str) -> None:
+        self.send_response_only(response.status, response.reason)
+        for name, value in response.headers.items():
+            if name.lower() not in NOT_RETURNED:
+                self.send_header(name, value)
+        if more:
+            self.send_header(*more)
+        self.end_headers()
+
+    def _refuse(self, status: HTTPStatus, sentence: str) -> None:
+        if self.headers.get("user-agent", "").startswith("git/"):  # it shows its user plain text, and nothing else
+            return self._reply(Reply(status, "text/plain", f"{sentence}\n".encode()))
+        body = json.dumps({"type": "error", "error": {"type": "proxy_error", "message": sentence}}).encode()
+        return self._reply(Reply(status, "application/json", body))
+
+    def _reply(self, reply: Reply) -> None:
+        self.send_response_only(reply.status)
+        self.send_header("content-type", reply.content_type)
+        self.send_header("content-length", str(len(reply.body)))
+        self.end_headers()
+        self.wfile.write(reply.body)
+
+
+def wait(client: socket.socket, seconds: float | None = None) -> None:
+    """Raises ConnectionAbortedError as soon as the agent hangs up: it waits for nothing more."""
+    if select.select([client], [], [], seconds)[0]:
+        raise ConnectionAbortedError("the agent has hung up")
+
+
+def hang_up(connection: socket.socket) -> None:
+    """End a connection, also one that another thread waits on."""
+    with suppress(OSError):  # it may be closed already
+        socket.socket.shutdown(connection, socket.SHUT_RDWR)  # TLS' own is not for use from another thread
