@@ -47,6 +47,7 @@ LONGEST = [
     "archive",
     "legs",
     "console",
+    "console_stack",
     "chaos",
     "benchmarks",
     "watching",

@@ -16,7 +16,8 @@ import urllib3
 
 from claude_workflow.cli.backend import Backend
 from claude_workflow.cli.record import Requests
-from claude_workflow.console import graph, server
+from claude_workflow.cli.runs import Row
+from claude_workflow.console import graph, plot, server
 from claude_workflow.console.app import Behind
 from claude_workflow.console.guard import COOKIE, HEADERS, MOST
 from claude_workflow.console.runs import SHOWN, Runs, Wanted
@@ -265,6 +266,40 @@ def test_runs_are_filtered_by_what_the_address_says(history: Past, visitor: Visi
     assert re.search(r"filtered\s*5\s*2\s*\$0\.7500", sums), sums
 
 
+def a_row(at: float, owner: str, usd: float, code: str | None = None) -> Row:
+    """A run that was asked for at this moment; it failed with the code, if there is one."""
+    outcome = "failed" if code else "done"
+    return Row(at, f"run-{at}", "session-1", owner, outcome, code, usd, None, None, None, "", None, None, long=False)
+
+
+def test_bars_are_split_by_caller_and_failures_by_code() -> None:
+    """The dearest has the first colour and stands below; of seven callers two share the others'."""
+    rows = [a_row(0, f"caller-{each}", float(each)) for each in range(1, 8)]
+    rows += [a_row(60, "caller-7", 8.0, "AgentCrashed"), a_row(60, "caller-1", 1.0, "RunTimedOut")]
+    runs, failed, cost = plot.charts(rows)
+    first = [bar for bar in cost.bars if bar.x == 0]
+    assert [(bar.colour, bar.says.partition(", ")[2]) for bar in first] == [
+        *((number, f"caller-{8 - number}: ${8 - number}.0000") for number in range(1, 6)),
+        (0, "others: $3.0000"),
+    ]
+    assert (first[0].y + first[0].height, first[-1].y) == (plot.HEIGHT, 0)
+    assert [below.y for below in first[:-1]] == pytest.approx([bar.y + bar.height for bar in first[1:]], abs=0.2)
+    assert [(bar.colour, bar.height) for bar in failed.bars] == [(1, 45), (2, 45)]
+    assert (runs.most, failed.most, cost.most) == ("7", "2", "$28.0000")
+    assert [(chart.by, chart.end) for chart in (runs, failed)] == [(by, cost.end) for by in ("caller", "code")]
+
+
+def test_what_runs_come_to_is_narrowed_by_its_names(history: Past, visitor: Visitor) -> None:
+    """Each caller and code is a link to the same sums of it alone, which the filter's form stays at."""
+    for caller in ("narrow-1", "narrow-2"):
+        history.play("failed", caller=caller)
+    page = visitor.get("/sums", code="AgentCrashed")
+    assert f"{visitor.place}/sums?caller=narrow-1&code=AgentCrashed" in page.values("href")
+    narrow = visitor.get("/sums", caller="narrow-1", code="AgentCrashed")
+    assert ("narrow-1" in narrow.text, "narrow-2" in narrow.text) == (True, False)
+    assert f"{visitor.place}/sums" in narrow.values("action")
+
+
 def test_a_table_that_has_not_changed_is_not_sent_again(history: Past, visitor: Visitor) -> None:
     """What is polled says what it has; a new run is news."""
     first = visitor.get("/table", caller="polled")
@@ -341,9 +376,9 @@ def test_the_machine_is_drawn_from_its_definition() -> None:
             assert abs(one.x - other.x) >= graph.WIDTH or abs(one.y - other.y) >= graph.HEIGHT
 
 
-def test_a_deployed_stack_is_looked_at_with_the_operators_credentials(history: Past, failed: str) -> None:
-    """By the command, the stack's name and the AWS path: runs are listed, and one is told; its states come where a log
-    has them. (To start executions an SDK puts a prefix before the host's name, which the engine's has none of.)"""
+def test_a_deployed_stack_is_found_by_its_name(history: Past, failed: str) -> None:
+    """Runs are listed, and one is told; its states come where a log has them. (What else is done with a stack:
+    test_console_stack.)"""
     found = {"BucketName": BUCKET, "StateMachineArn": history.state_machine_arn, "ApiUrl": "http://127.0.0.1:1/none"}
     outputs = {name: {"Value": value} for name, value in found.items()}
     resource = {"Type": "AWS::SSM::Parameter", "Properties": {"Type": "String", "Value": "looked-at"}}
@@ -361,7 +396,6 @@ def test_a_deployed_stack_is_looked_at_with_the_operators_credentials(history: P
         assert "AgentCrashed in RunClaude" in page.text
         assert f"{visitor.place}/runs/{failed}/states" in page.values("hx-get")
         assert "Its history" in visitor.get(f"/runs/{failed}/states").text
-        assert page.values("value").count("again") == 1
         going = visitor.get(f"/runs/{history.play('claimed', ago=1)}")  # a log is not asked every two seconds
         assert [each.rpartition("/")[2].partition("?")[0] for each in going.values("hx-get")] == ["live"]
         process.send_signal(signal.SIGINT)
@@ -399,6 +433,19 @@ def test_a_session_shows_its_turns_and_the_files_of_each(history: Past, visitor:
     assert turns[2] in visitor.get(f"/sessions/{session}/file", path="history").text
     archive = visitor.ask("GET", f"/sessions/{session}/archive", fields={"version": older})
     assert turns[0] in ZipFile(BytesIO(archive.data)).read("workspace/history").decode()
+
+
+def test_a_session_and_its_copies_name_each_other(history: Past, visitor: Visitor) -> None:
+    """The copy its origin; the origin leads to the first runs of its copies, among the runs that are kept."""
+    run = history.play("done")
+    session = history.session(run)
+    copied = history.play("done", session, fork=True)
+    history.play("done", history.session(copied))
+    origin, copy = visitor.get(f"/sessions/{session}"), visitor.get(f"/sessions/{history.session(copied)}")
+    assert f"a copy of {session}" in copy.text
+    (found,) = {each.removeprefix(visitor.place) for each in origin.values("href") if "copy_of=" in each}
+    assert visitor.get(found).values("id").count(copied) == 1
+    assert visitor.runs(copy_of=session) == [copied]
 
 
 def newest(history: Past, session: str) -> str:

@@ -103,7 +103,7 @@ def test_a_run_is_asked_watched_understood_and_replayed(tab: Tab, link: str) -> 
     tab.until("document.querySelector('h2#tree')?.textContent.includes('chosen') && document.readyState === 'complete'")
     tab.click("ul.files a")
     tab.until("document.querySelector('pre.file')?.textContent.trim() === 'as it was first'")
-    tab.go(tab.run("document.querySelector('.brand').href"))
+    tab.go(tab.run("document.querySelector('.brand').href") + "sums")
     assert serious(tab) == []
     clean(tab, link.partition("/?")[0])
 
@@ -236,13 +236,15 @@ def test_without_scripts_all_but_the_live_part_works(tab: Tab) -> None:
 
 
 @pytest.mark.parametrize("width", [400, 2000])
-def test_a_page_is_as_wide_as_its_window(tab: Tab, width: int) -> None:
-    """What is wider scrolls by itself."""
+def test_a_page_is_as_wide_as_its_window(tab: Tab, hostile: dict[str, str], width: int) -> None:
+    """Also where names, prompts, results and differences are long and hostile: what is wider scrolls by itself."""
     tab.send("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=False)
-    assert tab.run("document.documentElement.scrollWidth") <= width
-    tab.click(".runs .time a")
-    tab.until("document.querySelector('.timeline') !== null && document.readyState === 'complete'")
-    assert tab.run("document.documentElement.scrollWidth") <= width
+    place = tab.run("location.href")
+    run, session = f"runs/{hostile['run_id']}/changes", f"sessions/{hostile['session_id']}"
+    for path in ("sums", run, session, f"{session}/sure/remove"):
+        tab.go(place + path)
+        tab.run("document.querySelectorAll('details').forEach((each) => each.setAttribute('open', ''))")
+        assert (path, tab.run("document.documentElement.scrollWidth") <= width) == (path, True)
 
 
 def test_the_apis_address_says_where_the_console_is(serve: Serve) -> None:

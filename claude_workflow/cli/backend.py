@@ -55,8 +55,18 @@ class Backend:
         retries = {"total_max_attempts": 1} if service == "stepfunctions" else {"mode": "standard"}
         # As the functions ask S3 (bucket/client.py): a part with a checksum wants an upload that was begun with one.
         checksums = {"request_checksum_calculation": "when_required", "response_checksum_validation": "when_required"}
-        config = Config(read_timeout=LONGEST, max_pool_connections=CONNECTIONS, retries=retries, **checksums)
+        prefix = {"inject_host_prefix": False} if service == "stepfunctions" and _is_named(service) else {}
+        config = Config(read_timeout=LONGEST, max_pool_connections=CONNECTIONS, retries=retries, **checksums, **prefix)
         return boto3.client(service, config=config)
+
+
+def _is_named(service: str) -> bool:
+    """Whether the operator says where a service is (AWS_ENDPOINT_URL, or `endpoint_url` in the profile).
+
+    An SDK puts `sync-` before the host's name to start an execution and wait: a host of AWS's has such a neighbour.
+    """
+    usual = boto3.client(service, config=Config(ignore_configured_endpoint_urls=True))
+    return bool(boto3.client(service).meta.endpoint_url != usual.meta.endpoint_url)
 
 
 @contextmanager

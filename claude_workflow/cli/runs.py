@@ -69,13 +69,16 @@ class Row:
     prompt: str
     """Its beginning, in one line."""
     replay_of: str | None
+    copy_of: str | None
+    """The session that this run's own began as a copy of."""
     long: bool
     """Whether it may last longer than a POST, and works in legs."""
 
     @classmethod
     def of(cls, run: Run) -> "Row":
         """The run's line."""
-        answer, failure = run.answer or {}, run.failure or {}
+        answer, failure, body = run.answer or {}, run.failure or {}, run.request.get("body") or {}
+        source = body.get("session_id")
         return cls(
             requested_at=run.request["requested_at"],
             run_id=run.run_id,
@@ -87,8 +90,9 @@ class Row:
             duration_ms=answer.get("duration_ms"),
             stop_reason=answer.get("stop_reason"),
             model_failure=answer.get("model_failure"),
-            prompt=" ".join(str((run.request.get("body") or {}).get("prompt", "")).split())[:PROMPT_CHARS],
+            prompt=" ".join(str(body.get("prompt", "")).split())[:PROMPT_CHARS],
             replay_of=run.request.get("replay_of"),
+            copy_of=source if source != run.session_id else None,
             long=run.long,
         )
 

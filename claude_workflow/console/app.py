@@ -91,13 +91,13 @@ class Console:
         rows, whole = self.runs.all(wanted)
         sums = {
             "charts": plot.charts(rows),
-            "callers": plot.sums(rows, lambda row: row.owner),
-            "codes": plot.sums(rows, lambda row: row.code),
+            "callers": plot.sums(rows, plot.caller),
+            "codes": plot.sums(rows, plot.code),
             "all": plot.sums(rows, lambda _: "all"),
             "whole": whole,
         }
         if request.headers.get("hx-request"):
-            return self.pages.page("sums.html", sums=sums)
+            return self.pages.page("sums.html", sums=sums, wanted=wanted)
         return self.pages.page("runs.html", **self._listed(request), seen="", sums=sums)
 
     def _listed(self, request: Request) -> dict[str, object]:

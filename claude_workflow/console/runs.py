@@ -44,6 +44,8 @@ class Wanted:
     code: str | None = None
     since: str | None = None
     """One of `SPANS`."""
+    copy_of: str | None = None
+    """A session: the first runs of its copies are meant."""
 
     @classmethod
     def of(cls, query: dict[str, str]) -> Self:
@@ -53,8 +55,9 @@ class Wanted:
             given.pop("outcome", None)
         if given.get("since") not in SPANS:
             given.pop("since", None)
-        if not SESSION_ID.fullmatch(given.get("session", "")):
-            given.pop("session", None)
+        for name in ("session", "copy_of"):
+            if not SESSION_ID.fullmatch(given.get(name, "")):
+                given.pop(name, None)
         return cls(**given)
 
     @property
@@ -72,7 +75,12 @@ class Wanted:
 
     def means(self, row: Row, begin: float) -> bool:
         """Whether the run is one of them; `begin` in epoch seconds."""
-        wanted = ((self.outcome, row.outcome), (self.caller, row.owner), (self.code, row.code))
+        wanted = (
+            (self.outcome, row.outcome),
+            (self.caller, row.owner),
+            (self.code, row.code),
+            (self.copy_of, row.copy_of),
+        )
         return row.requested_at >= begin and all(want is None or want == is_ for want, is_ in wanted)
 
     def begin(self, now: float) -> float:

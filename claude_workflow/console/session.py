@@ -10,7 +10,7 @@ from claude_workflow.cli.sessions.stored import Stored, stored
 from claude_workflow.console.conversation import picture
 from claude_workflow.console.runs import Runs, Wanted
 from lambdas.archive.tree import shown as readable
-from lambdas.bucket import record, versions
+from lambdas.bucket import versions
 from lambdas.bucket.contents import Contents, File
 from lambdas.bucket.objects import Bucket
 from lambdas.contract import Base
@@ -68,9 +68,7 @@ def looked(bucket: Bucket, runs: Runs, session_id: str) -> Session | None:
     turns += [Turn(row.requested_at, row, None, None, None, None) for row in page.rows if row.run_id not in committed]
     turns.sort(key=lambda turn: turn.at, reverse=True)
     first = next((turn.row for turn in reversed(turns) if turn.row), None)
-    body = (record.request(bucket, first.run_id) or {}).get("body") or {} if first else {}
-    source = body.get("session_id") if body.get("session_id") != session_id else None
-    return Session(found, turns, len(kept) > VERSIONS or page.older is not None, source)
+    return Session(found, turns, len(kept) > VERSIONS or page.older is not None, first.copy_of if first else None)
 
 
 def _turn(bucket: Bucket, session_id: str, kept: versions.Stored, rows: dict[str, Row]) -> Turn:

@@ -63,10 +63,14 @@ class Visitor:
         assert found.status == 200, found.data
         return Page(found.data.decode())
 
-    def post(self, path: str, form: dict[str, str], **headers: str) -> int:
-        """The status that a form gets, sent as a page of the console does."""
+    def submit(self, path: str, form: dict[str, str], **headers: str) -> urllib3.BaseHTTPResponse:
+        """What is answered to a form, sent as a page of the console does."""
         sent = {"Origin": self.origin, "Content-Type": "application/x-www-form-urlencoded"} | headers
-        return self.ask("POST", path, headers=sent, body=urlencode(form)).status
+        return self.ask("POST", path, headers=sent, body=urlencode(form))
+
+    def post(self, path: str, form: dict[str, str], **headers: str) -> int:
+        """The status that a form gets."""
+        return self.submit(path, form, **headers).status
 
     def runs(self, **query: Any) -> list[str]:
         """The runs that the list has, in its order."""

@@ -94,16 +94,19 @@ class Past(Workflow):
         prompt: str | None = None,
         fuse: Fuse | None = None,
         long: bool = False,
+        fork: bool = False,
         **played: Any,
     ) -> str:
-        """A run that was asked for `ago` seconds ago, in a new session or in one of its caller's; returns its id.
+        """A run that was asked for `ago` seconds ago, in a new session, in one of its caller's, or in a copy of
+        that (`fork`); returns its id.
 
         It ended as `done`, as `failed` or, where its execution died before RunClaude, as `claimed`; what is `played`
         is for `Workflow.run`. The fuse kills it earlier. Asked with its key once more, it goes on.
         """
         key = key or str(uuid.uuid4())
         run = run_id(caller, key)
-        body = {"prompt": prompt or f"Prompt of {run}"} | ({"session_id": session} if session else {})
+        said = {"session_id": session, "fork": fork or None}
+        body = {"prompt": prompt or f"Prompt of {run}"} | {name: value for name, value in said.items() if value}
         asked = Execution(execution or f"{GONE}{uuid.uuid4()}", key, body, caller)
         self.now = time.time() - ago
         with suppress(Killed):
