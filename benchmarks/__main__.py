@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from benchmarks import archives, cost, legs, metering, posts, report, requests, sizes, starts, turns
+from benchmarks import archives, cost, legs, metering, network, posts, report, requests, sizes, starts, turns
 from benchmarks.bench import LATENCY, MBIT, Bench, elapsed, machine, prepared
 from benchmarks.report import Check, Section
 
@@ -30,6 +30,7 @@ BENCHMARKS: Mapping[str, Callable[[Bench], list[Section]]] = {
     "posts": posts.measure,
     "archives": _archives,
     "meter": metering.measure,
+    "network": network.measure,
     "legs": legs.measure,
     "turns": turns.measure,
     "starts": starts.measure,

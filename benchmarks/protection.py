@@ -42,12 +42,13 @@ PROMPTS = {0: "say Done.", 1: "wait 1\nsay Done."}
 """By the seconds that the model takes."""
 
 
-def protected(folder: Path, url: str, prompt: str, kind: str) -> None:
+def protected(folder: Path, url: str, prompt: str, kind: str, network: str) -> None:
     """A run as RunClaude makes it."""
     session = str(uuid.uuid4())
+    within = Sandbox.of(kind, session, network=network)
     with (
-        Scratch(folder / "agents" / session, Sandbox.of(kind, session)) as scratch,
-        Proxy([anthropic(Secret(lambda: "key"), url)]) as proxy,
+        Scratch(folder / "agents" / session, within) as scratch,
+        Proxy([anthropic(Secret(lambda: "key"), url)], inside=within.its_own_network) as proxy,
     ):
         turn = Turn(prompt, session, resume=False)
         outcome = asyncio.run(converse(turn, scratch, proxy, Kept(scratch), time.time() + 60))
@@ -81,10 +82,10 @@ def seconds(run: Callable[[], None]) -> float:
     return time.perf_counter() - began
 
 
-def compared(folder: Path, url: str, prompt: str, kind: str, runs: int) -> tuple[float, float]:
+def compared(folder: Path, url: str, prompt: str, kind: str, network: str, runs: int) -> tuple[float, float]:
     """Medians with and without, in seconds."""
     sides: tuple[Callable[[], None], ...] = (
-        partial(protected, folder, url, prompt, kind),
+        partial(protected, folder, url, prompt, kind, network),
         partial(bare, folder, url, prompt),
     )
     for side in sides:
@@ -104,9 +105,10 @@ def main(runs: int) -> int:
         folder = Path(named)
         folder.chmod(0o711)
         kind = sandbox.holding(folder) or "none"
-        print(f"{os.cpu_count()} cores; sandbox: {kind}; medians of {runs} runs each")
+        network = sandbox.network(kind)
+        print(f"{os.cpu_count()} cores; sandbox: {kind}; network: {network}; medians of {runs} runs each")
         for latency, prompt in PROMPTS.items():
-            with_it, without = compared(folder, model.url, prompt, kind, runs)
+            with_it, without = compared(folder, model.url, prompt, kind, network, runs)
             ratio = with_it / without
             print(f"model after {latency} s: {with_it:.3f} s with, {without:.3f} s without: {ratio:.3f}")
     return int(ratio > MOST)

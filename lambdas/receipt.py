@@ -52,6 +52,20 @@ class Called:
     """Whether it was the conversation's own: no subagent's."""
 
 
+REFUSALS, REFUSAL_CHARS = 50, 200
+"""How many kinds of refused requests a receipt names, and how much of what each was, and why it was refused."""
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Requests of the agent's that were not passed on, anywhere."""
+
+    what: str
+    """Method and path, or host."""
+    why: str
+    times: int
+
+
 @dataclass(frozen=True)
 class Receipt:
     """`receipt.json` of an attempt."""
@@ -65,6 +79,8 @@ class Receipt:
     """Epoch seconds at which it was met first."""
     claude_code_usd: float | None = None
     """What Claude Code says itself that the run cost; None where it could not."""
+    refused: Sequence[Refusal] = ()
+    """What was not passed on, of whatever it was a request."""
     format: int = FORMAT
 
     @property
@@ -105,7 +121,9 @@ class Receipt:
         it."""
         try:
             fields = cast(Json, data)
-            read = cls(**{**fields, "calls": tuple(Called(**call) for call in fields["calls"])})
+            calls = tuple(Called(**call) for call in fields["calls"])
+            refused = tuple(Refusal(**each) for each in fields.get("refused", ()))
+            read = cls(**{**fields, "calls": calls, "refused": refused})
             wrong = not read._sane() or [call for call in read.calls if not _sane(call)] or read.misreckoned()
         except (KeyError, TypeError, AttributeError, OverflowError) as error:
             raise ValueError(f"receipt.json is not a receipt: {error}") from error
@@ -122,6 +140,8 @@ class Receipt:
             and isinstance(self.prices, dict)
             and (not self.prices or isinstance(self.prices["version"], str))
             and (not self.calls or isinstance(self.prices["models"], dict))
+            and len(self.refused) <= REFUSALS
+            and all(map(_plain, self.refused))
         )
 
     def misreckoned(self) -> list[Called]:
@@ -166,6 +186,12 @@ def _sane(call: Called) -> bool:
         and isinstance(call.usage, dict)
         and call.usage == kept(call.usage)
     )
+
+
+def _plain(refusal: Refusal) -> bool:
+    texts = (refusal.what, refusal.why)
+    short = all(isinstance(text, str) and len(text) <= REFUSAL_CHARS for text in texts)
+    return short and type(refusal.times) is int and refusal.times > 0
 
 
 def _figure(value: object) -> bool:

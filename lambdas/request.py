@@ -3,10 +3,10 @@
 import hashlib
 import json
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from lambdas import materials, output_schema
+from lambdas import materials, output_schema, pricing
 from lambdas.errors import InvalidRequest, RequestTooLarge
 from lambdas.repositories import is_address
 from lambdas.settings import Caps, Clocks, Legs
@@ -341,10 +341,17 @@ def _check_caps(body: Json, caps: Caps) -> None:
             raise InvalidRequest(f"The field {name} may be at most {cap:g} in this deployment.")
     if "repository" in body and not any(each.has(body["repository"]["url"]) for each in caps.repositories):
         raise InvalidRequest("The field repository names one that is not among this deployment's `repositories`.")
+    _check_model(body.get("model", ""), caps.models)
     if caps.allowed_tools is not None:
         for tool in body.get("allowed_tools", []):
             if not covers(caps.allowed_tools, tool):
                 raise InvalidRequest(f"The field allowed_tools names {tool}, which this deployment does not allow.")
+
+
+def _check_model(model: str, models: Sequence[str] | None) -> None:
+    """What Claude Code resolves itself, such as `opus`, is one of the deployment's; the agent's proxy sees to that."""
+    if models is not None and pricing.MODEL.fullmatch(model) and model not in models:
+        raise InvalidRequest(f"The field model names {model}; this deployment has {', '.join(models)}.")
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ import botocore.session
 from botocore.exceptions import BotoCoreError, ClientError
 
 from lambdas import strict
-from lambdas.agent import brought, mcp
+from lambdas.agent import brought, mcp, network
 from lambdas.agent.approvals import Approvals, Verdict
 from lambdas.agent.bedrock import bedrock
 from lambdas.agent.brought import WORKSPACE
@@ -42,11 +42,14 @@ from lambdas.agent.materials import Materials, put_in
 from lambdas.agent.outcome import Outcome, Told, Unfinished
 from lambdas.agent.processes import seal
 from lambdas.agent.proxy import Proxy
+from lambdas.agent.reach import Reach
+from lambdas.agent.registries import upstreams as of_packages
 from lambdas.agent.repository import Repository
 from lambdas.agent.sandbox import Sandbox
 from lambdas.agent.scratch import Scratch, swept
 from lambdas.agent.transcript import Transcript
 from lambdas.agent.transfer import HASTY, PATIENT, Patience, RemoteArchive, Transfer
+from lambdas.agent.tunnel import Tunnels
 from lambdas.agent.upstream import Upstream, anthropic, supabase
 from lambdas.archive.format import RATIO, Limits
 from lambdas.archive.overlay import Overlay
@@ -112,12 +115,12 @@ def warm() -> Json:
 @cache
 def state() -> "RunClaude":
     """RunClaude by the function's environment, sealed, made once in a warm function."""
+    settings = _settled(AgentSettings.read(os.environ))
     seal()
     refuse_careless(os.environ)
     # Warnings of these two quote URLs with their signatures, and what the agent printed.
     logging.getLogger("urllib3").setLevel(logging.ERROR)
     logging.getLogger("claude_agent_sdk").setLevel(logging.CRITICAL)
-    settings = AgentSettings.read(os.environ)
     secrets = botocore.session.get_session().create_client("secretsmanager")
     gc.freeze()  # what was imported stays: to look for garbage in it takes 75 ms, in the middle of a restore
     gc.set_threshold(OBJECTS)
@@ -176,7 +179,8 @@ class RunClaude:
             else:
                 turn = self._turn(task, body)
                 asks = self._approvals(task, body, scratch)
-                with Proxy(self._reached(turn, asks), self.settings.prices, paid=task.cut, approvals=asks) as proxy:
+                with self._proxy(task, turn, asks) as proxy:
+                    scratch.furnish(proxy.files)
                     if body.keys() & brought.BRINGS and not task.cut:  # a checkpoint has it already
                         self._clone(task, body, scratch, proxy, saver.cancelled)
                         self._put_in(task, body, scratch)
@@ -195,12 +199,26 @@ class RunClaude:
                     raise
                 raise DiskFull(detail=str(error), cost_usd=outcome.cost_usd) from error
 
+    def _proxy(self, task: Task, turn: Turn, asks: Approvals | None) -> Proxy:
+        """What there is for the agent beyond its own machine."""
+        settings = self.settings
+        return Proxy(
+            self._reached(turn, asks),
+            settings.prices,
+            paid=task.cut,
+            approvals=asks,
+            reach=Reach(settings.egress.open, turn.allowed.has("WebSearch"), settings.models, task.claude_session),
+            tunnels=Tunnels(settings.egress),
+            inside=self._sandbox(task).its_own_network,
+        )
+
     def _reached(self, turn: Turn, asks: Approvals | None) -> list[Upstream]:
         """What the agent may use in this run; a push, and a call of a remote server, where it is approved."""
         settings, secret = self.settings, self.lent.__getitem__
         approved = asks.spend_push if asks else lambda: True
         git = of_git(settings.repositories, secret, settings.protected_branches, approved)
-        return [*self.upstreams, *git, *mcp.upstreams(self.equipment, turn.allowed, secret, asks)]
+        servers = mcp.upstreams(self.equipment, turn.allowed, secret, asks)
+        return [*self.upstreams, *git, *servers, *of_packages(settings.registries)]
 
     def _approvals(self, task: Task, body: Json, scratch: Scratch) -> Approvals | None:
         """What is asked before, and what the caller says of the call that waits; None where nothing is, and none does.
@@ -236,7 +254,7 @@ class RunClaude:
         if "repository" in body:
             wanted, environment = Repository.of(body["repository"]), lent(scratch, proxy)
             end = min(task.deadline, task.limit or math.inf)
-            wanted.clone(scratch, environment, proxy.port, self._limits, end, cancelled)
+            wanted.clone(scratch, environment, proxy, self._limits, end, cancelled)
 
     def _put_in(self, task: Task, body: Json, scratch: Scratch) -> None:
         """Put what came with the request into the workspace: an upload, and files over it."""
@@ -356,7 +374,9 @@ class RunClaude:
 
     def _sandbox(self, task: Task) -> Sandbox:
         most = self.settings.max_session_bytes + 1  # so that a file that outgrows the session still fails it by name
-        return Sandbox.of(self.settings.sandbox, task.claude_session, most, alone=bool(self.settings.wiped))
+        settings, session = self.settings, task.claude_session
+        alone = bool(settings.wiped)
+        return Sandbox.of(settings.sandbox, session, most, alone=alone, network=settings.agent_network)
 
     @property
     def _limits(self) -> Limits:
@@ -475,12 +495,21 @@ def _result(outcome: Outcome, packed: Packed, changes: Sequence[Change]) -> Resu
     )
 
 
+def _settled(settings: AgentSettings) -> AgentSettings:
+    """With the network that the agent will have."""
+    if settings.egress.open:
+        return replace(settings, agent_network="open")
+    if settings.agent_network == "tried":
+        return replace(settings, agent_network="own" if network.available() else "shared")
+    return settings
+
+
 def _upstreams(settings: AgentSettings, read: Callable[[str], str]) -> list[Upstream]:
     """What the agent may use in the deployment's name; `read` has a field of its secret."""
     if settings.bedrock_model:
         found = [bedrock(settings.bedrock_model)]
     else:
-        found = [anthropic(Secret(partial(read, "ANTHROPIC_API_KEY")), settings.model_url)]
+        found = [anthropic(Secret(partial(read, "ANTHROPIC_API_KEY")), settings.model_url, settings.models)]
     if settings.supabase_url:
         found.append(supabase(Secret(partial(read, "SUPABASE_SERVICE_KEY")), settings.supabase_url))
     return found

@@ -3,15 +3,20 @@
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from lambdas import repositories
+from lambdas import egress, repositories
+from lambdas.egress import CLOSED, Egress
 from lambdas.pricing import Prices
 from lambdas.repositories import Repositories
 
 SANDBOXES = ("none", "landlock", "readonly", "bubblewrap", "seatbelt")
 """What can keep the agent from the rest of the machine. Behind each but `none`, a service that runs as root gives the
 agent a user id of its own."""
+
+NETWORKS = ("tried", "own", "shared", "open")
+"""What network the agent has: see `lambdas.agent.sandbox.Orders`. With `tried`, RunClaude finds out by itself whether
+it can have its own, and else it has the function's."""
 
 
 EXPOSED_HEADERS = "Retry-After, Location, Preference-Applied"
@@ -159,6 +164,8 @@ class Caps:
     """Whether a call's worst has to fit into what is left before it is made."""
     repositories: tuple[Repositories, ...] = ()
     """What a request may name to be cloned."""
+    models: tuple[str, ...] | None = None
+    """The models that a request may name; None: every one."""
 
 
 @dataclass(frozen=True)
@@ -194,6 +201,7 @@ class RestoreSettings:
                 max_usd_per_day=_dollars(environ, "MAX_USD_PER_DAY"),
                 strict=_flag(environ, "STRICT"),
                 repositories=_repositories(environ),
+                models=_models(environ),
             ),
             prices=_prices(environ),
         )
@@ -333,6 +341,8 @@ class AgentSettings:
     """Which calls are made only once they are approved."""
     sandbox: str = "none"
     """What keeps the agent from the rest of a machine that is not the function's alone: one of `SANDBOXES`."""
+    agent_network: str = "open"
+    """One of `NETWORKS`."""
     wiped: tuple[str, ...] = ()
     """Directories of the function's alone, in which whatever a run left is removed. Only on Lambda there are any: no
     setting can name one, since a mistake would empty somebody's /tmp."""
@@ -342,6 +352,12 @@ class AgentSettings:
     """Branches that it cannot push to, in which `*` is any text."""
     git_identity: tuple[tuple[str, str], ...] = ()
     """Whose the agent's commits are: `name` and `email`."""
+    egress: Egress = CLOSED
+    """What else it reaches, by TLS."""
+    registries: Mapping[str, str] = field(default_factory=dict)
+    """From where it installs packages: addresses by `lambdas.egress.KINDS`."""
+    models: tuple[str, ...] | None = None
+    """All that it may ask, the first being the usual one; None: every one that has a price."""
 
     @classmethod
     def read(cls, environ: Mapping[str, str] = os.environ) -> "AgentSettings":
@@ -351,6 +367,8 @@ class AgentSettings:
             raise MissingSetting("MODEL_PROVIDER", "must be anthropic or bedrock")
         if _text(environ, "SANDBOX") not in SANDBOXES:
             raise MissingSetting("SANDBOX", f"must be one of {', '.join(SANDBOXES)}")
+        if _text(environ, "AGENT_NETWORK") not in NETWORKS:
+            raise MissingSetting("AGENT_NETWORK", f"must be one of {', '.join(NETWORKS)}")
         return cls(
             provider=provider,
             model_url=_text(environ, "ANTHROPIC_BASE_URL").rstrip("/"),
@@ -365,10 +383,14 @@ class AgentSettings:
             workspace_instructions=_flag(environ, "WORKSPACE_INSTRUCTIONS"),
             ask_before=_names(environ, "ASK_BEFORE"),
             sandbox=_text(environ, "SANDBOX"),
+            agent_network=_text(environ, "AGENT_NETWORK"),
             wiped=ALONE if environ.get(STARTED) in ("on-demand", PROVISIONED) else (),
             repositories=_repositories(environ),
             protected_branches=_names(environ, "PROTECTED_BRANCHES"),
             git_identity=_texts(environ, "GIT_IDENTITY"),
+            egress=_egress(environ),
+            registries=_registries(environ),
+            models=_models(environ),
         )
 
 
@@ -423,6 +445,24 @@ def _repositories(environ: Mapping[str, str]) -> tuple[Repositories, ...]:
         return repositories.entries(_json(environ, "REPOSITORIES"))
     except ValueError as wrong:
         raise MissingSetting("REPOSITORIES", f"must hold repositories: {wrong}") from None
+
+
+def _egress(environ: Mapping[str, str]) -> Egress:
+    try:
+        return Egress.of(_json(environ, "EGRESS"))
+    except ValueError as wrong:
+        raise MissingSetting("EGRESS", f"must hold hosts: {wrong}") from None
+
+
+def _registries(environ: Mapping[str, str]) -> Mapping[str, str]:
+    try:
+        return egress.registries(_json(environ, "REGISTRIES"))
+    except ValueError as wrong:
+        raise MissingSetting("REGISTRIES", f"must hold registries: {wrong}") from None
+
+
+def _models(environ: Mapping[str, str]) -> tuple[str, ...] | None:
+    return None if _json(environ, "MODELS") is None else _names(environ, "MODELS")
 
 
 def _texts(environ: Mapping[str, str], name: str) -> tuple[tuple[str, str], ...]:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
+from lambdas import egress
+from lambdas.egress import Egress
 from lambdas.pricing import Prices
 from lambdas.repositories import Repositories, entries
 from lambdas.request import FIELDS
@@ -54,6 +56,8 @@ class Deployment:
     anthropic_base_url: str
     bedrock_models: tuple[str, ...]
     """Model or inference profile ids that the agent may invoke, with the provider `bedrock`."""
+    models: tuple[str, ...] | None
+    """The same with `anthropic`; None: every model that has a price."""
     supabase_url: str
     repositories: tuple[Repositories, ...]
     """What the agent's git may reach, and as whom."""
@@ -61,6 +65,10 @@ class Deployment:
     """Branches that it cannot push to, in which `*` is any text."""
     git_identity: dict[str, str]
     """Whose its commits are: `name` and `email`."""
+    egress: Egress
+    """What else the agent reaches: hosts by name, or all there is."""
+    registries: dict[str, str]
+    """From where it installs packages, by `lambdas.egress.KINDS`."""
     max_turns: int
     max_budget_usd: float
     """For one run, in US dollars."""
@@ -95,6 +103,8 @@ class Deployment:
     """Keep the bucket when the stack is deleted."""
     kms_key_arn: str | None
     """An existing KMS key, in the stack's region, for bucket and secret; None: S3's and Secrets Manager's own."""
+    network: Literal["private"] | None
+    """`private`: a VPC of the stack's own for RunClaude alone, which reaches what a run needs; None: none."""
     vpc: str | None
     """An existing VPC for RunClaude alone, whose subnets lead to S3, Secrets Manager and the model; None: none."""
     subnets: tuple[str, ...]
@@ -127,10 +137,13 @@ class Deployment:
             provider=cast(Any, take.one_of("provider", "anthropic", "bedrock")),
             anthropic_base_url=take.text("anthropic_base_url", r"https?://\S+", "a URL"),
             bedrock_models=take.names("bedrock_models") or (),
+            models=take.names("models"),
             supabase_url=take.text("supabase_url", r"|https?://\S+", "a URL, or empty"),
             repositories=take.repositories("repositories"),
             protected_branches=take.names("protected_branches") or (),
             git_identity=take.identity("git_identity"),
+            egress=take.egress("egress"),
+            registries=take.registries("registries"),
             max_turns=take.whole("max_turns", 1),
             max_budget_usd=take.number("max_budget_usd"),
             max_session_usd=take.number_or_none("max_session_usd"),
@@ -150,6 +163,7 @@ class Deployment:
             session_expiry_days=take.whole_or_none("session_expiry_days", 1, 36500),
             retain_data=take.flag("retain_data"),
             kms_key_arn=take.text_or_none("kms_key_arn", KMS_KEY_ARN, "null or the ARN of a KMS key (not of an alias)"),
+            network=cast(Any, take.text_or_none("network", "private", "null or private")),
             vpc=take.text_or_none("vpc", r"vpc-[0-9a-f]{8,17}", "null or the id of a VPC"),
             subnets=take.names("subnets") or (),
             security_group=take.text_or_none(
@@ -171,6 +185,13 @@ class Deployment:
                 raise BadContext(f"bedrock_models takes ids of models and inference profiles; {model!r} is not one.")
             if not Prices.of(self.prices).knows(model):
                 raise BadContext(f"bedrock_models names {model}, which has no price: add it to prices.")
+        if self.models is not None and self.provider == "bedrock":
+            raise BadContext("models means nothing with bedrock, where bedrock_models has those that runs may use.")
+        if self.models == ():
+            raise BadContext("models must name at least one model, or be null.")
+        for model in self.models or ():
+            if not Prices.of(self.prices).knows(model):
+                raise BadContext(f"models names {model}, which has no price: add it to prices.")
 
     def _check_branches(self) -> None:
         for name in self.protected_branches:
@@ -178,6 +199,10 @@ class Deployment:
                 raise BadContext(f"protected_branches takes names of branches, with * for any text; {name!r} is none.")
 
     def _check_network(self) -> None:
+        if self.network and self.vpc:
+            raise BadContext('network "private" makes a VPC, and vpc names one: choose one of them.')
+        if self.network and self.egress.open:
+            raise BadContext('egress "open" lets everything out, and network "private" does not: choose one of them.')
         if self.vpc and not self.subnets:
             raise BadContext("subnets must name at least one subnet when vpc is set.")
         if not self.vpc and (self.subnets or self.security_group):
@@ -197,6 +222,8 @@ BRANCH = re.compile(r"[A-Za-z0-9._/*-]+")
 IDENTITY = re.compile(r"[^\x00-\x1f<>]{1,200}")
 REPOSITORIES_BYTES = 2000
 """A function's environment has 4 KB in all."""
+EGRESS_BYTES = 800
+"""Likewise: a list of some forty hosts."""
 SUBNET_ID = re.compile(r"subnet-[0-9a-f]{8,17}")
 KMS_KEY_ARN = r"arn:aws[a-z-]*:kms:[a-z0-9-]+:\d{12}:key/[A-Za-z0-9-]+"
 
@@ -264,6 +291,21 @@ class _Context:
             raise BadContext(f"{name} has more than {REPOSITORIES_BYTES} bytes, which a function cannot be given.")
         try:
             return entries(value)
+        except ValueError as wrong:
+            raise BadContext(f"{name}: {wrong}.") from None
+
+    def egress(self, name: str) -> Egress:
+        value = self._take(name) if self.left.get(name) == egress.OPEN else self._parsed(name)
+        if len(json.dumps(value)) > EGRESS_BYTES:
+            raise BadContext(f"{name} has more than {EGRESS_BYTES} bytes, which a function cannot be given.")
+        try:
+            return Egress.of(value)
+        except ValueError as wrong:
+            raise BadContext(f"{name}: {wrong}.") from None
+
+    def registries(self, name: str) -> dict[str, str]:
+        try:
+            return egress.registries(self._parsed(name))
         except ValueError as wrong:
             raise BadContext(f"{name}: {wrong}.") from None
 

@@ -21,6 +21,8 @@ from lambdas.bus import SOURCE
 from lambdas.settings import LEASE_MARGIN, Clocks, Legs
 from stacks.deployment import Deployment
 from stacks.findings import meant
+from stacks.models import INVOKE, model_arns
+from stacks.network import Network
 from stacks.secret import ModelSecret
 from stacks.storage import Storage
 
@@ -70,7 +72,14 @@ class Functions(Construct):
     """
 
     def __init__(
-        self, scope: Construct, construct_id: str, *, deployment: Deployment, storage: Storage, secret: ModelSecret
+        self,
+        scope: Construct,
+        construct_id: str,
+        *,
+        deployment: Deployment,
+        storage: Storage,
+        secret: ModelSecret,
+        private: Network | None,
     ) -> None:
         super().__init__(scope, construct_id)
         self._deployment = deployment
@@ -93,8 +102,8 @@ class Functions(Construct):
         version of the first."""
 
         self._allow_what_each_needs(storage, secret)
-        if deployment.vpc:
-            self._into_the_network(deployment.vpc, run, leg)
+        if network := private or self._network_of_the_account():
+            self._into_the_network(network, run, leg)
 
         functions = {
             "RestoreSession": restore,
@@ -184,7 +193,13 @@ class Functions(Construct):
             "PRICES": json.dumps(self._deployment.prices),
             "ALLOWED_TOOLS": json.dumps(self._deployment.allowed_tools),
             "REPOSITORIES": self._repositories,
+            "MODELS": self._models,
         }
+
+    @property
+    def _models(self) -> str:
+        """With Bedrock they are the role's."""
+        return json.dumps(self._deployment.models or self._deployment.bedrock_models or None)
 
     @property
     def _repositories(self) -> str:
@@ -266,9 +281,13 @@ class Functions(Construct):
             "REPOSITORIES": self._repositories,
             "PROTECTED_BRANCHES": json.dumps(deployment.protected_branches),
             "GIT_IDENTITY": json.dumps(deployment.git_identity),
+            "EGRESS": json.dumps(deployment.egress.entry),
+            "REGISTRIES": json.dumps(deployment.registries),
+            "MODELS": self._models,
             **self._session_limits,
             "SCRATCH": "/tmp/claude-agent",
             "SANDBOX": "none",  # the machine is the function's alone
+            "AGENT_NETWORK": "tried",
             "AGENT_FOLDER": "/var/task/agent",
             "WORKSPACE_INSTRUCTIONS": json.dumps(deployment.workspace_instructions),
             "ASK_BEFORE": json.dumps(deployment.ask_before),
@@ -302,20 +321,26 @@ class Functions(Construct):
         self._roles[state] = role
         return log_group, role
 
-    def _into_the_network(self, vpc: str, *agents: aws_lambda.Function) -> None:
-        """RunClaude alone: the others run no strangers' code and need S3 only. By ids, so that nothing is looked up."""
-        group = self._deployment.security_group
+    def _network_of_the_account(self) -> Network | None:
+        """By ids, so that nothing is looked up."""
+        deployment, group = self._deployment, self._deployment.security_group
+        if deployment.vpc is None:
+            return None
         if group is None:
             nothing_in = "RunClaude: nothing in, and out whatever the routes let out"
-            made = aws_ec2.CfnSecurityGroup(self, "RunClaudeGroup", group_description=nothing_in, vpc_id=vpc)
+            made = aws_ec2.CfnSecurityGroup(self, "RunClaudeGroup", group_description=nothing_in, vpc_id=deployment.vpc)
             group = made.attr_group_id
-        network = aws_lambda.CfnFunction.VpcConfigProperty(
-            subnet_ids=list(self._deployment.subnets), security_group_ids=[group]
+        return Network(deployment.subnets, group)
+
+    def _into_the_network(self, network: Network, *agents: aws_lambda.Function) -> None:
+        """RunClaude alone: the others run no strangers' code and need S3 only."""
+        place = aws_lambda.CfnFunction.VpcConfigProperty(
+            subnet_ids=list(network.subnets), security_group_ids=[network.group]
         )
         for function in agents:
             resource = function.node.default_child
             assert isinstance(resource, aws_lambda.CfnFunction)
-            resource.vpc_config = network
+            resource.vpc_config = place
         for state in AGENTS:
             _allow_interfaces(self._roles[state])
 
@@ -396,24 +421,9 @@ def _let_tell(role: aws_iam.Role) -> None:
 
 
 def _allow_models(role: aws_iam.Role, models: tuple[str, ...]) -> None:
-    arns = [arn for model in models for arn in _model_arns(model)]
-    _allow(role, arns, "bedrock:InvokeModelWithResponseStream")
+    arns = [arn for model in models for arn in model_arns(model)]
+    _allow(role, arns, INVOKE)
     regions = "An inference profile chooses among regions, and needs its model, named in full, in each of them."
     for arn in arns:
         if ":*:" in arn:
             meant(role, {f"IAM5[Resource::{arn.replace(Aws.PARTITION, '<AWS::Partition>')}]": regions})
-
-
-def _model_arns(model: str) -> list[str]:
-    """A model, or an inference profile (`us.anthropic.…`), which needs the model in every region that it may choose."""
-    geography, dot, name = model.partition(".")
-    if geography == "anthropic" or not dot:
-        return [_bedrock_arn("foundation-model", model, region=Aws.REGION, account="")]
-    return [
-        _bedrock_arn("inference-profile", model, region=Aws.REGION, account=Aws.ACCOUNT_ID),
-        _bedrock_arn("foundation-model", name, region="*", account=""),
-    ]
-
-
-def _bedrock_arn(kind: str, name: str, *, region: str, account: str) -> str:
-    return f"arn:{Aws.PARTITION}:bedrock:{region}:{account}:{kind}/{name}"

@@ -1,7 +1,7 @@
 """The stack: bucket, secret, functions, machine, API, and what a user needs to know of them."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ from stacks.api import Api
 from stacks.deployment import AGENT, CDK_JSON, BadContext, Deployment
 from stacks.functions import Functions
 from stacks.machine import Machines
+from stacks.network import PrivateNetwork
+from stacks.outside import hosts
 from stacks.secret import ModelSecret
 from stacks.storage import Storage
 from stacks.warm_up import WarmUp
@@ -24,8 +26,15 @@ class ClaudeAgentWorkflow(Stack):
     """Everything that one deployment is. No physical names, so that several live side by side."""
 
     def __init__(
-        self, scope: Construct, construct_id: str, *, deployment: Deployment, env: Environment | None = None
+        self,
+        scope: Construct,
+        construct_id: str,
+        *,
+        deployment: Deployment,
+        outside: Sequence[str] = (),
+        env: Environment | None = None,
     ) -> None:
+        """`outside` are the hosts that a private network lets RunClaude reach."""
         super().__init__(scope, construct_id, env=env, description="Claude Agent Workflow: one POST runs Claude Code")
         arn = deployment.kms_key_arn
         key = aws_kms.Key.from_key_arn(self, "Key", arn) if arn else None
@@ -38,7 +47,13 @@ class ClaudeAgentWorkflow(Stack):
             key=key,
         )
         secret = ModelSecret(self, "ModelSecret", key=key)
-        functions = Functions(self, "Functions", deployment=deployment, storage=storage, secret=secret)
+        private = None
+        if deployment.network == "private":
+            made = PrivateNetwork(
+                self, "Network", deployment=deployment, storage=storage, secret=secret, outside=outside
+            )
+            private = made.network
+        functions = Functions(self, "Functions", deployment=deployment, storage=storage, secret=secret, private=private)
         clocks = Clocks(deployment.integration_timeout)
         legs = Legs(deployment.max_run_seconds)
         machines = Machines(self, "Machine", clocks=clocks, legs=legs, functions=functions.versions)
@@ -94,15 +109,16 @@ def application(outdir: str, context: Mapping[str, Any] | None = None) -> App:
     app = App(context=chosen, outdir=outdir)
     # The app's context adds what `cdk -c` says, but loses every null on its way through jsii.
     deployment = Deployment.read({**chosen, **app.node.get_all_context()})
-    check_agent(AGENT)
-    ClaudeAgentWorkflow(app, deployment.stack_name, deployment=deployment)
+    equipment = checked_agent(AGENT)
+    outside = hosts(deployment, equipment) if deployment.network == "private" else ()
+    ClaudeAgentWorkflow(app, deployment.stack_name, deployment=deployment, outside=outside)
     return app
 
 
-def check_agent(folder: Path) -> None:
-    """What RunClaude would stumble over when it is deployed. Raises `BadContext`."""
+def checked_agent(folder: Path) -> Equipment:
+    """What is in it, without what RunClaude would stumble over when it is deployed. Raises `BadContext`."""
     try:
-        Equipment.read(folder)
+        return Equipment.read(folder)
     except Unusable as wrong:
         raise BadContext(f"agent/: {wrong}") from None
     except OSError:

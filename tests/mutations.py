@@ -45,6 +45,172 @@ def _walls(file: str, *walls: tuple[Any, ...]) -> list[Wall]:
 
 WALLS = [
     *_walls(
+        "lambdas/agent/tunnel.py",
+        (
+            "one reading of a host's name",
+            "if not asked or not NAME.fullmatch(name):",
+            "if not asked:",
+            "test_egress.py::test_a_host_is_read_in_one_way",
+        ),
+        (
+            "one port",
+            "if asked[2] != str(self._port):",
+            "if False:",
+            "test_egress.py::test_a_tunnel_leads_to_one_port",
+        ),
+        (
+            "the list of hosts",
+            "if not self._egress.has(name):",
+            "if False:",
+            "test_egress.py::test_a_host_that_is_not_listed_is_refused_by_its_name",
+        ),
+        (
+            "every address of a name is looked at",
+            "if wrong := [each for each in found if not self._may_reach(each)]:",
+            "if wrong := [each for each in found[:1] if not self._may_reach(each)]:",
+            "test_egress.py::test_a_name_that_leads_inside_leads_nowhere",
+        ),
+        (
+            "what was looked at is connected to",
+            "for address in dict.fromkeys(found):",
+            "for address in self._resolve(name):",
+            "test_egress.py::test_a_name_that_leads_elsewhere_the_second_time_is_asked_once",
+        ),
+        (
+            "addresses that stand for others",
+            "return [address, *(each for each in held if each is not None)]",
+            "return [address]",
+            "test_egress.py::test_addresses_that_are_not_of_the_internet",
+        ),
+        (
+            "addresses that Python takes for global",
+            "and not any(address in each for each in NOT_PUBLIC)",
+            "",
+            "test_egress.py::test_addresses_that_are_not_of_the_internet",
+        ),
+        (
+            "TLS to the host that was asked for",
+            "if (said := hello.server_name(message).lower()) != name:",
+            "if not (said := hello.server_name(message).lower()):",
+            "test_egress.py::test_what_is_not_tls_to_that_host_does_not_pass",
+        ),
+    ),
+    *_walls(
+        "lambdas/agent/hello.py",
+        (
+            "a name that only the server can read",
+            "if any(kind in extensions for kind in ENCRYPTED):",
+            "if False:",
+            "test_egress.py::test_what_is_not_tls_to_that_host_does_not_pass",
+        ),
+        (
+            "the end of a first message",
+            "if not length or len(records) + 5 + length > HELLO_BYTES:",
+            "if not length:",
+            "test_egress.py::test_a_message_in_several_records_is_one",
+        ),
+    ),
+    *_walls(
+        "lambdas/agent/listener.py",
+        (
+            "the token of a tunnel",
+            "if not self.proxy.accepts_tunnel(self.headers):",
+            "if False:",
+            "test_egress.py::test_without_the_token_there_is_no_tunnel",
+        ),
+        (
+            "plain HTTP to others",
+            'if not self.path.startswith("/"):',
+            "if False:",
+            "test_egress.py::test_plain_http_goes_nowhere",
+        ),
+        (
+            "what a call makes the provider do",
+            "if call and (wrong := proxy.reach.refusal(call)):",
+            "if call and not call.free and (wrong := proxy.reach.refusal(call)):",
+            "test_reach.py::test_what_is_refused_reaches_no_provider",
+        ),
+        (
+            "what is refused is in the record",
+            "if status == HTTPStatus.FORBIDDEN:",
+            "if False:",
+            "test_reach.py::test_no_other_door_of_the_provider_is_there",
+        ),
+    ),
+    *_walls(
+        "lambdas/agent/reach.py",
+        (
+            "whose call it is",
+            "if not self.owns(call):",
+            "if False:",
+            "test_reach.py::test_a_call_of_no_conversation_or_another_is_refused",
+        ),
+        (
+            "the deployment's models, those instead of others too",
+            "for model in (call.model, *call.fallbacks):",
+            "for model in (call.model,):",
+            "test_reach.py::test_only_the_deployments_models_are_asked",
+        ),
+        (
+            "what the provider reaches",
+            "if call.reaches and not self.outward:",
+            "if False:",
+            "test_reach.py::test_what_makes_the_provider_reach_out_is_refused_by_name",
+        ),
+        (
+            "the provider's search without the tool",
+            "if call.searches and not (self.searches or self.outward):",
+            "if False:",
+            "test_reach.py::test_what_makes_the_provider_reach_out_is_refused_by_name",
+        ),
+    ),
+    *_walls(
+        "lambdas/agent/messages.py",
+        (
+            "tools that a message defines",
+            "elif A_TOOL.fullmatch(kind) and not AT_THE_CLIENT.fullmatch(kind):",
+            "elif False:",
+            "test_reach.py::test_what_makes_the_provider_reach_out_is_refused_by_name",
+        ),
+        (
+            "a tool's input is data",
+            'data = {"input_schema", *(["input"] if kind.endswith("tool_use") else [])}',
+            "data = set[str]()",
+            "test_reach.py::test_what_stays_in_a_call_passes",
+        ),
+    ),
+    *_walls(
+        "lambdas/agent/registries.py",
+        (
+            "a registry is read only",
+            'READS = re.compile(rf"(?:GET|HEAD) /{CHARS}")',
+            'READS = re.compile(rf"[A-Z]+ /{CHARS}")',
+            "test_registries.py::test_a_registry_is_read_and_nothing_else",
+            "test_registries.py::test_npm_publishes_nothing",
+        ),
+        (
+            "nothing is sent to a registry",
+            "headers=OF_READING,",
+            "headers=None,",
+            "test_registries.py::test_of_a_clients_headers_only_what_reading_needs_goes_on",
+        ),
+        (
+            "no body is sent to a registry",
+            "admits=_with_a_body,",
+            "",
+            "test_registries.py::test_a_registry_is_read_and_nothing_else",
+        ),
+    ),
+    *_walls(
+        "lambdas/agent/refusals.py",
+        (
+            "the bounds of what was refused",
+            "if kind not in self._counts and len(self._counts) >= REFUSALS - 1:",
+            "if False:",
+            "test_reach.py::test_what_was_refused_is_kept_in_bounds",
+        ),
+    ),
+    *_walls(
         "claude_workflow/console/guard.py",
         (
             "the console by another name",
@@ -462,7 +628,7 @@ WALLS = [
         ),
         (
             "the way to where a repository is now",
-            "self._localise(response, upstream)",
+            "self._localise(response, upstream, request.path)",
             "pass",
             "test_git.py::test_what_has_moved_is_found_by_way_of_the_proxy",
         ),
@@ -1139,9 +1305,27 @@ WALLS = [
         ),
         (
             "ports of the machine",
-            'ports = BIND_TCP | CONNECT_TCP if orders["sandbox"] and abi >= ABI_TCP else 0',
+            "ports = _closed_ports(orders) if abi >= ABI_TCP else 0",
             "ports = 0",
-            "test_hostile.py::test_services_on_the_machine_are_not_reached",
+            "test_network.py::test_in_a_shared_network_the_proxy_alone_is_reached",
+        ),
+        (
+            "a network of its own",
+            "        leave_the_network()\n        if",
+            "        if",
+            "test_network.py::test_nothing_is_reached_from_a_network_of_its_own",
+        ),
+        (
+            "no UDP in a shared network",
+            'of_ip = TCP if network == "shared" else TCP | UDP',
+            "of_ip = TCP | UDP",
+            "test_network.py::test_in_a_shared_network_the_proxy_alone_is_reached",
+        ),
+        (
+            "pairs of sockets that lead to each other alone",
+            'program += _only_for(number["socketpair"], _types(dict.fromkeys(CONNECTED, (0,))))',
+            "pass",
+            "test_network.py::test_nothing_is_reached_from_a_network_of_its_own",
         ),
         (
             "signals, and abstract sockets",
@@ -1158,25 +1342,25 @@ WALLS = [
         ),
         (
             "nobody listens",
-            'program += _only_for(number["listen"], _refuse(errno.EACCES))',
-            "pass",
-            "test_hostile.py::test_nobody_is_served_by_the_agent",
+            'program += _only_for(number["listen"], _refuse(errno.EACCES)) + _no_sharing',
+            "program += _no_sharing",
+            "test_network.py::test_nobody_is_served_by_the_agent_where_others_are",
         ),
         (
             "TCP and UDP only",
-            'program += _tcp_and_udp_only(number["socket"]) + _no_sharing',
-            "program += _no_sharing",
+            'program += _only_for(number["socket"], _argument(0) + _cases(families) + _refuse(errno.EAFNOSUPPORT))',
+            "pass",
             "test_hostile.py::test_tcp_and_udp_are_all_that_it_can_speak",
         ),
         (
             "no shared address",
             ' + _no_sharing(number["setsockopt"])',
             "",
-            "test_hostile.py::test_nobody_is_served_by_the_agent",
+            "test_network.py::test_nobody_is_served_by_the_agent_where_others_are",
         ),
         (
             "what the kernel would keep",
-            'for name in [*OUTLIVING, "io_uring_setup"] if strict else OUTLIVING:',
+            'for name in [*OUTLIVING, "io_uring_setup"] if families else OUTLIVING:',
             "for name in ():",
             "test_hostile.py::test_the_kernel_keeps_nothing_of_a_run",
         ),
@@ -1185,6 +1369,30 @@ WALLS = [
             "program += _only_on_itself(number[name], zeros)",
             "pass",
             "test_hostile.py::test_no_other_process_is_held_back",
+        ),
+    ),
+    *_walls(
+        "lambdas/run_claude.py",
+        (
+            "the agent's own network on AWS",
+            'return replace(settings, agent_network="own" if network.available() else "shared")',
+            'return replace(settings, agent_network="open")',
+            "test_network.py::test_on_aws_it_is_tried_and_on_one_machine_told",
+        ),
+    ),
+    *_walls(
+        "lambdas/agent/network.py",
+        (
+            "a listener is taken once",
+            "os.unlink(launch.HANDOFF, dir_fd=self._folder)\n                        self.close()",
+            "pass",
+            "test_network.py::test_a_listener_is_taken_once",
+        ),
+        (
+            "who hands a listener over",
+            "if user != os.geteuid():",
+            "if False:",
+            "test_network.py::test_another_user_hands_over_nothing",
         ),
     ),
     *_walls(
@@ -1915,9 +2123,114 @@ WALLS = [
         ),
         (
             "legs in the network",
-            "self._into_the_network(deployment.vpc, run, leg)",
-            "self._into_the_network(deployment.vpc, run)",
+            "self._into_the_network(network, run, leg)",
+            "self._into_the_network(network, run)",
             "test_stack.py::test_run_claude_alone_is_put_into_the_network",
+        ),
+    ),
+    *_walls(
+        "claude_workflow/cli/check/reach.py",
+        (
+            "a connection is no answer",
+            "end.sendall(GET)\n        return bool(end.recv(1))",
+            "end.sendall(GET)\n        return True",
+            "test_ways.py::test_a_way_is_open_where_something_comes_back",
+        ),
+    ),
+    *_walls(
+        "stacks/network.py",
+        (
+            "grants of this account's",
+            'ours = {"aws:ResourceAccount": Aws.ACCOUNT_ID, "aws:PrincipalAccount": Aws.ACCOUNT_ID}',
+            'ours = {"aws:ResourceAccount": Aws.ACCOUNT_ID}',
+            "test_private_network.py::test_the_bucket_is_reached_by_grants_and_no_other_bucket_is",
+        ),
+        (
+            "this bucket",
+            "(bucket.arn_for_objects(key) for key in",
+            '(f"arn:aws:s3:::*/{key}" for key in',
+            "test_private_network.py::test_the_bucket_is_reached_by_grants_and_no_other_bucket_is",
+        ),
+        (
+            "what is missing is missing",
+            '            _allowing(["s3:ListBucket"], [bucket.bucket_arn], ours),\n',
+            "",
+            "test_private_network.py::test_the_bucket_is_reached_by_grants_and_no_other_bucket_is",
+        ),
+        (
+            "this secret",
+            "[secret.secret.secret_arn], ours)",
+            '["*"], ours)',
+            "test_private_network.py::test_each_service_is_asked_what_a_run_asks",
+        ),
+        (
+            "no other name",
+            'action="BLOCK", block_response="NXDOMAIN"',
+            'action="ALERT"',
+            "test_private_network.py::test_no_other_name_is_answered",
+        ),
+        (
+            "TLS alone",
+            'from_port=443, to_port=443, description="TLS"',
+            'from_port=0, to_port=65535, description="TLS"',
+            "test_private_network.py::test_only_what_is_named_is_reached",
+        ),
+        (
+            "nobody else at the endpoints",
+            "source_security_group_id=self.network.group",
+            'cidr_ip="0.0.0.0/0"',
+            "test_private_network.py::test_nothing_comes_in",
+        ),
+    ),
+    *_walls(
+        "stacks/way_out.py",
+        (
+            "all else is dropped",
+            '["aws:drop_established", "aws:alert_established"]',
+            '["aws:alert_established"]',
+            "test_private_network.py::test_the_firewall_passes_tls_that_names_a_host_and_drops_all_else",
+        ),
+        (
+            "a whole name",
+            "f'content:\"{host}\"; startswith; endswith'",
+            "f'content:\"{host}\"; endswith'",
+            "test_private_network.py::test_the_firewall_passes_tls_that_names_a_host_and_drops_all_else",
+        ),
+        (
+            "at its own addresses",
+            'if host in ADDRESSES else "$EXTERNAL_NET"',
+            'if not host else "$EXTERNAL_NET"',
+            "test_private_network.py::test_the_firewall_passes_tls_that_names_a_host_and_drops_all_else",
+        ),
+        (
+            "no route to others",
+            "return ANYWHERE if ANYWHERE[0] in known else known",
+            "return ANYWHERE",
+            "test_private_network.py::test_only_what_is_named_is_reached",
+        ),
+        (
+            "through the firewall",
+            'self._route(f"Through{number + 1}", routes, cidr, vpc_endpoint_id=firewall)',
+            'self._route(f"Through{number + 1}", routes, cidr, nat_gateway_id=translation)',
+            "test_private_network.py::test_only_what_is_named_is_reached",
+        ),
+    ),
+    *_walls(
+        "stacks/outside.py",
+        (
+            "by TLS on 443",
+            'if parts.scheme != "https" or parts.port not in (None, 443) or not parts.hostname:',
+            "if not parts.hostname:",
+            "test_private_network.py::test_who_is_spoken_to_otherwise_cannot_be_let_out",
+        ),
+    ),
+    *_walls(
+        "stacks/deployment.py",
+        (
+            "closed is not open",
+            "if self.network and self.egress.open:",
+            "if False:",
+            "test_deployment.py::test_a_private_network_is_no_other_one",
         ),
     ),
     *_walls(
@@ -2089,9 +2402,9 @@ def copied() -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="mutations-") as folder:
         Path(folder).chmod(0o755)
         for name in filter(None, listed.stdout.decode().split("\0")):
-            if (ROOT / name).is_file():
+            if (ROOT / name).is_file() or (ROOT / name).is_symlink():  # `stacks/agent` leads to a folder
                 (Path(folder) / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy2(ROOT / name, Path(folder) / name)
+                shutil.copy2(ROOT / name, Path(folder) / name, follow_symlinks=False)
         yield Path(folder)
 
 

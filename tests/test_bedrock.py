@@ -26,6 +26,7 @@ from lambdas.agent.bedrock import bedrock
 from lambdas.agent.claude import Turn, converse
 from lambdas.agent.outcome import Outcome
 from lambdas.agent.proxy import Proxy
+from lambdas.agent.reach import Reach
 from lambdas.agent.scratch import Scratch
 from lambdas.errors import ModelOverloaded, ModelRateLimited, ModelRejected, ModelUnauthorized, WorkflowError
 from lambdas.run_claude import _upstreams
@@ -180,16 +181,21 @@ def run(prompt: str, scratch: Scratch, model: str | None = None) -> Outcome:
         "MAX_SESSION_FILES": "10",
         "SCRATCH": "unused",
         "SANDBOX": "none",
+        "AGENT_NETWORK": "shared",
         "AGENT_FOLDER": "/var/task/agent",
         "WORKSPACE_INSTRUCTIONS": "false",
         "ASK_BEFORE": "[]",
         "REPOSITORIES": "[]",
         "PROTECTED_BRANCHES": "[]",
+        "EGRESS": "[]",
+        "REGISTRIES": "{}",
+        "MODELS": "null",
         "GIT_IDENTITY": "{}",
         "PRICES": "{}",
     }
     turn = Turn(prompt, claude_session=str(uuid.uuid4()), resume=False, model=model)
-    with Proxy(_upstreams(AgentSettings.read(settings), str)) as proxy:
+    reach = Reach(outward=False, conversation=turn.claude_session)
+    with Proxy(_upstreams(AgentSettings.read(settings), str), reach=reach) as proxy:
         return asyncio.run(converse(turn, scratch, proxy, Kept(scratch), time.time() + 60))
 
 

@@ -3,6 +3,7 @@
 import json
 import re
 import uuid
+from collections import Counter
 from collections.abc import Iterator
 
 import pytest
@@ -12,10 +13,13 @@ from claude_workflow.cli.check.kit import Kit
 from claude_workflow.cli.check.row import BROKEN, HELD, NOT_ASKED, NotAsked, judged
 from claude_workflow.cli.check.rows import ROWS
 from lambdas.strict import Json
+from tests.conftest import Templates
 from tests.support.account import deployed
 from tests.support.commands import ROOT, Serve, command
 
 BY_NAME = {row.name: row for row in ROWS}
+REACHED = ("agent-network", "agent-tcp", "agent-udp", "agent-names", "agent-metadata", "agent-provider")
+"""Rows of what the agent reaches, which hold where nothing is reached."""
 
 
 @pytest.fixture(scope="module")
@@ -38,8 +42,13 @@ def test_every_row_has_an_outcome_on_one_machine(serve: Serve, checked: tuple[st
     expected = {row.name: (NOT_ASKED, row.here) if row.here else (HELD, "") for row in ROWS}
     if "is kept from your files" not in serve.said():
         outcomes.pop("agent-files"), expected.pop("agent-files")
+    if "a network of its own" not in serve.said():  # then they tell what they see
+        for name in REACHED:
+            outcomes.pop(name), expected.pop(name)
     assert outcomes == expected
-    assert re.search(r"^# The service on this machine: \d+ held, \d+ not asked$", printed, re.MULTILINE)
+    number = Counter(one["outcome"] for one in kept["rows"].values())
+    heading = ", ".join(f"{count} {outcome}" for outcome, count in number.most_common())
+    assert f"\n# The service on this machine: {heading}\n" in f"\n{printed}"
     assert all(f"| `{name}` | {outcome} |" in printed for name, (outcome, _) in outcomes.items())
 
 
@@ -75,6 +84,13 @@ ALTERED: list[tuple[str, Json, str]] = [
     ("agent-python3", {"programs": "python3: error while loading shared libraries: libpython3.13.so.1.0"}, "libpython"),
     ("agent-environ", {"environ": "1 AWS_SECRET_ACCESS_KEY="}, "AWS_SECRET_ACCESS_KEY"),
     ("s3-if-match-stale", {"status": 200}, "status is 200"),
+    ("agent-network", {"holds": "nothing"}, "holds is 'nothing'"),
+    ("agent-network", {"egress": "open"}, "egress is 'open'"),
+    ("agent-tcp", {"tcp 80": "open", "tcp 443": "open"}, "Open: tcp 80, tcp 443"),
+    ("agent-udp", {"udp 53": "open"}, "Open: udp 53"),
+    ("agent-names", {"name": "open"}, "Open: name"),
+    ("agent-metadata", {"metadata": "open"}, "Open: metadata"),
+    ("agent-provider", {"provider": "open"}, "Open: provider"),
 ]
 """What a stack may answer otherwise: the row, the facts, and what is told of them."""
 
@@ -85,9 +101,10 @@ def test_an_answer_that_is_not_as_expected_breaks_its_row(
 ) -> None:
     """A recorded answer, altered in one point."""
     kept = json.loads(json.dumps(checked[1]))
+    before = {other for other, (outcome, _) in again(kept).items() if outcome == BROKEN} - {name}
     kept["rows"][name]["raw"] |= facts
     broken = {name: why for name, (outcome, why) in again(kept).items() if outcome == BROKEN}
-    assert list(broken) == [name]
+    assert broken.keys() - before == {name}
     assert told in broken[name]
 
 
@@ -102,8 +119,8 @@ def test_grants_of_another_host_are_told() -> None:
 
 
 @pytest.fixture(scope="module")
-def kit(template: Json, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kit]:
-    with deployed(tmp_path_factory.mktemp("account"), template) as made:
+def kit(templates: Templates, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kit]:
+    with deployed(tmp_path_factory.mktemp("account"), templates(network="private")) as made:
         yield made
 
 
@@ -120,6 +137,13 @@ def expire(kit: Kit, days: int) -> None:
         for rule in kit.account.properties("S3::Bucket")["LifecycleConfiguration"]["Rules"]
     ]
     kit.bucket.s3.put_bucket_lifecycle_configuration(Bucket=kit.bucket.name, LifecycleConfiguration={"Rules": rules})
+
+
+def place(kit: Kit, state: str, *groups: str) -> None:
+    """A function in the network with these security groups, or in none; the engine puts none there by itself."""
+    subnets = [kit.account.id("EC2::Subnet", f"NetworkInside{number}") for number in (1, 2)] if groups else []
+    name, where = kit.account.id("Lambda::Function", state), {"SubnetIds": subnets, "SecurityGroupIds": list(groups)}
+    kit.client("lambda").update_function_configuration(FunctionName=name, VpcConfig=where)
 
 
 def log(kit: Kit, state: str, line: str) -> None:
@@ -167,6 +191,20 @@ def break_functions(kit: Kit) -> None:
     log(kit, "PersistSession", "[ERROR] Runtime.ImportModuleError: Permission denied: 'lambdas/persist_session.py'")
 
 
+def break_network(kit: Kit) -> None:
+    """Its security group lets everything out, a route leads into the internet, and RunClaude is not in it."""
+    ec2, an_id = kit.client("ec2"), kit.account.id
+    everything = {"IpProtocol": "-1", "IpRanges": [{"CidrIp": "0.0.0.0/0"}]}
+    group = an_id("EC2::SecurityGroup", "NetworkGroup")
+    ec2.authorize_security_group_egress(GroupId=group, IpPermissions=[everything])
+    gateway = ec2.create_internet_gateway()["InternetGateway"]["InternetGatewayId"]
+    ec2.attach_internet_gateway(InternetGatewayId=gateway, VpcId=an_id("EC2::VPC"))
+    table = an_id("EC2::RouteTable", "NetworkRoutes")
+    ec2.create_route(RouteTableId=table, DestinationCidrBlock="0.0.0.0/0", GatewayId=gateway)
+    for state in ("RunClaude", "RunLeg"):
+        place(kit, state)
+
+
 TOLD = {
     "rights-run-claude": "s3:GetObject of session-1.zip is 'allowed', not 'denied'",
     "rights-run-leg": "s3:GetObject of session-1.zip is 'allowed', not 'denied'",
@@ -182,6 +220,8 @@ TOLD = {
     "functions": "RunClaude: MemorySize is 256",
     "settings": "RecordFailure S3_BUCKET_NAME is 'another'",
     "secret": "ANTHROPIC_API_KEY is 'unset'",
+    "network-groups": "out is ['-1  0.0.0.0/0', 'tcp 443 0.0.0.0/0'], not ['tcp 443 0.0.0.0/0']; RunClaude is [], not ",
+    "network-routes": "is ['0.0.0.0/0 to igw'], not []",
     "retention": "None, not 30",
     "lifecycle": "old-runs is [3, 1, None], not [30, 1, None]",
     "log-errors": 'PersistSession is ["[ERROR] Runtime.ImportModuleError',
@@ -192,6 +232,8 @@ TOLD = {
 def test_a_broken_stack_is_told_what_is_broken(kit: Kit) -> None:
     """All of it at once: before, each row holds; afterwards each is broken, and names what was done."""
     expire(kit, 30)
+    for state in ("RunClaude", "RunLeg"):
+        place(kit, state, kit.account.id("EC2::SecurityGroup", "NetworkGroup"))
     rows = [row for row in ROWS if row.name in TOLD or row.name.startswith("rights-")]
     assert {one.row.name: one.why for one in asked(kit, rows) if one.outcome != HELD} == {}
     allow(kit, "RunClaude", "s3:GetObject")
@@ -199,7 +241,7 @@ def test_a_broken_stack_is_told_what_is_broken(kit: Kit) -> None:
     allow(kit, "Machine", "logs:*")
     allow(kit, "MachineLong", "states:StartExecution")
     expire(kit, 3)
-    for break_it in (break_gateway, break_machine, break_functions):
+    for break_it in (break_gateway, break_machine, break_functions, break_network):
         break_it(kit)
     told = {one.row.name: one.why for one in asked(kit, rows) if one.outcome == BROKEN}
     assert set(told) == set(TOLD)
@@ -217,7 +259,7 @@ def test_slow_starts_and_a_full_memory_are_told(kit: Kit) -> None:
         assert (found.outcome, "RunClaude" in found.why, "RestoreSession" in found.why) == (BROKEN, True, False)
 
 
-@pytest.mark.parametrize("name", ["vpc", "kms-key", "bedrock", "redeploy"])
+@pytest.mark.parametrize("name", ["vpc", "kms-key", "bedrock", "network-firewall", "redeploy"])
 def test_what_a_stack_has_not_is_not_asked(kit: Kit, name: str) -> None:
     """It is told why."""
     with pytest.raises(NotAsked, match=r"\.$"):

@@ -18,9 +18,11 @@ import pytest
 import urllib3
 
 from claude_workflow.cli.endpoint import Unusable
-from claude_workflow.cli.serve import _checked
+from claude_workflow.cli.serve import _checked, _is_open
+from claude_workflow.local.deploy import Deployed
+from claude_workflow.local.engine import Engine
 from claude_workflow.local.model import MARK
-from claude_workflow.local.service import Model
+from claude_workflow.local.service import Model, Service
 from tests.conftest import Templates
 from tests.support.commands import COMMAND, ENVIRONMENT, ROOT, Serve, assert_nothing_runs, at_terminal, command
 from tests.support.http_servers import Answering, listening
@@ -491,3 +493,12 @@ def test_demo_asks_twice_whatever_the_machine_offers_and_leaves_nothing_running(
     assert (state / "s3").is_dir()
     assert not (ROOT / state.name).exists()
     assert_nothing_runs(state)
+
+
+@pytest.mark.parametrize(("egress", "is_open"), [("open", True), ([], False), (["open.example"], False)])
+def test_an_open_network_is_said_at_the_start(egress: object, is_open: bool) -> None:
+    """By what RunClaude's function is told."""
+    function = {"Environment": {"Variables": {"EGRESS": json.dumps(egress)}}}
+    resource = {"Type": "AWS::Lambda::Function", "Properties": function}
+    deployed = Deployed({"Resources": {"FunctionsRunClaude0123ABCD": resource}}, {}, "", "", "")
+    assert _is_open(Service("", "", Engine("", 0, Path(), ""), deployed)) == is_open

@@ -34,6 +34,16 @@ def test_repositories_are_written_as_json() -> None:
     assert read.protected_branches == ()
 
 
+def test_what_goes_out_is_named() -> None:
+    """Hosts, everything by one word, registries by their addresses; on the command line, too."""
+    said = {"egress": '["pypi.org", "*.example.com"]', "registries": '{"pip": "https://pypi.org/simple/"}'}
+    read = Deployment.read(CONTEXT | said | {"models": '["claude-sonnet-5-5"]'})
+    assert (read.egress.hosts, read.registries) == (("pypi.org", "*.example.com"), {"pip": "https://pypi.org/simple"})
+    assert read.models == ("claude-sonnet-5-5",)
+    assert Deployment.read(CONTEXT | {"egress": "open"}).egress.open
+    assert not Deployment.read(CONTEXT).egress.open
+
+
 def test_a_network_is_named_by_ids() -> None:
     """An existing VPC and its subnets, as the CLI gives them; a subnet that is none stops with its name."""
     said = {"vpc": "vpc-0a1b2c3d", "subnets": '["subnet-0a1b2c3d"]', "security_group": "null", "kms_key_arn": "null"}
@@ -42,6 +52,14 @@ def test_a_network_is_named_by_ids() -> None:
     assert read.kms_key_arn is None
     with pytest.raises(BadContext, match="'private' is not one"):
         Deployment.read(CONTEXT | said | {"subnets": ["private"]})
+
+
+def test_a_private_network_is_no_other_one() -> None:
+    """Neither the account's, nor one that lets everything out."""
+    assert Deployment.read(CONTEXT | {"network": "private"}).network == "private"
+    for said in ({"vpc": "vpc-0a1b2c3d", "subnets": ["subnet-0a1b2c3d"]}, {"egress": "open"}):
+        with pytest.raises(BadContext, match='network "private"'):
+            Deployment.read(CONTEXT | said | {"network": "private"})
 
 
 def test_the_cdk_has_keys_of_its_own() -> None:
@@ -103,8 +121,23 @@ def test_ephemeral_storage_fits_the_session() -> None:
         ("protected_branches", "main", "main"),
         ("git_identity", {"name": "Claude"}, "name and email"),
         ("git_identity", {"name": "Claude <x>", "email": "a@b"}, "name and email"),
+        ("models", [], "at least one"),
+        ("models", ["claude-unheard-of"], "no price"),
+        ("egress", "closed", "closed"),
+        ("egress", {}, "a list of hosts"),
+        *(
+            ("egress", [name], "no host")
+            for name in ("*", "*.com", "https://a.example", "A.example", "127.0.0.1", "a.b.")
+        ),
+        ("egress", ["x" * 60 + ".example"] * 12, "more than 800 bytes"),
+        ("registries", {"gem": "https://rubygems.org"}, "none of pip"),
+        *(
+            ("registries", {"pip": url}, "needs an address")
+            for url in ("http://pypi.org", "https://u:p@pypi.org", "https://pypi.org?a", None)
+        ),
         ("kms_key_arn", "arn:aws:kms:eu-west-1:123456789012:alias/mine", "ARN of a KMS key"),
         ("kms_key_arn", "", "ARN of a KMS key"),
+        ("network", "public", "null or private"),
         ("vpc", "my-vpc", "id of a VPC"),
         ("vpc", "vpc-0a1b2c3d", "subnets must name at least one subnet"),
         ("subnets", ["subnet-0a1b2c3d"], "nothing without vpc"),

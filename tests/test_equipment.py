@@ -21,6 +21,7 @@ from lambdas.agent.outcome import Outcome
 from lambdas.agent.proxy import Proxy
 from lambdas.agent.sandbox import Sandbox
 from lambdas.agent.scratch import Scratch
+from lambdas.agent.tunnel import Tunnels
 from lambdas.agent.upstream import anthropic
 from lambdas.errors import ToolServerUnavailable
 from stacks.deployment import AGENT
@@ -42,7 +43,7 @@ def equipment(tmp_path: Path, tracker: Tracker) -> Equipment:
 def run(turn: Turn, scratch: Scratch, url: str, bearer: str = BEARER) -> Outcome:
     """Run a turn against the model at `url`, as RunClaude does."""
     lent = mcp.upstreams(turn.equipment, turn.allowed, lambda _: Secret(lambda: bearer))
-    with Proxy([anthropic(Secret(lambda: "sk-the-real-key"), url), *lent]) as proxy:
+    with Proxy([anthropic(Secret(lambda: "sk-the-real-key"), url), *lent], tunnels=Tunnels()) as proxy:
         return asyncio.run(converse(turn, scratch, proxy, Kept(scratch), time.time() + 60))
 
 

@@ -18,6 +18,7 @@ from lambdas.agent.environment import lent
 from lambdas.agent.git import FORGES, briefing, pull_requests, upstreams
 from lambdas.agent.proxy import Proxy
 from lambdas.agent.scratch import Scratch
+from lambdas.agent.tunnel import Tunnels
 from lambdas.errors import ModelUnauthorized
 from lambdas.repositories import Repositories
 from tests.support.git_host import TOKEN, GitHost, git_host
@@ -60,7 +61,7 @@ class Agent:
     def sh(self, command: str) -> subprocess.CompletedProcess[str]:
         """What a shell command came to."""
         built = lent(self.scratch, self.proxy, [("user.name", "Claude"), ("user.email", "c@example.com")])
-        launcher = self.scratch.launcher(Path("/bin/bash"), built, [self.proxy.port])
+        launcher = self.scratch.launcher(Path("/bin/bash"), built, self.proxy)
         return subprocess.run(
             [launcher, "-c", command], cwd=self.scratch.workspace, env={}, capture_output=True, text=True, timeout=120
         )
@@ -69,7 +70,8 @@ class Agent:
 @pytest.fixture
 def agent(host: GitHost, scratch: Scratch) -> Iterator[Agent]:
     """Behind a proxy of its own."""
-    with Proxy(upstreams(entries_of(host), lambda _: Secret(lambda: host.token), ["main", "release/*"])) as proxy:
+    found = upstreams(entries_of(host), lambda _: Secret(lambda: host.token), ["main", "release/*"])
+    with Proxy(found, tunnels=Tunnels()) as proxy:  # as in a run, whose variables lead to others by way of the proxy
         yield Agent(scratch, proxy)
 
 

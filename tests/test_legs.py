@@ -212,7 +212,8 @@ def test_a_call_of_bash_fits_between_gate_and_limit(played: Played) -> None:
 def test_a_gate_waits_for_what_is_under_way(legs: Legs, model: ScriptedModel) -> None:
     """A tool, a subagent, and a program of the agent's that asks the model itself: all go on to their ends."""
     asking = {"model": "claude-opus-5-5", "max_tokens": 9, "messages": [{"role": "user", "content": "hello"}]}
-    post = f"curl -s $ANTHROPIC_BASE_URL/v1/messages -H \"x-api-key: $ANTHROPIC_API_KEY\" -d '{json.dumps(asking)}'"
+    headers = f'-H "x-api-key: $ANTHROPIC_API_KEY" -H "x-claude-code-session-id: {legs.session}"'  # as Claude Code's
+    post = f"curl -s $ANTHROPIC_BASE_URL/v1/messages {headers} -d '{json.dumps(asking)}'"
     subagent = f"run {legs.until_gate}; sleep 0.5; {post} | grep -q end_turn && echo asked >> log\nrun echo sub >> log"
     wishes = {"description": "x", "subagent_type": "general-purpose", "prompt": subagent}
     legs.asks(f"tool Task {json.dumps(wishes)}\nrun echo main >> log\nsay Done.")

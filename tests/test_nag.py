@@ -16,8 +16,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "bedrock": {
         "provider": "bedrock",
         "bedrock_models": ["anthropic.claude-opus-5-v1:0", "eu.anthropic.claude-sonnet-5-v1:0"],
+        "network": "private",
     },
-    "iam": {"auth": "iam", "cloud_watch_role": True},
+    "iam": {"auth": "iam", "cloud_watch_role": True, "network": "private"},
     "none": {"auth": "none", "kms_key_arn": KEY, "vpc": "vpc-0a1b2c3d", "subnets": ["subnet-0a1b2c3d"]},
 }
 

@@ -1,6 +1,7 @@
 """A receipt is what was called and what that cost, or it is none."""
 
 import json
+from dataclasses import asdict
 from typing import Any
 
 import pytest
@@ -20,9 +21,14 @@ def dumped() -> Json:
     return read
 
 
+REFUSED = {"what": "CONNECT evil.example:443", "why": "not listed", "times": 2}
+
+
 def test_it_is_what_was_staged() -> None:
-    """What was cut may have cost more than it announced."""
-    receipt = Receipt.load(dumped())
+    """What was cut may have cost more than it announced. What was refused stands there; before, it did not."""
+    receipt = Receipt.load(dumped() | {"refused": [REFUSED]})
+    assert [asdict(each) for each in receipt.refused] == [REFUSED]
+    assert Receipt.load({name: value for name, value in dumped().items() if name != "refused"}).refused == ()
     assert (receipt.usd, receipt.differs) == (0.02002, True)
     assert receipt.most is not None
     assert receipt.most >= receipt.usd
@@ -69,6 +75,14 @@ def test_steps_of_other_models_are_on_it(step: Json, dollars: float) -> None:
         lambda data: data.update(calls=[7]),
         lambda data: data.update(calls=None),
         lambda data: data.update(format=2),
+        lambda data: data.update(refused=[7]),
+        lambda data: data.update(refused=None),
+        lambda data: data.update(refused=[REFUSED] * 51),
+        lambda data: data.update(refused=[REFUSED | {"times": 0}]),
+        lambda data: data.update(refused=[REFUSED | {"times": True}]),
+        lambda data: data.update(refused=[REFUSED | {"why": "x" * 201}]),
+        lambda data: data.update(refused=[REFUSED | {"what": 1}]),
+        lambda data: data.update(refused=[REFUSED | {"more": 1}]),
         lambda data: data.clear(),
     ],
 )

@@ -161,7 +161,7 @@ def cloned(
     """The step by itself."""
     wanted = Repository.of({"url": f"{host.url}/acme/site", **said})
     with Proxy(upstreams(entries_of(host), lambda _: Secret(lambda: host.token))) as proxy:
-        wanted.clone(scratch, lent(scratch, proxy), proxy.port, limits, time.time() + seconds, cancelled)
+        wanted.clone(scratch, lent(scratch, proxy), proxy, limits, time.time() + seconds, cancelled)
 
 
 def test_a_commit_a_tag_and_a_depth(host: GitHost, scratch: Scratch) -> None:
@@ -226,7 +226,7 @@ def test_a_token_that_nobody_set_is_not_the_hosts_failure(host: GitHost, scratch
 
     wanted = Repository(f"{host.url}/acme/site")
     with Proxy(upstreams(entries_of(host), lambda _: Secret(unset))) as proxy, pytest.raises(RepositoryRefused):
-        wanted.clone(scratch, lent(scratch, proxy), proxy.port, LIMITS, time.time() + 60, lambda: False)
+        wanted.clone(scratch, lent(scratch, proxy), proxy, LIMITS, time.time() + 60, lambda: False)
 
 
 @pytest.mark.parametrize("status", [429, 500, 503])

@@ -212,6 +212,15 @@ def test_a_repository_is_one_of_the_deployments() -> None:
         parsed({"prompt": "x", "repository": {"url": "https://github.com/other/site"}}, caps)
 
 
+def test_a_model_is_one_of_the_deployments() -> None:
+    """By its id; what Claude Code resolves itself is judged where it is called."""
+    caps = Caps(50, 2.0, None, models=("claude-sonnet-5-5", "claude-haiku-5-5"))
+    for model in ("claude-haiku-5-5", "opus", "claude-sonnet-5-5[1m]"):
+        assert parsed({"prompt": "x", "model": model}, caps).body["model"] == model
+    with pytest.raises(InvalidRequest, match="names claude-opus-5-5; this deployment has claude-sonnet-5-5, claude-h"):
+        parsed({"prompt": "x", "model": "claude-opus-5-5"}, caps)
+
+
 def test_tools_of_servers_are_narrowed_too() -> None:
     """A server's name means all of its tools, a tool's only itself."""
     caps = Caps(50, 2.0, ("mcp__tracker", "mcp__my-clock__now"))

@@ -12,7 +12,18 @@ ROOT = Path(__file__).resolve().parent.parent
 NETWORK = ("botocore", "boto3", "urllib3", "http", "socket", "ssl", "urllib", "requests")
 
 ORDER = (
-    *("errors", "strict", "pricing", "repositories", "settings", "output_schema", "materials", "receipt", "request"),
+    *(
+        "errors",
+        "strict",
+        "pricing",
+        "repositories",
+        "egress",
+        "settings",
+        "output_schema",
+        "materials",
+        "receipt",
+        "request",
+    ),
     "contract",
     "next_step",
 )

@@ -6,6 +6,7 @@ import re
 import signal
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,10 @@ from lambdas.bucket.listing import UNFINISHED, since
 from lambdas.bucket.record import WHOLE
 from lambdas.contract import Claim
 from lambdas.errors import AgentCrashed, RunCancelled
+from lambdas.receipt import Refusal
 from lambdas.strict import Json
 from tests.support.commands import Serve, at_terminal, command, plain
+from tests.support.metered import receipt_of
 from tests.support.past_runs import Past, past
 from tests.support.played_workflow import Fuse
 from tests.support.waiting import eventually
@@ -300,7 +303,9 @@ def hopeless(history: Past) -> str:
         f"Nobody answers at {LINK} any more, the connection was refused, and then again when it was tried once more."
     )
     fails = AgentCrashed(cost_usd=0.5, detail=detail)
-    return history.play("failed", execution=done["executionArn"], fails=fails, after="checkpoint")
+    refused = Refusal("CONNECT evil.example:443", "evil.example is not listed\x1b[2J", 3)
+    receipt = replace(receipt_of(0.5), refused=(refused,))
+    return history.play("failed", execution=done["executionArn"], fails=fails, after="checkpoint", receipt=receipt)
 
 
 SHOW_NARROW = """\
@@ -317,6 +322,7 @@ A replay would go on with the conversation where its checkpoint stands.
   claude-workflow replay RUN --state DIR
 Staged in ATTEMPT: checkpoint.zip (N bytes), started (0 bytes)
 Receipt of ATTEMPT: 1 call of claude-opus-5-5, $0.5000
+  refused 3 times: CONNECT evil.example:443: evil.example is not listed�[2J
 
 Execution hopeless  TIME UTC
   Which            at T s  took T s  =

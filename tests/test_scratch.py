@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import signal
+import stat
 import subprocess
 import sys
 import tempfile
@@ -223,6 +224,22 @@ def test_launcher_gives_exactly_the_environment_and_the_arguments(
     seen, arguments = json.loads(said)
     seen.pop("LC_CTYPE", None)  # Python's own doing
     assert (seen, arguments) == (wanted, ["--flag", "x y"])
+
+
+def test_what_the_agents_home_is_furnished_with_is_its_own(tmp_path: Path) -> None:
+    """Folders on the way too, since its programs keep more beside; and nobody else reads the token in it."""
+    uid = os.getuid() or 12345
+    with Scratch(tmp_path / "session-1", Sandbox(uid=uid)) as scratch:
+        scratch.furnish({".npmrc": "a", ".cargo/config.toml": "b"})
+        found = {path.name: path.stat() for path in scratch.home.rglob("*")}
+    assert {name: each.st_uid for name, each in found.items()} == dict.fromkeys(
+        (".npmrc", ".cargo", "config.toml"), uid
+    )
+    assert {name: stat.S_IMODE(found[name].st_mode) for name in (".npmrc", "config.toml", ".cargo")} == {
+        ".npmrc": 0o600,
+        "config.toml": 0o600,
+        ".cargo": 0o700,
+    }
 
 
 def test_environment_is_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -215,6 +215,14 @@ def test_an_answer_leads_to_its_receipt(client: Client) -> None:
     assert receipt.usd == pytest.approx(answer["cost_usd"])
 
 
+def test_the_agent_has_the_network_that_is_told_of(client: Client) -> None:
+    """Its own where the service found that it can have one, and else this machine's."""
+    answer = client.ask("run readlink /proc/self/ns/net > network")
+    network = client.archive(answer).read("workspace/network").decode().strip()
+    assert network.startswith("net:[")
+    assert (network != str(Path("/proc/self/ns/net").readlink())) == (client.service.network == "own")
+
+
 def test_a_caller_whose_day_is_spent_is_told_when_it_is_free_again(client: Client) -> None:
     """What the day's runs have cost before is more than this request would allow."""
     client.ask("Hello")
@@ -422,7 +430,7 @@ def test_long_runs_go_on_when_their_service_does(model: ScriptedModel, state: Pa
     }
 
     def asked(name: str) -> int:
-        return sum(request.conversation.prompts[-1] == prompts[name] for request in model.requests)
+        return sum(request.conversation.prompts[-1] == prompts[name] for request in list(model.requests))
 
     def checkpointed(client: Client, run: Json) -> bool:
         return any(key.endswith("checkpoint.zip") for key in client.keys(f"runs/{run['run_id']}/"))

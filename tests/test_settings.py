@@ -29,6 +29,7 @@ RESTORE = {
     "STRICT": "false",
     "PRICES": "{}",
     "REPOSITORIES": '[{"host": "github.com", "match": ["acme/*"], "access": "push", "secret": "GIT_TOKEN"}]',
+    "MODELS": "null",
 }
 COMMIT = {
     "S3_BUCKET_NAME": "sessions",
@@ -44,6 +45,7 @@ AGENT = {
     "MAX_SESSION_FILES": "10",
     "SCRATCH": "/tmp/claude-agent",
     "SANDBOX": "none",
+    "AGENT_NETWORK": "shared",
     "AGENT_FOLDER": "/var/task/agent",
     "WORKSPACE_INSTRUCTIONS": "false",
     "ASK_BEFORE": "[]",
@@ -51,6 +53,9 @@ AGENT = {
     "REPOSITORIES": RESTORE["REPOSITORIES"],
     "PROTECTED_BRANCHES": '["main"]',
     "GIT_IDENTITY": '{"name": "Claude", "email": "claude@acme.example"}',
+    "EGRESS": '["pypi.org"]',
+    "REGISTRIES": "{}",
+    "MODELS": "null",
 }
 
 
@@ -157,8 +162,19 @@ def test_the_providers() -> None:
         AgentSettings.read(AGENT | {"MODEL_PROVIDER": "vertex"})
 
 
-@pytest.mark.parametrize(("name", "value"), [("PROTECTED_BRANCHES", '"main"'), ("GIT_IDENTITY", '{"name": 1}')])
-def test_a_malformed_setting_of_git_stops_with_its_name(name: str, value: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("PROTECTED_BRANCHES", '"main"'),
+        ("GIT_IDENTITY", '{"name": 1}'),
+        ("AGENT_NETWORK", "none"),
+        ("EGRESS", '"all"'),
+        ("EGRESS", '["https://pypi.org"]'),
+        ("REGISTRIES", '{"pip": "pypi.org"}'),
+        ("MODELS", '"claude-x"'),
+    ],
+)
+def test_a_malformed_setting_of_the_agents_stops_with_its_name(name: str, value: str) -> None:
     """As any other."""
     with pytest.raises(MissingSetting, match=name):
         AgentSettings.read(AGENT | {name: value})

@@ -459,6 +459,7 @@ def otherwise(templates: Templates) -> Template:
         cloud_watch_role=True, callers={"web-app": [1, 2], "nightly": [4]},
         vpc="vpc-0a1b2c3d", subnets=["subnet-0a1b2c3d"], security_group="sg-0a1b2c3d",
         repositories=[REPOSITORY], protected_branches=["trunk"], git_identity={"name": "C", "email": "c@d"},
+        egress=["pypi.org"], registries={"pip": "https://pypi.org/simple"}, models=["claude-sonnet-5-5"],
     )  # fmt: skip
 
 
@@ -502,7 +503,7 @@ def test_functions_find_their_settings(template: Template) -> None:
         else:
             settings = RestoreSettings.read(texts)
             assert (settings.clocks, settings.legs) == (Clocks(29), Legs(3600))
-            assert texts.keys() == restore | {"PRICES", "REPOSITORIES"}
+            assert texts.keys() == restore | {"PRICES", "REPOSITORIES", "MODELS"}
     assert (agent.max_session_bytes, agent.max_session_files) == (commit.max_session_bytes, commit.max_session_files)
 
 
@@ -513,6 +514,14 @@ def test_repositories_reach_the_functions_as_they_are_set(otherwise: Template) -
     for agent in AGENTS:
         assert json.loads(texts[agent]["PROTECTED_BRANCHES"]) == ["trunk"]
         assert json.loads(texts[agent]["GIT_IDENTITY"]) == {"name": "C", "email": "c@d"}
+
+
+def test_what_goes_out_reaches_the_functions_as_it_is_set(otherwise: Template) -> None:
+    """RestoreSession, which refuses another model, and those whose proxies let through what is named."""
+    assert json.loads(_environment(otherwise, "RestoreSession")["MODELS"]) == ["claude-sonnet-5-5"]
+    for agent in AGENTS:
+        named = (json.loads(_environment(otherwise, agent)[name]) for name in ("EGRESS", "REGISTRIES", "MODELS"))
+        assert list(named) == [["pypi.org"], {"pip": "https://pypi.org/simple"}, ["claude-sonnet-5-5"]]
 
 
 def _environment(template: Template, function: str) -> dict[str, Any]:

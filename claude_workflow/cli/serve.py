@@ -32,6 +32,7 @@ from claude_workflow.local.engine import EngineFailed
 from claude_workflow.local.gateway import Served
 from claude_workflow.local.model import ScriptedModel
 from claude_workflow.local.service import Model, Service
+from lambdas import egress
 from lambdas.agent import equipment
 from lambdas.errors import StorageUnavailable
 
@@ -200,6 +201,10 @@ def run(state: Path, host: str, port: int, unsandboxed: bool, quiet: bool, leave
         running, name = served
         try:
             console.print(f"Answering: {name}\nThe agent {kept_in(running)}.", soft_wrap=True)
+            if _is_open(running):
+                console.print(OPEN, style="yellow", soft_wrap=True)
+            elif running.sandbox:
+                console.print(sandbox.reach(running.network), soft_wrap=True)
             if not _is_loopback(host):
                 console.print(BEYOND, style="yellow", soft_wrap=True)
             console.print(f"Sessions are kept in {state}. Ctrl-C ends the service.\n", soft_wrap=True)
@@ -220,6 +225,13 @@ BEYOND = (
     "Others in your network can reach the service, by plain HTTP: key, prompts and answers can be read on the way. Put "
     "a proxy with TLS before it. The links in answers (session_url) open on this machine alone."
 )
+
+
+OPEN = "The setting egress is open: what the model runs reaches whatever this machine does (docs/egress.md)."
+
+
+def _is_open(running: Service) -> bool:
+    return bool(json.loads(running.deployed.environment("RunClaude")["EGRESS"]) == egress.OPEN)
 
 
 def _is_loopback(host: str) -> bool:

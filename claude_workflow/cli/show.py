@@ -137,6 +137,9 @@ class _Screen:
         said = f"; Claude Code itself says {dollars(receipt.claude_code_usd)}" if receipt.differs else ""
         calls = f"{len(receipt.calls)} call{'' if len(receipt.calls) == 1 else 's'}"
         self._say(f"Receipt of {attempt}: {calls} of {models}, {dollars(receipt.usd)}{said}")
+        for each in receipt.refused:
+            times = f" {each.times} times" if each.times > 1 else ""
+            self._say(f"  refused{times}: {line(each.what, 100)}: {line(each.why, 200)}", "yellow")
         for call in receipt.calls if self._verbose else ():
             answer = f"{call.status or 'no answer'}, {call.end}"
             name = line(str(call.request_id), 100)

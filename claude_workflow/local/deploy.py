@@ -305,7 +305,7 @@ def _fitted(resource: Mapping[str, Any], kept: set[str], settings: Mapping[str, 
 def _function(properties: Mapping[str, Any], settings: Mapping[str, str]) -> dict[str, Any]:
     variables = properties.get("Environment", {}).get("Variables", {})
     replaced = {name: settings.get(name, value) for name, value in variables.items()}
-    left_out = ("PackageType", "ImageConfig", "Architectures")
+    left_out = ("PackageType", "ImageConfig", "Architectures", "VpcConfig")
     return {name: value for name, value in properties.items() if name not in left_out} | {
         "Runtime": "provided.al2023",
         "Handler": _handler(properties),

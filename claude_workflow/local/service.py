@@ -43,6 +43,8 @@ class Service:
     deployed: Deployed
     sandbox: str | None = None
     """What keeps the agent from the user's files, of `settings.SANDBOXES`; None: nothing, it runs as the user."""
+    network: str = "open"
+    """What network the agent can have here, of `settings.NETWORKS`."""
     keys: Mapping[str, str] = field(default_factory=dict)
     """All API keys, by caller and generation, such as `default-1`."""
     lost: Sequence[Lost] = ()
@@ -86,10 +88,12 @@ def running(
     say("Starting the engine …")
     with sweep.sweeping(sandbox.scratch()), engine.running(state) as started:
         holding = None if unsandboxed else sandbox.holding(state)
+        network = sandbox.network(holding) if holding else "open"
         settings = {
             "ANTHROPIC_BASE_URL": model.url,
             "SCRATCH": str(sandbox.scratch()),
             "SANDBOX": holding or "none",
+            "AGENT_NETWORK": network,
             "AGENT_FOLDER": str(agent),
         }
         secret = _secret(template, model, Equipment.read(agent))
@@ -105,4 +109,4 @@ def running(
             described, started.url, keys, root=started.root, host=host, port=port, log=log, watch=watch
         ) as base:
             named = {callers[ids]: value for ids, value in values.items()}
-            yield Service(base + PATH, key, started, deployed, holding, named, found)
+            yield Service(base + PATH, key, started, deployed, holding, network, named, found)

@@ -28,13 +28,10 @@ from botocore.exceptions import BotoCoreError
 
 from lambdas.agent.credential import Credential
 from lambdas.agent.messages import Call, Reader, chunks
-from lambdas.agent.upstream import MODEL, Sent, Upstream
+from lambdas.agent.upstream import MODEL, Sent, Upstream, led_to
 from lambdas.errors import ModelUnauthorized
 
 STREAMING = re.compile(r"POST /model/(?:[A-Za-z0-9._:-]|%3[Aa])+/invoke-with-response-stream")
-
-ALIASES = ("OPUS", "SONNET", "HAIKU", "FABLE")
-"""The model names of CLI 2.1.332 that stand for the newest of a kind; subagents and small errands go by them."""
 
 
 def bedrock(model: str) -> Upstream:
@@ -53,8 +50,7 @@ def bedrock(model: str) -> Upstream:
             "ANTHROPIC_BEDROCK_BASE_URL": "{url}",
             "AWS_BEARER_TOKEN_BEDROCK": "{token}",
             "AWS_REGION": service.region_name,
-            "ANTHROPIC_MODEL": model,
-            **{f"ANTHROPIC_DEFAULT_{alias}_MODEL": model for alias in ALIASES},
+            **led_to([model]),
         },
         call=_invocation,
         reader=_chunks,

@@ -400,7 +400,7 @@ def _options(turn: Turn, scratch: Scratch, proxy: Proxy, stderr: Callable[[str],
     if turn.workspace_instructions:
         built["CLAUDE_CODE_ADDITIONAL_DIRECTORIES_CLAUDE_MD"] = "1"
     return ClaudeAgentOptions(
-        cli_path=scratch.launcher(CLI, built, [proxy.port], read=[folder] if folder else []),
+        cli_path=scratch.launcher(CLI, built, proxy, read=[folder] if folder else []),
         cwd=scratch.workspace,
         session_id=None if turn.resume else only_uuid(turn.claude_session),
         resume=only_uuid(turn.claude_session) if turn.resume else None,

@@ -13,10 +13,15 @@ user beyond the run: keys, System V objects, message queues.
 Nor does Landlock know chmod and utime, which are open to who has the user's own id. Where a user may have a **mount
 namespace**, all the file system but the run's own directories is read-only in it.
 
+Where a process may have a **network namespace**, the agent's has nothing but loopback, where it may do what it likes:
+the proxy is all that is there beside it. It listens on a socket that is opened in there, and handed out to it
+(`network`). Elsewhere Landlock and the filter leave the proxy's port, and no UDP.
+
 Numbers are from Linux' uapi headers: landlock.h, seccomp.h, bpf_common.h, audit.h, unistd.h, sched.h, mount.h,
-capability.h.
+capability.h, sockios.h, if.h.
 """
 
+import _socket  # what `socket` would add to it costs 10 ms
 import ctypes
 import errno
 import os
@@ -48,16 +53,26 @@ OF_FILES = EXECUTE | WRITE_FILE | READ_FILE | TRUNCATE | IOCTL_DEV
 BIND_TCP, CONNECT_TCP = 1, 2
 ABSTRACT_SOCKETS_AND_SIGNALS = 3
 
-CLONE_NEWNS, CLONE_NEWUSER = 0x00020000, 0x10000000
+CLONE_NEWNS, CLONE_NEWUSER, CLONE_NEWNET = 0x00020000, 0x10000000, 0x40000000
 MS_BIND, MS_REC, MS_PRIVATE = 1 << 12, 1 << 14, 1 << 18
 MOUNT_SETATTR = 442
 AT_FDCWD, AT_RECURSIVE = -100, 0x8000
 CAPABILITY_VERSION = 0x20080522
 MOUNT_ATTR_RDONLY = 1
 
+SIOCSIFFLAGS = 0x8914
+IFF_UP, IFF_RUNNING = 1, 1 << 6
+BACKLOG = 64
+"""How many connections wait for the proxy to take them."""
+HANDOFF = "handoff"
+"""The name of the Unix socket where the proxy takes its listener."""
+TAKEN = b"."
+"""What it answers when it has it, and nobody else can hand it one there any more."""
+
 AUDIT = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 CALLS = {
     "socket": (41, 198),
+    "socketpair": (53, 199),
     "listen": (50, 201),
     "setsockopt": (54, 208),
     "sendto": (44, 206),
@@ -97,18 +112,20 @@ ON_OTHERS = {"prlimit64": (0,), "setpriority": (0, 1), "ioprio_set": (0,)} | {
 """Calls that set limits and priorities of any process of the same user, and so the handler's for as long as it lives;
 with the arguments that have to be 0, which means the caller itself."""
 
-AF_INET, AF_INET6, AF_NETLINK = 2, 10, 16
-SOCK_STREAM, SOCK_DGRAM, SOCK_RAW = 1, 2, 3
+AF_UNIX, AF_INET, AF_INET6, AF_NETLINK = 1, 2, 10, 16
+SOCK_STREAM, SOCK_DGRAM, SOCK_RAW, SOCK_SEQPACKET = 1, 2, 3, 5
 SOCK_FLAGS = 0o2004000
 """SOCK_CLOEXEC and SOCK_NONBLOCK, which go with any type."""
 IPPROTO_TCP, IPPROTO_UDP, NETLINK_ROUTE = 6, 17, 0
-SOCKETS: dict[int, dict[int, tuple[int, ...]]] = {
-    AF_INET: {SOCK_STREAM: (0, IPPROTO_TCP), SOCK_DGRAM: (0, IPPROTO_UDP)},
-    AF_INET6: {SOCK_STREAM: (0, IPPROTO_TCP), SOCK_DGRAM: (0, IPPROTO_UDP)},
-    AF_NETLINK: {SOCK_RAW: (NETLINK_ROUTE,), SOCK_DGRAM: (NETLINK_ROUTE,)},
-}
-"""What a strict filter leaves: protocols by family and type. getaddrinfo(3) asks for the machine's addresses by
-netlink."""
+Protocols = dict[int, tuple[int, ...]]
+"""By the types of sockets."""
+TCP: Protocols = {SOCK_STREAM: (0, IPPROTO_TCP)}
+UDP: Protocols = {SOCK_DGRAM: (0, IPPROTO_UDP)}
+ROUTE: Protocols = {SOCK_RAW: (NETLINK_ROUTE,), SOCK_DGRAM: (NETLINK_ROUTE,)}
+"""getaddrinfo(3) asks for the machine's addresses by netlink."""
+UNIX: Protocols = dict.fromkeys((SOCK_STREAM, SOCK_DGRAM, SOCK_SEQPACKET), (0,))
+CONNECTED = (SOCK_STREAM, SOCK_SEQPACKET)
+"""Pairs of Unix sockets that lead to each other alone. From one for datagrams they can be sent anywhere."""
 SOL_SOCKET, SO_REUSEADDR, SO_REUSEPORT = 1, 2, 15
 MSG_FASTOPEN = 0x20000000
 X32 = 0x40000000
@@ -124,6 +141,10 @@ def main(orders: "Orders", instead: "Callable[[str], None] | None" = None) -> No
     if os.getpgrp() != os.getpid():
         os.setsid()  # what is in this session and its process groups is the run's, and can be killed at once
     _limit(orders)
+    if orders["network"] == "own":
+        leave_the_network()
+        if orders["handoff"]:
+            _listen_for_the_proxy(orders["ports"][-1], orders["handoff"])
     if orders["sandbox"] == "readonly":
         _close_the_rest(orders["write"])
     rules = _rules(orders) if sys.platform == "linux" else None
@@ -132,7 +153,7 @@ def main(orders: "Orders", instead: "Callable[[str], None] | None" = None) -> No
         os.setresgid(*[orders["uid"]] * 3) if hasattr(os, "setresgid") else os.setgid(orders["uid"])
         os.setresuid(*[orders["uid"]] * 3) if hasattr(os, "setresuid") else os.setuid(orders["uid"])
     if sys.platform == "linux":
-        _restrict(rules, strict=orders["sandbox"] is not None or orders["uid"] is not None)
+        _restrict(rules, orders)
     if instead and orders["sandbox"] not in ("bubblewrap", "seatbelt"):
         if sys.platform == "linux":
             _call("capset", None, struct.pack("=Ii", CAPABILITY_VERSION, 0), bytes(24))  # an exec would take them
@@ -145,18 +166,49 @@ def main(orders: "Orders", instead: "Callable[[str], None] | None" = None) -> No
     os.execve(command[0], command, orders["environment"])  # with a path: looking for one imports what is closed by now
 
 
-def _close_the_rest(write: list[str]) -> None:
-    """A user namespace in which the user is itself, for a mount namespace where all but `write` is read-only.
+def leave_the_network() -> None:
+    """A network namespace of its own, with loopback and nothing else. Raises OSError where there is none to be had."""
+    _unshare(CLONE_NEWNET)
+    any_socket = _socket.socket(_socket.AF_INET, _socket.SOCK_DGRAM)
+    up = struct.pack("16sH22x", b"lo", IFF_UP | IFF_RUNNING)
+    _call("ioctl", None, any_socket.fileno(), ctypes.c_ulong(SIOCSIFFLAGS), up)
+    any_socket.close()
 
-    Devices and pipes can be written to all the same. The rights that come with the namespace end with the exec, since
-    the user is not root there.
-    """
+
+def _listen_for_the_proxy(port: int, handoff: str) -> None:
+    """Open a listener, and return when the proxy has it. The SDK leaves this process no descriptor that it could pass
+    it by, so it goes by a Unix socket with a name, in the directory `handoff`."""
+    listener = _socket.socket(_socket.AF_INET, _socket.SOCK_STREAM)
+    listener.bind(("127.0.0.1", port))
+    listener.listen(BACKLOG)
+    folder = os.open(handoff, os.O_PATH | os.O_DIRECTORY)  # an address of such a socket has room for 107 bytes
+    line = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
+    line.connect(f"/proc/self/fd/{folder}/{HANDOFF}")
+    line.sendmsg([TAKEN], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, struct.pack("i", listener.fileno()))])
+    if line.recv(1) != TAKEN:
+        raise OSError(errno.ECONNREFUSED, "the proxy takes no listener")
+    line.close()
+    os.close(folder)
+    listener.close()
+
+
+def _unshare(namespaces: int) -> None:
+    """Namespaces of its own; for who is not root, in a user namespace in which the user is itself. The rights that come
+    with that end with the exec, since the user is not root there."""
     uid, gid = os.geteuid(), os.getegid()
-    _call("unshare", None, CLONE_NEWUSER | CLONE_NEWNS)
+    if uid == 0:
+        _call("unshare", None, namespaces)
+        return
+    _call("unshare", None, CLONE_NEWUSER | namespaces)
     for name, text in (("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1")):
         opened = os.open(f"/proc/self/{name}", os.O_WRONLY)
         os.write(opened, text.encode())
         os.close(opened)
+
+
+def _close_the_rest(write: list[str]) -> None:
+    """A mount namespace where all but `write` is read-only. Devices and pipes can be written to all the same."""
+    _unshare(CLONE_NEWNS)
     _mount(None, "/", MS_REC | MS_PRIVATE)  # what is mounted later stays outside
     for path in write:
         _mount(path, path, MS_BIND)
@@ -226,7 +278,7 @@ def _rules(orders: "Orders") -> int | None:
         if abi < ABI_TRUNCATE:
             raise OSError(errno.EOPNOTSUPP, f"Landlock is of version {abi}, below {ABI_TRUNCATE}")
         files = CHANGE | (IOCTL_DEV if abi >= ABI_IOCTL else 0)
-    ports = BIND_TCP | CONNECT_TCP if orders["sandbox"] and abi >= ABI_TCP else 0
+    ports = _closed_ports(orders) if abi >= ABI_TCP else 0
     scoped = ABSTRACT_SOCKETS_AND_SIGNALS if abi >= ABI_SCOPE else 0
     if not (files or ports or scoped):
         return None
@@ -240,6 +292,15 @@ def _rules(orders: "Orders") -> int | None:
     return rules
 
 
+def _closed_ports(orders: "Orders") -> int:
+    """What may be done with the ports of the orders alone. With a network of its own there is nothing else."""
+    if orders["network"] == "own":
+        return 0
+    if orders["sandbox"]:
+        return BIND_TCP | CONNECT_TCP
+    return CONNECT_TCP if orders["network"] == "shared" else 0
+
+
 def _allow_path(rules: int, path: str, access: int) -> None:
     try:
         opened = os.open(path, os.O_PATH | os.O_CLOEXEC)
@@ -251,8 +312,9 @@ def _allow_path(rules: int, path: str, access: int) -> None:
     os.close(opened)
 
 
-def _restrict(rules: int | None, strict: bool) -> None:
+def _restrict(rules: int | None, orders: "Orders") -> None:
     """From here on for good, for this process and all that it starts."""
+    strict = orders["sandbox"] is not None or orders["uid"] is not None
     _call("prctl", None, PR_SET_NO_NEW_PRIVS, *map(ctypes.c_ulong, (1, 0, 0, 0)))
     if rules is not None:
         _call("landlock_restrict_self", RESTRICT_SELF, rules, 0)
@@ -261,22 +323,27 @@ def _restrict(rules: int | None, strict: bool) -> None:
     if strict and machine not in AUDIT:
         raise OSError(errno.ENOSYS, f"no filter of system calls is known for {machine}")
     if strict or (machine in AUDIT and _libc().prctl(PR_GET_SECCOMP) >= 0):
-        _filter(machine, strict)
+        _filter(machine, strict, orders["network"])
 
 
-def _filter(machine: str, strict: bool) -> None:
+def _filter(machine: str, strict: bool, network: str) -> None:
     """Refuses system calls; `strict`: also those that lead to others on the machine."""
+    families = _families(strict, network)
     column = list(AUDIT).index(machine)
     number = {name: numbers[column] for name, numbers in CALLS.items()}
     program = _step(LOAD, ARCHITECTURE) + _step(EQUAL, AUDIT[machine], 1, 0) + _refuse(errno.EPERM)
     program += _step(LOAD, CALL) + _step(AT_LEAST, X32, 0, 1) + _refuse(errno.ENOSYS)
-    for name in [*OUTLIVING, "io_uring_setup"] if strict else OUTLIVING:
+    for name in [*OUTLIVING, "io_uring_setup"] if families else OUTLIVING:
         program += _step(EQUAL, number[name], 0, 1) + _refuse(errno.ENOSYS)
     for name, zeros in ON_OTHERS.items():
         program += _only_on_itself(number[name], zeros)
+    if families:
+        program += _only_for(number["socket"], _argument(0) + _cases(families) + _refuse(errno.EAFNOSUPPORT))
     if strict:
-        program += _only_for(number["listen"], _refuse(errno.EACCES))
-        program += _tcp_and_udp_only(number["socket"]) + _no_sharing(number["setsockopt"])
+        program += _only_for(number["socketpair"], _types(dict.fromkeys(CONNECTED, (0,))))
+    if strict and network != "own":
+        program += _only_for(number["listen"], _refuse(errno.EACCES)) + _no_sharing(number["setsockopt"])
+    if strict or network == "shared":
         for name, flags in (("sendto", 3), ("sendmsg", 2), ("sendmmsg", 3)):
             program += _no_fast_open(number[name], flags)
     program += _step(RETURN, ALLOW)
@@ -304,12 +371,21 @@ def _argument(number: int) -> bytes:
     return _step(LOAD, ARGUMENTS + 8 * number)
 
 
-def _tcp_and_udp_only(call: int) -> bytes:
-    families = [(family, _types(types)) for family, types in SOCKETS.items()]
-    return _only_for(call, _argument(0) + _cases(families) + _refuse(errno.EAFNOSUPPORT))
+def _families(strict: bool, network: str) -> list[tuple[int, bytes]]:
+    """The families of sockets that there are, each with what to do for its types; none where all are.
+
+    Not all are of a network namespace (vsock is of none), so that does not replace this. Nothing closes ports of UDP's.
+    """
+    if not strict and network == "open":
+        return []
+    of_ip = TCP if network == "shared" else TCP | UDP
+    families = {AF_INET: of_ip, AF_INET6: of_ip, AF_NETLINK: ROUTE}
+    if not strict:
+        families[AF_UNIX] = UNIX
+    return [(family, _types(types)) for family, types in families.items()]
 
 
-def _types(types: dict[int, tuple[int, ...]]) -> bytes:
+def _types(types: Protocols) -> bytes:
     found = [(kind, _protocols(protocols)) for kind, protocols in types.items()]
     bare = _argument(1) + _step(AND, ~SOCK_FLAGS & 0xFFFFFFFF)
     return bare + _cases(found) + _refuse(errno.EPROTONOSUPPORT)
@@ -378,7 +454,7 @@ def _seatbelt(orders: "Orders") -> str:
     rules += [f"(deny file-read* (subpath {_quoted(path)}))" for path in orders["hidden"]]
     rules += [f"(allow file-read* (subpath {_quoted(path)}))" for path in orders["read"] + orders["write"]]
     rules += [f"(allow file-write* (subpath {_quoted(path)}))" for path in orders["write"] + orders["devices"]]
-    rules += ['(deny network-outbound (remote ip "localhost:*"))']
+    rules += ['(deny network-outbound (remote ip "localhost:*"))' if orders["network"] == "open" else "(deny network*)"]
     rules += [f'(allow network-outbound (remote ip "localhost:{port}"))' for port in orders["ports"]]
     return "\n".join(rules)
 

@@ -11,12 +11,15 @@ from collections.abc import Callable
 from contextlib import suppress
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urljoin
 
-from lambdas.agent import approvals
+from lambdas.agent import approvals, registries, tunnel
 from lambdas.agent import body as bodies
 from lambdas.agent.approvals import Approvals
+from lambdas.agent.hello import NoHello
 from lambdas.agent.messages import Unreadable
 from lambdas.agent.meter import Charge, LimitMet
+from lambdas.agent.tunnel import NotAllowed
 from lambdas.agent.upstream import BODY_BYTES, Reply, Sent, Upstream
 from lambdas.errors import ModelUnauthorized, StorageUnavailable
 from lambdas.pricing import Unpriced
@@ -36,11 +39,16 @@ TOO_LARGE = "a request may have 64 MiB"
 
 
 class Listener(http.server.ThreadingHTTPServer):
-    """Listens on a loopback port for one proxy; a thread for each connection."""
+    """Serves who connects to a listening socket, for one proxy; a thread for each connection."""
 
     daemon_threads = True
     block_on_close = False
-    request_queue_size = 64
+
+    def __init__(self, listening: socket.socket, proxy: "Proxy") -> None:
+        handler = type("OfThisProxy", (Connection,), {"proxy": proxy})
+        super().__init__(listening.getsockname(), handler, bind_and_activate=False)
+        self.socket.close()
+        self.socket = listening
 
 
 class Connection(http.server.BaseHTTPRequestHandler):
@@ -59,6 +67,8 @@ class Connection(http.server.BaseHTTPRequestHandler):
         """Nothing: paths and keys do not belong into the function's log."""
 
     def _forward(self) -> None:
+        if not self.path.startswith("/"):
+            return self._turn_away(HTTPStatus.FORBIDDEN, "plain HTTP goes to no other host: use https")
         if not self.proxy.accepts(self.headers):
             return self._turn_away(HTTPStatus.FORBIDDEN, "the run's token is missing")
         if self.path == approvals.PATH and self.command == "POST" and self.proxy.approvals:
@@ -83,6 +93,41 @@ class Connection(http.server.BaseHTTPRequestHandler):
             return self._meter(upstream, request)
 
     do_GET = do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = _forward
+
+    def do_CONNECT(self) -> None:
+        """A tunnel to another host, where the deployment has opened it."""
+        if not self.proxy.accepts_tunnel(self.headers):
+            return self._say(HTTPStatus.PROXY_AUTHENTICATION_REQUIRED, "the run's token is missing")
+        try:
+            with self.proxy.tunnels.opened(self.path) as (name, outside), self.proxy.held(outside):
+                self._say(HTTPStatus.OK, "Connection established")
+                self._tunnel(name, outside)
+        except NotAllowed as why:
+            self.proxy.meter.refused(f"CONNECT {self.path}", str(why))
+            self._say(HTTPStatus.FORBIDDEN, str(why))
+        except OSError as broken:
+            self._say(HTTPStatus.BAD_GATEWAY, f"the host cannot be reached ({type(broken).__name__})")
+        return None
+
+    def _say(self, status: HTTPStatus, sentence: str) -> None:
+        """Answer a CONNECT: of that, clients show the first line alone."""
+        self.send_response_only(status, sentence)
+        if status == HTTPStatus.PROXY_AUTHENTICATION_REQUIRED:
+            self.send_header("proxy-authenticate", 'Basic realm="the run"')
+        if status == HTTPStatus.OK:
+            self.close_connection = True  # at the tunnel's end
+        else:  # who was asked for the token may ask again here
+            self.send_header("content-length", "0")
+        self.end_headers()
+
+    def _tunnel(self, name: str, outside: socket.socket) -> None:
+        try:
+            outside.sendall(tunnel.greeted(self.connection, self.rfile, name))
+            tunnel.carry(self.connection, self.rfile, outside)
+        except NoHello as why:
+            self.proxy.meter.refused(f"CONNECT {self.path}", str(why))
+        except OSError:
+            return  # either side has hung up
 
     def _before_a_call(self, asked: Approvals) -> None:
         size = self._size()
@@ -123,7 +168,11 @@ class Connection(http.server.BaseHTTPRequestHandler):
             call = upstream.call(request)
         except Unreadable as problem:
             return self._refuse(HTTPStatus.BAD_REQUEST, f"not a request that can be metered: {problem}")
-        if call is None:
+        if call and (wrong := proxy.reach.refusal(call)):
+            if proxy.reach.owns(call):
+                proxy.witness.refused(call.main, HTTPStatus.UNPROCESSABLE_ENTITY)
+            return self._refuse(HTTPStatus.FORBIDDEN, wrong)
+        if call is None or call.free:
             return self._relay(upstream, request, None)
         proxy.pass_gate(call, request.body, self.connection)
         try:
@@ -142,9 +191,9 @@ class Connection(http.server.BaseHTTPRequestHandler):
         try:
             with self.proxy.answer(upstream, request, self.connection, charge) as response:
                 begun = True
-                self._localise(response, upstream)
+                self._localise(response, upstream, request.path)
                 if charge is None:
-                    self._stream(response)
+                    self._stream(response) if not self._links(response, upstream) else self._lead(response, upstream)
                 elif response.status >= 400:
                     self._hand_on(response, charge)
                 else:
@@ -160,12 +209,29 @@ class Connection(http.server.BaseHTTPRequestHandler):
                 self._failed(charge, None)
                 self._refuse(HTTPStatus.BAD_GATEWAY, f"the upstream gave no answer ({type(broken).__name__})")
 
-    def _localise(self, response: http.client.HTTPResponse, upstream: Upstream) -> None:
+    def _localise(self, response: http.client.HTTPResponse, upstream: Upstream, path: str) -> None:
         """Where the upstream leads elsewhere on itself, the agent is led there through the proxy."""
-        place = response.headers.get("location", "")
-        if place.startswith(f"{upstream.base_url}/"):
-            here = f"{self.proxy.url}/{upstream.name}{place.removeprefix(upstream.base_url)}"
-            response.headers.replace_header("location", here)
+        place = urljoin(f"{upstream.base_url}{path}", response.headers.get("location", ""))
+        for base, name in ((upstream.base_url, upstream.name), *upstream.leads.items()):
+            if "location" in response.headers and place.startswith(f"{base}/"):
+                here = f"{self.proxy.url}/{name}{place.removeprefix(base)}"
+                response.headers.replace_header("location", here)
+
+    def _links(self, response: http.client.HTTPResponse, upstream: Upstream) -> bool:
+        """Whether there are links in it that are to lead here."""
+        kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
+        return bool(upstream.linked and upstream.linked.fullmatch(kind) and self.command == "GET")
+
+    def _lead(self, response: http.client.HTTPResponse, upstream: Upstream) -> None:
+        """Each piece as it comes, its links led here; so it has another length than was said."""
+        del response.headers["content-length"]
+        self._begin(response, "transfer-encoding", "chunked")
+        places = {far.encode(): here.encode() for far, here in self.proxy.places(upstream).items()}
+        for piece in registries.led(iter(lambda: response.read1(65536), b""), places):
+            self.wfile.write(b"%x\r\n%b\r\n" % (len(piece), piece))
+        if response.length:
+            raise http.client.IncompleteRead(b"", response.length)
+        self.wfile.write(b"0\r\n\r\n")
 
     def _failed(self, charge: Charge | None, status: int | None) -> None:
         if charge:
@@ -224,6 +290,8 @@ class Connection(http.server.BaseHTTPRequestHandler):
         self.end_headers()
 
     def _refuse(self, status: HTTPStatus, sentence: str) -> None:
+        if status == HTTPStatus.FORBIDDEN:
+            self.proxy.meter.refused(f"{self.command} {self.path.partition('?')[0]}", sentence)
         if self.headers.get("user-agent", "").startswith("git/"):  # it shows its user plain text, and nothing else
             return self._reply(Reply(status, "text/plain", f"{sentence}\n".encode()))
         body = json.dumps({"type": "error", "error": {"type": "proxy_error", "message": sentence}}).encode()

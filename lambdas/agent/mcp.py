@@ -44,6 +44,10 @@ class Allowed:
         """Of Claude Code's own."""
         return None if self.tools is None else [tool for tool in self.tools if not tool.startswith("mcp__")]
 
+    def has(self, tool: str) -> bool:
+        """Whether one of Claude Code's own is there."""
+        return (self.tools is None or tool in self.tools) and tool not in self.never
+
     def any_of(self, server: str) -> bool:
         """Whether the run has this server."""
         whole = f"mcp__{server}"

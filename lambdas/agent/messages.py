@@ -13,6 +13,7 @@ import base64
 import codecs
 import json
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,6 +25,19 @@ EVENT_BYTES = 16 * 1024 * 1024
 
 SPEEDS, PLACES, TIERS = (None, "standard", "fast"), (None, "global", "us"), (None, "auto", "standard_only")
 """What a call may ask for of what changes its price."""
+
+
+SEARCH = "web_search_20250305"
+"""The tool of the provider's by which Claude Code (2.1.332) searches the web."""
+
+AT_THE_CLIENT = re.compile(r"custom|(?:bash|text_editor|computer|memory)_\d{8}|tool_search_tool_(?:regex|bm25)_\d{8}")
+"""Types of tools that the provider does not run, or that search nothing but the tools of the request."""
+
+A_TOOL = re.compile(r"mcp_toolset|.*_\d{8}", re.DOTALL)
+"""What a tool's type looks like where it stands in a message: CLI 2.1.332 can define tools there, too."""
+
+ELSEWHERE = ("mcp_servers", "container")
+"""Fields of a call by which the provider speaks with others, or runs code."""
 
 
 class Unreadable(ValueError):
@@ -39,21 +53,33 @@ class Call:
     """A token is a byte at least, so it has no more tokens; but see `bounded`."""
     output_tokens: int | None
     """The most that it may answer; None where it does not say, which the provider refuses."""
-    bounded: bool
-    """Whether its input is in its body: not what the provider fetches, searches, or has as a file."""
+    reaches: tuple[str, ...]
+    """What of it makes the provider fetch something, speak with others, run code, or read a file that it has."""
+    searches: bool
+    """Whether the provider is to search the web."""
+    fallbacks: tuple[str, ...]
+    """The models that the provider may take instead; `default` where it is to choose."""
     fast: bool
     us: bool
     main: bool
     """Whether it is of the conversation itself; a subagent's names its agent (CLI 2.1.332)."""
+    conversation: str | None = None
+    """Claude's id of the conversation that it says it is of."""
+    free: bool = False
+    """Whether it asks for no answer, but how many tokens it has."""
+
+    @property
+    def bounded(self) -> bool:
+        """Whether its input is in its body."""
+        return not self.reaches and not self.searches
 
     @classmethod
-    def of(cls, body: bytes, headers: Mapping[str, str], model: str | None = None) -> "Call":
+    def of(cls, body: bytes, headers: Mapping[str, str], model: str | None = None, free: bool = False) -> "Call":
         """Read a request; `model` is given where it is in the path. Raises `Unreadable`."""
         if headers.get("content-encoding", "identity") != "identity":
             raise Unreadable("an encoded body")
-        fetched: list[bool] = []
         try:
-            asked = json.loads(body.decode(), object_pairs_hook=_once(fetched), parse_constant=no_number)
+            asked = json.loads(body.decode(), object_pairs_hook=_once, parse_constant=no_number)
         except RecursionError:
             raise Unreadable("nested too deeply") from None
         except ValueError as error:
@@ -66,36 +92,66 @@ class Call:
         for name, allowed in (("speed", SPEEDS), ("inference_geo", PLACES), ("service_tier", TIERS)):
             if asked.get(name) not in allowed:
                 raise Unreadable(f"this {name} has no price here")
-        most = asked.get("max_tokens")
+        most, served = asked.get("max_tokens"), list(_served(asked.get("tools")))
         return cls(
             model=named,
             input_bytes=len(body),
             output_tokens=most if type(most) is int and most > 0 else None,
-            bounded=not fetched and not asked.keys() & {"mcp_servers", "container"} and not _served(asked.get("tools")),
+            reaches=(
+                *(name for name in ELSEWHERE if name in asked),
+                *(f"the tool {name}" for name in served if name != SEARCH),
+                *dict.fromkeys(_sources([asked.get("messages"), asked.get("system")])),
+            ),
+            searches=SEARCH in served,
+            fallbacks=tuple(_fallbacks(asked.get("fallbacks"))),
             fast=asked.get("speed") == "fast",
             us=asked.get("inference_geo") == "us",
             main="x-claude-code-agent-id" not in headers,
+            conversation=headers.get("x-claude-code-session-id"),
+            free=free,
         )
 
 
-def _once(fetched: list[bool]) -> Callable[[list[tuple[str, Any]]], Json]:
-    """Makes objects, none of which may name a field twice; notes where one is a source that is elsewhere."""
-
-    def make(pairs: list[tuple[str, Any]]) -> Json:
-        made = dict(pairs)
-        if len(made) < len(pairs):
-            raise Unreadable("a field is named twice")
-        if made.get("type") in ("url", "file"):
-            fetched.append(True)
-        return made
-
-    return make
+def _once(pairs: list[tuple[str, Any]]) -> Json:
+    """Makes an object, which may name no field twice."""
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        raise Unreadable("a field is named twice")
+    return made
 
 
-def _served(tools: object) -> bool:
-    """Whether there are tools that the provider runs itself: those have a type, and no schema."""
-    given = tools if isinstance(tools, list) else []
-    return any(isinstance(tool, dict) and "type" in tool and "input_schema" not in tool for tool in given)
+def _served(tools: object) -> Iterator[str]:
+    """The types of the tools that the provider runs itself, or may run, for all that is known of them here."""
+    for tool in tools if isinstance(tools, list) else []:
+        kind = tool.get("type") if isinstance(tool, dict) else None
+        if kind is not None and not (isinstance(kind, str) and AT_THE_CLIENT.fullmatch(kind)):
+            yield str(kind)[:100]
+
+
+def _sources(messages: object) -> Iterator[str]:
+    """What of messages is elsewhere, at any depth; but for the inputs of tools, which are data to the provider."""
+    left = [messages]
+    while left:
+        each = left.pop()
+        if isinstance(each, list):
+            left += each
+        elif isinstance(each, dict):
+            said = each.get("type")
+            kind = said if isinstance(said, str) else ""
+            if kind in ("url", "file"):
+                yield f"a source of the type {kind}"
+            elif A_TOOL.fullmatch(kind) and not AT_THE_CLIENT.fullmatch(kind):
+                yield f"the tool {kind[:100]}"
+            elif "file_id" in each:
+                yield "a file of the provider's"
+            data = {"input_schema", *(["input"] if kind.endswith("tool_use") else [])}
+            left += [value for name, value in each.items() if name not in data]
+
+
+def _fallbacks(given: object) -> Iterator[str]:
+    """The models in the field of that name, or what stands there instead."""
+    for each in given if isinstance(given, list) else [] if given is None else [given]:
+        yield str(each.get("model") if isinstance(each, dict) else each)[:100]
 
 
 TOO_DEEP = object()

@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from typing import Protocol
 
 from lambdas.agent.messages import Answer, Call
+from lambdas.agent.refusals import Refusals
 from lambdas.pricing import Asked, Prices, Unpriced, kept
 from lambdas.receipt import Called, Receipt, used
 from lambdas.strict import Json
@@ -80,6 +81,8 @@ class Meter:
         """How many were passed on, however often each was tried."""
         self.turns = 0
         """How many of them were the conversation's own, and answered."""
+        self.refusals = Refusals()
+        """What else was not passed on, of whatever it was a request."""
         self.limit: str | None = None
         """The limit for which a call was refused."""
         self._limit_at: float | None = None
@@ -100,7 +103,13 @@ class Meter:
             calls.sort(key=lambda call: call.at)
             steps = (step.get("model", "") for call in calls for step in call.usage.get("iterations", ()))
             lines = self.prices.lines({*(call.model for call in calls), *steps})
-            return Receipt(tuple(calls), lines, self.limit, self._limit_at, claude_code_usd)
+            return Receipt(tuple(calls), lines, self.limit, self._limit_at, claude_code_usd, self.refusals.rows)
+
+    def refused(self, what: str, why: str) -> None:
+        """A request was not passed on. How often one of a kind was, is kept with the next change, or at the end: who
+        is refused over and over would have the receipt written over and over."""
+        if self.refusals.note(what, why):
+            self._keeping.changed()
 
     @property
     def usage(self) -> Json:

@@ -4,6 +4,8 @@ The agent talks to `http://127.0.0.1:PORT/NAME/…` with a token that is drawn f
 handler's process, replaces the token by the real credential of the upstream NAME and streams the answer back as it
 comes. It ends with the run. If the agent hangs up, the call upstream is dropped at once: nobody pays for the rest.
 
+Where the agent has a network of its own, the proxy listens in there (`lambdas.agent.network`), and nowhere else.
+
 **Waiting out.** Once the model has answered, the run has cost money, and a hiccup of the provider must not end it: a
 429, a 5xx or no answer at all is then not handed on, but the same request is sent again, for as long as the agent
 waits. It sees a slow answer (CLI 2.1.330 waits 360 s for its headers, longer than any run), and is interrupted at the
@@ -15,6 +17,7 @@ earlier attempt, that one was answered, and paid for.
 before the agent gets it.
 """
 
+import base64
 import hmac
 import http.client
 import random
@@ -24,11 +27,12 @@ import select
 import socket
 import ssl
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from email.message import Message
 from functools import cache
 from http import HTTPStatus
+from pathlib import Path
 from typing import Self
 from urllib.parse import urlsplit
 
@@ -36,9 +40,13 @@ import certifi
 
 from lambdas.agent.approvals import Approvals
 from lambdas.agent.gate import Gate
-from lambdas.agent.listener import Connection, Listener, hang_up, wait
+from lambdas.agent.launch import BACKLOG
+from lambdas.agent.listener import Listener, hang_up, wait
 from lambdas.agent.messages import Call
 from lambdas.agent.meter import Charge, Meter
+from lambdas.agent.network import PORT, Handoff
+from lambdas.agent.reach import ANYTHING, Reach
+from lambdas.agent.tunnel import Tunnels
 from lambdas.agent.upstream import BODY_BYTES, MODEL, Sent, Upstream
 from lambdas.agent.witness import Witness
 from lambdas.pricing import Prices
@@ -70,14 +78,23 @@ class Proxy:
         *,
         paid: bool = False,
         approvals: Approvals | None = None,
+        reach: Reach = ANYTHING,
+        tunnels: Tunnels | None = None,
+        inside: bool = False,
     ) -> None:
         """`paid`: whether the run has cost something before, in an earlier attempt. `approvals`: what of its tool calls
-        is asked for; None: nothing."""
+        is asked for; None: nothing. `reach`: what its calls of the model may ask for. `tunnels`: the way to other
+        hosts; None: there is none, and none is led there. `inside`: whether it listens in networks of the agent's own
+        alone (`expect`)."""
         self._upstreams = tuple(upstreams)
         self._token = f"run-{secrets.token_urlsafe(32)}"
         self._open: set[socket.socket] = set()
         self._idle: list[http.client.HTTPConnection] = []
         self._guard = threading.Lock()
+        self._inside = inside
+        self._handoffs: list[Handoff] = []
+        self._listeners: list[Listener] = []
+        self._threads: list[threading.Thread] = []
         self._bodies = _Room(BODIES_BYTES)
         self.meter = Meter(prices)
         self.witness = Witness(self.meter)
@@ -85,6 +102,9 @@ class Proxy:
         if approvals:
             self.witness.deferred = lambda: approvals.pending is not None
         self.gate = Gate()
+        self.reach = reach
+        self.tunnels = tunnels or Tunnels()
+        self._led_out = tunnels is not None
         self._paid = paid
         self.answers = 0
         """How many answers of the model have begun, that is, how many are paid for."""
@@ -98,24 +118,56 @@ class Proxy:
         for upstream in self._upstreams:
             if upstream.needed:
                 upstream.credential.headers("POST", upstream.base_url, b"")
-        self._server = Listener(("127.0.0.1", 0), type("OfThisProxy", (Connection,), {"proxy": self}))
-        self.port = self._server.server_port
+        self.port = PORT
+        if not self._inside:
+            listening = socket.create_server(("127.0.0.1", 0), backlog=BACKLOG)
+            self.port = listening.getsockname()[1]
+            self._beside(lambda: self._serve(listening))
         self.url = f"http://127.0.0.1:{self.port}"
-        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.005})
-        self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._token = ""
         self.release()
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
+        for handoff in self._handoffs:
+            handoff.close()
+        with self._guard:
+            listeners = self._listeners.copy()
+        for listener in listeners:
+            listener.shutdown()
+        for thread in self._threads:
+            thread.join()
         with self._guard:
             for connection in self._open:
                 hang_up(connection)
             for idle in self._idle:
                 idle.close()
+
+    def expect(self, folder: Path) -> None:
+        """Listen also where the next program listens that is started in a network of its own: it hands that over in
+        `folder`."""
+        handoff = Handoff(folder)
+        self._handoffs.append(handoff)
+
+        def serve() -> None:
+            if listening := handoff.taken():
+                self._serve(listening)
+
+        self._beside(serve)
+
+    def _beside(self, work: Callable[[], None]) -> None:
+        thread = threading.Thread(target=work)
+        self._threads.append(thread)
+        thread.start()
+
+    def _serve(self, listening: socket.socket) -> None:
+        """Serve who connects there, until the proxy ends."""
+        with Listener(listening, self) as listener:
+            with self._guard:
+                if not self._token:
+                    return
+                self._listeners.append(listener)
+            listener.serve_forever(poll_interval=0.005)
 
     @property
     def token(self) -> str:
@@ -125,11 +177,17 @@ class Proxy:
     @property
     def environment(self) -> dict[str, str]:
         """What the agent needs to reach all upstreams. The token is worth nothing after the run."""
-        return {
+        ways = self.tunnels.environment(self._login) if self._led_out else {}
+        return ways | {
             name: self._filled(form, upstream)
             for upstream in self._upstreams
             for name, form in upstream.environment.items()
         }
+
+    @property
+    def files(self) -> dict[str, str]:
+        """What is to be in the agent's home for the same, by paths there."""
+        return {name: self._filled(form, each) for each in self._upstreams for name, form in each.files.items()}
 
     @property
     def git(self) -> list[tuple[str, str]]:
@@ -142,12 +200,25 @@ class Proxy:
         return list(dict.fromkeys(filled))
 
     def _filled(self, form: str, upstream: Upstream) -> str:
-        return form.format(url=f"{self.url}/{upstream.name}", token=self._token)
+        url, login = (f"{base}/{upstream.name}" for base in (self.url, self._login))
+        return form.format(url=url, bare=url.removeprefix("http:"), login=login, token=self._token)
+
+    @property
+    def _login(self) -> str:
+        """The proxy's address, for clients that take a user and a password there."""
+        return f"http://run:{self._token}@127.0.0.1:{self.port}"
 
     def accepts(self, headers: Message) -> bool:
         """Whether the run's token is in one of the headers where clients put keys."""
         bearer = headers.get("authorization", "").removeprefix("Bearer ")
-        given = (*(headers.get(name, "") for name in ("x-api-key", "apikey", "private-token")), bearer)
+        keys = (headers.get(name, "") for name in ("x-api-key", "apikey", "private-token"))
+        return self._has_token(*keys, bearer, _password(headers.get("authorization", "")))
+
+    def accepts_tunnel(self, headers: Message) -> bool:
+        """Whether it is where clients of a proxy put their password."""
+        return self._has_token(_password(headers.get("proxy-authorization", "")))
+
+    def _has_token(self, *given: str) -> bool:
         token = self._token.encode()
         return bool(token) and any(hmac.compare_digest(key.encode("latin-1", "replace"), token) for key in given)
 
@@ -161,6 +232,12 @@ class Proxy:
                     return upstream, below
                 why = upstream.elsewhere
         return why
+
+    def places(self, upstream: Upstream) -> dict[str, str]:
+        """The addresses that an upstream's answers lead to, and where they are on the proxy, for clients that take a
+        user and a password there."""
+        known = {upstream.base_url: upstream.name, **upstream.leads}
+        return {f"{base}/": f"{self._login}/{name}/" for base, name in known.items()}
 
     def hold(self) -> None:
         """Let nothing more of any answer through to the agent, until `release`; the answers wait, they do not break."""
@@ -356,6 +433,15 @@ def _watch(client: socket.socket, upstream: socket.socket) -> Iterator[None]:
         stop.close()
         watcher.join()
         done.close()
+
+
+def _password(header: str) -> str:
+    """That of a header as RFC 7617 has it; nothing where it is none."""
+    scheme, _, pair = header.partition(" ")
+    with suppress(ValueError):
+        if scheme.lower() == "basic":
+            return base64.b64decode(pair, validate=True).decode("latin-1").partition(":")[2]
+    return ""
 
 
 def _request_id(response: http.client.HTTPResponse) -> str | None:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import IO, Self
 
 from lambdas.agent.processes import Processes
+from lambdas.agent.proxy import Proxy
 from lambdas.agent.scratch import Scratch
 from lambdas.archive.format import Limits
 from lambdas.errors import (
@@ -111,18 +112,18 @@ class Repository:
         self,
         scratch: Scratch,
         environment: Mapping[str, str],
-        port: int,
+        proxy: Proxy,
         limits: Limits,
         deadline: float,
         cancelled: Callable[[], bool],
     ) -> None:
-        """Make the workspace a clone, where it is none of this repository yet. `environment` leads to the proxy.
+        """Make the workspace a clone, where it is none of this repository yet. `environment` leads to the `proxy`.
 
         At `deadline` (epoch seconds) it is given up, and so it is when it is `cancelled`. Raises `RepositoryRefused`
         (and those below it), `RepositoryUnavailable`, `SessionTooLarge`, `NotAsked`, `RunCancelled`, and `Internal`
         where git is missing or does not die.
         """
-        launcher = scratch.launcher(SHELL, environment, [port])
+        launcher = scratch.launcher(SHELL, environment, proxy)
         commit = COMMIT.fullmatch(self.ref)
         arguments = [self.url, "" if commit else self.ref, self.ref if commit else "", str(self.depth or "")]
         most = [str(limits.members), str(limits.bytes)]

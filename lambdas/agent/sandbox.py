@@ -22,7 +22,8 @@ SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/etc", "/opt", "
 DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
 
 INTERNET = (53, 80, 443)
-"""TCP ports that it can reach, beside the proxy's: what the web needs. What else listens on one machine is not its."""
+"""TCP ports that it can reach beside the proxy's where the network is open: what the web needs. What else listens on
+one machine is not its."""
 
 PROCESSES = 1000
 """How many processes and threads a run may have; CLI 2.1.330 has some 30."""
@@ -54,6 +55,12 @@ class Orders(TypedDict):
     """Devices to read and write."""
     hidden: list[str]
     """What cannot be read, where a sandbox allows the rest (seatbelt)."""
+    network: str
+    """`own`: a namespace with nothing but loopback; `shared`: the machine's, closed but for `ports`; `open`: the
+    machine's, with UDP, and as far as the sandbox goes."""
+    handoff: str | None
+    """With a network of its own, the directory where the proxy takes a listener on the last of `ports`; None: there is
+    nothing at all in it."""
     ports: list[int]
     """TCP ports that can be connected to, on any address, where the sandbox knows ports."""
     processes: int
@@ -74,13 +81,22 @@ class Sandbox:
     """How large one of its files may grow."""
     alone: bool = False
     """Whether this process' user has no other processes on this machine than the run's, as on Lambda."""
+    network: str = "open"
+    """One of those that `Orders` names."""
 
     @classmethod
-    def of(cls, kind: str, session: str, file_bytes: int = FILE_BYTES, *, alone: bool = False) -> Self:
+    def of(
+        cls, kind: str, session: str, file_bytes: int = FILE_BYTES, *, alone: bool = False, network: str = "open"
+    ) -> Self:
         """That of `kind` (one of `settings.SANDBOXES`) for a run of Claude's `session` (a UUID)."""
         if kind == "none":
-            return cls(file_bytes=file_bytes, alone=alone)
-        return cls(kind, _own_uid(session) if os.geteuid() == 0 else None, file_bytes)
+            return cls(file_bytes=file_bytes, alone=alone, network=network)
+        return cls(kind, _own_uid(session) if os.geteuid() == 0 else None, file_bytes, network=network)
+
+    @property
+    def its_own_network(self) -> bool:
+        """Whether the agent's network is a namespace of its own."""
+        return self.network == "own"
 
     @property
     def its_own_uid(self) -> bool:
@@ -93,9 +109,10 @@ class Sandbox:
         environment: Mapping[str, str],
         read: Sequence[Path],
         write: Sequence[Path],
-        ports: Sequence[int],
+        port: int | None,
+        handoff: Path | None,
     ) -> Orders:
-        """For `launch`: beside the system, `read` can be read and `write` changed."""
+        """For `launch`: beside the system, `read` can be read and `write` changed. `port` is the proxy's."""
         home = home_directory()
         system = [path for path in SYSTEM if not home.is_relative_to(path)]
         resolver = os.path.realpath("/etc/resolv.conf")
@@ -108,7 +125,9 @@ class Sandbox:
             write=[os.path.realpath(path) for path in write],
             devices=list(DEVICES),
             hidden=[str(home), os.path.realpath(write[0].parent.parent)],
-            ports=[*INTERNET, *ports],
+            network=self.network,
+            handoff=None if handoff is None else str(handoff),
+            ports=[*(INTERNET if self.network == "open" else ()), *([] if port is None else [port])],
             processes=PROCESSES,
             file_bytes=self.file_bytes,
         )

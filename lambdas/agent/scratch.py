@@ -15,12 +15,15 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from lambdas.agent import launch
 from lambdas.agent.processes import kill_left
 from lambdas.agent.sandbox import OPEN, Sandbox
 from lambdas.errors import Internal, SessionBusy
+
+if TYPE_CHECKING:
+    from lambdas.agent.proxy import Proxy
 
 LOCK_SECONDS = 1.0
 """How long a run waits for its directory: who takes away what was left there holds it for some milliseconds."""
@@ -101,24 +104,39 @@ class Scratch:
         for own in self._its_own:
             os.chown(own, uid, uid)
 
+    def furnish(self, files: Mapping[str, str]) -> None:
+        """Put files into the agent's home, by their paths there: its own, before anything of its runs."""
+        for path, text in files.items():
+            file = self.home / path
+            for made in [each for each in (file.parent, file) if each != self.home]:
+                made.write_text(text) if made == file else made.mkdir(mode=0o700, exist_ok=True)
+                if self.sandbox.uid is not None:
+                    os.chown(made, self.sandbox.uid, self.sandbox.uid)
+            file.chmod(0o600)
+
     def launcher(
         self,
         program: Path,
         environment: Mapping[str, str],
-        ports: Sequence[int] = (),
+        proxy: "Proxy | None" = None,
         *,
         read: Sequence[Path] = (),
         instead: str = "",
     ) -> Path:
         """Write a script that becomes `program` in the sandbox, with its own arguments and exactly this environment.
+        It is to be started once.
 
-        `ports` are those that it may connect to on loopback; `read` is what it may read beside its own and the
-        system's; `instead` names the module of `lambdas.agent` whose `main` it is (see `launch.main`). The SDK starts
-        the CLI with the whole environment of this process below the one it is given. Between its fork and this script's
-        exec no code of the model's runs yet.
+        `proxy` is what it may reach, if anything; `read` is what it may read beside its own and the system's; `instead`
+        names the module of `lambdas.agent` whose `main` it is (see `launch.main`). The SDK starts the CLI with the
+        whole environment of this process below the one it is given. Between its fork and this script's exec no code of
+        the model's runs yet.
         """
         shown = self.sandbox.reachable(program, self.root.parent)
-        orders = self.sandbox.orders(shown, environment, [self.private, *read], self._its_own, ports)
+        handoff = self.private if proxy and self.sandbox.its_own_network else None
+        if proxy and handoff:
+            proxy.expect(handoff)
+        port = proxy.port if proxy else None
+        orders = self.sandbox.orders(shown, environment, [self.private, *read], self._its_own, port, handoff)
         written = self.private / "orders.py"
         place = str(Path(launch.__file__).parent)
         lines = [

@@ -64,9 +64,12 @@ class Upstream:
     requests: Sequence[re.Pattern[str]]
     """What is let through: `METHOD /path`, without the query, must match one of these as a whole."""
     environment: Mapping[str, str] = field(default_factory=dict)
-    """What the agent gets; `{url}` and `{token}` stand for the proxy's address of it and the run's token."""
+    """What the agent gets; `{url}` and `{token}` stand for the proxy's address of it and the run's token, `{login}` for
+    the address with the token as a password in it, `{bare}` for it without its scheme."""
+    files: Mapping[str, str] = field(default_factory=dict)
+    """Files that it gets in its home, by their paths there, in the same forms."""
     call: Callable[[Sent], Call | None] = lambda _: None
-    """Reads a request that costs money; None for another. Raises `Unreadable`."""
+    """Reads a call of the model; None for another request. Raises `Unreadable`."""
     reader: Callable[[str], Reader] = reader
     """What reads its answer, by the content type."""
     needed: bool = True
@@ -84,6 +87,10 @@ class Upstream:
     the upstream's kind, or None."""
     elsewhere: str = "not a request that this run may make"
     """Why another request is refused."""
+    leads: Mapping[str, str] = field(default_factory=dict)
+    """Other addresses that its answers lead to, and the upstreams that these are."""
+    linked: re.Pattern[str] | None = None
+    """The content types of answers whose links are led through the proxy, too."""
     git: Sequence[tuple[str, str]] = ()
     """What the agent's git is configured with, in the same forms as `environment`."""
 
@@ -97,22 +104,36 @@ class Upstream:
         return header not in NOT_FORWARDED if self.headers is None else header in self.headers
 
 
-def anthropic(secret: Secret, base_url: str = "https://api.anthropic.com") -> Upstream:
-    """The Messages API."""
+ALIASES = ("OPUS", "SONNET", "HAIKU", "FABLE")
+"""The model names of CLI 2.1.332 that stand for the newest of a kind; subagents and small errands go by them."""
+
+
+def led_to(models: Sequence[str]) -> dict[str, str]:
+    """What leads Claude Code to these models alone: the first where none is named, and for an alias one that has it in
+    its name, or the first."""
+    of_kind = {alias: next((each for each in models if alias.lower() in each), models[0]) for alias in ALIASES}
+    return {"ANTHROPIC_MODEL": models[0]} | {f"ANTHROPIC_DEFAULT_{each}_MODEL": of_kind[each] for each in ALIASES}
+
+
+def anthropic(
+    secret: Secret, base_url: str = "https://api.anthropic.com", models: Sequence[str] | None = None
+) -> Upstream:
+    """The Messages API, for these models, or for all of them."""
     return Upstream(
         name=MODEL,
         base_url=base_url.rstrip("/"),
         credential=Key(secret, {"x-api-key": "{}"}),
         requests=(re.compile(r"POST /v1/messages(/count_tokens)?"),),
-        environment={"ANTHROPIC_BASE_URL": "{url}", "ANTHROPIC_API_KEY": "{token}"},
+        environment={"ANTHROPIC_BASE_URL": "{url}", "ANTHROPIC_API_KEY": "{token}"}
+        | (led_to(models) if models else {}),
         call=_message,
     )
 
 
-def _message(request: Sent) -> Call | None:
-    """Every request but the counting of tokens, which is free."""
+def _message(request: Sent) -> Call:
+    """Counting tokens is free."""
     counts = request.path.partition("?")[0].endswith("/count_tokens")
-    return None if counts else Call.of(request.body, request.named)
+    return Call.of(request.body, request.named, free=counts)
 
 
 def supabase(secret: Secret, base_url: str) -> Upstream:

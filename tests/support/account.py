@@ -1,6 +1,7 @@
 """A stack in an account: the engine, not sealed, with all of the template on it, and asked as AWS is.
 
-What this engine cannot do, no test asks of it: X-Ray, service quotas, TestInvokeMethod, access logs.
+What this engine cannot do, no test asks of it: X-Ray, service quotas, TestInvokeMethod, access logs; of a network, the
+resolver, firewalls, and ways to the internet.
 """
 
 from collections.abc import Iterator
@@ -13,6 +14,9 @@ from claude_workflow.cli.endpoint import Endpoint
 from claude_workflow.local import deploy, engine
 from lambdas.strict import Json
 
+KINDS = ("VPC", "Subnet", "RouteTable", "SubnetRouteTableAssociation", "SecurityGroup", "VPCEndpoint")
+NETWORK = tuple(f"AWS::EC2::{kind}" for kind in KINDS)
+
 
 @contextmanager
 def deployed(state: Path, template: Json) -> Iterator[Kit]:
@@ -20,8 +24,9 @@ def deployed(state: Path, template: Json) -> Iterator[Kit]:
     `local.deploy`). Nothing answers posts."""
     with engine.running(state) as started:
         made = deploy.deploy(started, template, secret={"ANTHROPIC_API_KEY": "sk-ant-of-a-test"})
-        api = {name: one for name, one in template["Resources"].items() if "::ApiGateway::" in one["Type"]}
-        whole = {"Resources": deploy.fit(template, {})["Resources"] | api}
+        resources = template["Resources"].items()
+        more = {name: one for name, one in resources if "::ApiGateway::" in one["Type"] or one["Type"] in NETWORK}
+        whole = {"Resources": deploy.fit(template, {})["Resources"] | more}
         deploy.update(started, whole)
         nowhere = Endpoint("http://127.0.0.1:9/claude-code", None)
         yield Kit(nowhere, Backend(made.bucket, made.state_machine_arn, started), deploy.STACK, max_dollars=0)

@@ -12,6 +12,7 @@ SAME: list[tuple[str, str]] = [
     (r"\.venv/bin/", ""),
     (r"kept in \S+\. ", "kept in DIR. "),
     (r"kept from your files by .+\.", "kept from your files by WALL."),
+    (r"^It has (?:a|no) network of its own.+$", "It has a NETWORK."),
     (r"http://127\.0\.0\.1:\d+/", "http://127.0.0.1:8000/"),
     (r"\?secret=[\w…-]+", "?secret=SECRET"),
     (r"x-api-key: [^\s']+", "x-api-key: KEY"),

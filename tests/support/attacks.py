@@ -133,33 +133,6 @@ def spoken(family: int, protocol: int, address: Any, flags: int) -> bytes:
         return line.recv(1000)
 
 
-def listens(told: Told) -> list[str]:
-    """Being the server that others mean: on a port of choice, on the IPv6 side of a service's, or on any at all."""
-    places = [(socket.AF_INET6, ("::1", told["port"])), (socket.AF_INET, ("127.0.0.1", 0)), (socket.AF_INET, None)]
-    looks = [tried(listened, family, address) for family, address in places]
-    looks.append(tried(held, "::1", told["port"]))
-    shared = [(socket.SO_REUSEPORT, socket.SOCK_STREAM), (socket.SO_REUSEPORT, socket.SOCK_DGRAM)]
-    return looks + [tried(joined, *one) for one in [*shared, (socket.SO_REUSEADDR, socket.SOCK_DGRAM)]]
-
-
-def listened(family: int, address: Any) -> Any:
-    with socket.socket(family) as server:
-        if address:
-            server.bind(address)
-        server.listen()
-        return server.getsockname()
-
-
-def held(address: str, port: int) -> None:
-    with socket.socket(socket.AF_INET6) as server:
-        server.bind((address, port))
-
-
-def joined(option: int, kind: int) -> None:
-    with socket.socket(socket.AF_INET, kind) as member:
-        member.setsockopt(socket.SOL_SOCKET, option, 1)
-
-
 def protocols(_: Told) -> list[str]:
     """Sockets of other kinds than TCP's and UDP's, and netlink's own: of those that are refused only how many."""
     ways = [(family, kind, 0) for family in range(46) for kind in (1, 2, 3, 5, 10)]
@@ -250,7 +223,6 @@ ALL = (
     changes,
     modes,
     sockets,
-    listens,
     protocols,
     kept_by_the_kernel,
     proxy,

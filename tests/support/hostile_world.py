@@ -28,6 +28,7 @@ from typing import Any
 
 from claude_workflow.local import sandbox
 from claude_workflow.local.model import ScriptedModel
+from lambdas.agent import network
 from lambdas.agent.claude import Turn, converse
 from lambdas.agent.credential import Secret
 from lambdas.agent.environment import environment
@@ -44,6 +45,7 @@ from lambdas.errors import AgentCrashed, WorkflowError
 from lambdas.settings import ALONE
 from tests.support.kept_checkpoints import Kept
 from tests.support.opened import Opened
+from tests.support.outside import outside
 
 ANY = Limits(100_000, 1 << 30, 1100)
 FILE_BYTES = 64 << 20
@@ -83,9 +85,10 @@ say Forked."""
 class Place:
     """The machine around a run. But for `none`, with another session under way, the user's files, and services."""
 
-    def __init__(self, folder: Path, kind: str) -> None:
+    def __init__(self, folder: Path, kind: str, network: str) -> None:
         self.folder = folder
         self.kind = kind
+        self.network = network
         self.agents = folder / "agents"
         self.secrets = [] if kind == "none" else [folder / "home" / "secret", folder / "state" / "secret"]
         for secret in self.secrets:
@@ -127,7 +130,9 @@ class Place:
         return process.pid
 
     def scratch(self, session: str) -> Scratch:
-        return Scratch(self.agents / session, Sandbox.of(self.kind, session, FILE_BYTES, alone=self.kind == "none"))
+        alone = self.kind == "none"
+        sandbox = Sandbox.of(self.kind, session, FILE_BYTES, alone=alone, network=self.network)
+        return Scratch(self.agents / session, sandbox)
 
 
 @contextmanager
@@ -162,9 +167,11 @@ def _shared_memory() -> Iterator[int]:
         libc.shmctl(number, 0, None)
 
 
-def script(scratch: Scratch, told: dict[str, Any]) -> str:
+def script(scratch: Scratch, told: dict[str, Any], around: dict[str, Any]) -> str:
     """What the model does in the first turn; the files that it takes for that are put into the workspace."""
-    shutil.copy(Path(__file__).parent / "attacks.py", scratch.workspace)
+    for name in ("attacks.py", "outward.py"):
+        shutil.copy(Path(__file__).parent / name, scratch.workspace)
+    (scratch.workspace / "outside.json").write_text(json.dumps(around))
     (scratch.workspace / "forking.py").write_text(FORKING)
     (scratch.workspace / "orders.json").write_text(json.dumps(told))
     (scratch.workspace / "settings").write_text(json.dumps(SETTINGS))
@@ -181,6 +188,7 @@ def script(scratch: Scratch, told: dict[str, Any]) -> str:
         "run ln -s / root; ln -s ../../../home/secret out; ln -s /etc/passwd passwd; mkdir d; ln -s ../root d/r; echo",
         "run for i in $(seq 3000); do : > many-$i; done; rm many-*; dd if=/dev/zero of=big bs=1M count=1000; rm big",
         "run python3 attacks.py orders.json",
+        "run python3 outward.py outside.json",
         "say Done.",
     ]
     return "\n".join(lines)
@@ -188,7 +196,8 @@ def script(scratch: Scratch, told: dict[str, Any]) -> str:
 
 def turn(prompt: str, session: str, scratch: Scratch, url: str, resume: bool) -> tuple[Outcome, str]:
     """A turn, and what its proxy says afterwards to who kept the token."""
-    with Proxy([anthropic(Secret(lambda: "MARK-model-key"), url)]) as proxy:
+    inside = scratch.sandbox.its_own_network
+    with Proxy([anthropic(Secret(lambda: "MARK-model-key"), url)], inside=inside) as proxy:
         asked = Turn(prompt, session, resume=resume)
         outcome = asyncio.run(converse(asked, scratch, proxy, Kept(scratch), time.time() + SECONDS))
         lent = proxy.environment
@@ -210,12 +219,13 @@ def alive() -> list[str]:
     return [command for command in found if LASTING in command or "forking.py" in command or "attacks.py" in command]
 
 
-def attacked(kind: str, folder: Path) -> dict[str, Any]:
+def attacked(kind: str, network: str, folder: Path) -> dict[str, Any]:
     """Two turns: one that attacks, and the next of its session."""
-    place, session, archive = Place(folder, kind), str(uuid.uuid4()), io.BytesIO()
+    place, session, archive = Place(folder, kind, network), str(uuid.uuid4()), io.BytesIO()
     with ScriptedModel() as model, place.around() as told:
         with swept(ALONE if kind == "none" else ()), place.scratch(session) as scratch:
-            first, after = turn(script(scratch, told), session, scratch, model.url, resume=False)
+            with outside(scratch.root) as around:
+                first, after = turn(script(scratch, told, around), session, scratch, model.url, resume=False)
             lived = alive()
             pack({"workspace": scratch.workspace, "claude": scratch.claude}, archive, ANY)
         left = [str(path) for place in told["elsewhere"] for path in Path(place).glob(f"*{told['name']}*")]
@@ -230,6 +240,7 @@ def attacked(kind: str, folder: Path) -> dict[str, Any]:
                 lived += alive()
             forked = Path(scratch.workspace, "forks").read_text()
         return {
+            "network": network,
             "results": _results(first),
             "messages": first.messages + second.messages,
             "archive": base64.b64encode(archive.getvalue()).decode(),
@@ -262,8 +273,9 @@ def hand_over(scratch: Scratch) -> None:
 
 
 if __name__ == "__main__":
+    own = "own" if network.available() else "shared"
     seal()
     try:
-        print(json.dumps(attacked(sys.argv[1], Path(sys.argv[2]))))
+        print(json.dumps(attacked(sys.argv[1], own, Path(sys.argv[2]))))
     except WorkflowError as failed:
         sys.exit(f"{type(failed).__name__}: {failed}")

@@ -1,5 +1,6 @@
 """Small HTTP servers on loopback, in the place of a foreign service."""
 
+import ssl
 import sys
 import threading
 from collections.abc import Iterator, Mapping
@@ -33,20 +34,22 @@ class Answering(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
 
-class _Server(ThreadingHTTPServer):
+class Server(ThreadingHTTPServer):
+    """A thread for each connection."""
+
     request_queue_size = 64  # of thirty at once, 5 (the default) drop some, whose SYNs go again after 1, 3, 7, 15 s
     daemon_threads = True  # connections that a test leaves open do not hold up its end
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that went away is no error."""
-        if not isinstance(sys.exception(), ConnectionError):
+        """A client that went away is no error, nor one that gave up its TLS."""
+        if not isinstance(sys.exception(), ConnectionError | ssl.SSLError):
             super().handle_error(request, client_address)
 
 
 @contextmanager
 def listening(handler: type[Answering], **attributes: object) -> Iterator[str]:
     """The URL at which a server answers as the handler does, which gets the attributes."""
-    with _Server(("127.0.0.1", 0), type("Bound", (handler,), attributes)) as server:
+    with Server(("127.0.0.1", 0), type("Bound", (handler,), attributes)) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()
         try:

@@ -5,7 +5,8 @@ kit.py      what rows ask with: posts under a budget; and what is removed afterw
 account.py  what CloudFormation says of the stack
 asking.py   asks them all; report.py words what came of it
 rows.toml   all rows in their order, each with who asks; who that is, is in the file of its subject:
-            contract, storage, rights, kept, shell, told
+            contract, storage, rights, kept, network, shell, ways, told
+reach.py    a program that the agent runs for `ways`
 """
 
 import argparse

@@ -2,6 +2,7 @@
 
 import re
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 
 from claude_workflow.cli.check.kit import Kit
@@ -36,14 +37,15 @@ PROMPT = (
 )
 
 
-def told(kit: Kit, **commands: str) -> Json:
-    """What each command printed, in a run of its own; of the usual ones, where no other is named.
+def told(kit: Kit, files: Sequence[Json] = (), /, **commands: str) -> Json:
+    """What each command printed, in a run of its own, with these files; of the usual ones, where no other is named.
 
     Raises `NotAsked` where the model did not call it.
     """
     commands = commands or (COMMANDS if kit.stack else COMMANDS | HOME)
     script = " ; ".join(f"echo '== {name}' ; {{ {command} ; }} 2>&1" for name, command in commands.items())
-    answer = kit.run(PROMPT.format(command=script))
+    brought: Json = {"files": list(files)} if files else {}
+    answer = kit.run(PROMPT.format(command=script), **brought)
     if "== " not in answer.get("tools", ""):
         said = answer.get("error") or answer.get("result")
         raise NotAsked(f"The command was not run ({answer['status']}: {said}). Ask again, or with another --model.")

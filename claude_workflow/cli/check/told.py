@@ -97,7 +97,7 @@ def linked(kit: Kit) -> Json:
 def vpc(kit: Kit) -> Json:
     """Its subnets, and whether a run worked there."""
     found = kit.account.function("RunClaude").get("VpcConfig") or {}
-    if not found.get("VpcId"):
+    if not found.get("SubnetIds"):
         raise NotAsked("RunClaude is in no VPC.")
     return {"subnets": len(found["SubnetIds"]), "answered": kit.first["status"]}
 
