@@ -32,25 +32,33 @@ def died(workflow: Workflow, execution: Execution, *, paid: bool = True) -> str:
 def test_with_nothing_at_work_there_is_nothing_to_settle(workflow: Workflow) -> None:
     """What has ended has freed its session by itself."""
     workflow.new_session("one")
-    assert settle(workflow.store) == []
+    assert settle(workflow.store, workflow.now) == []
 
 
 def test_a_lost_runs_session_is_free_and_what_it_reserved_is_what_it_spent(workflow: Workflow) -> None:
     """However long its lease would have lasted; what it cost counts against its session."""
     session = died(workflow, Execution("first", "one", {"prompt": "x"}))
-    assert settle(workflow.store) == [Lost(Execution("", "one", {}).run, session, False, False)]
+    assert settle(workflow.store, workflow.now) == [Lost(Execution("", "one", {}).run, session, False, False)]
     assert workflow.lease(session) is None
     assert reserved_or_spent(workflow) == [(SPENT, COST)]
     assert ledger.failed_usd(workflow.store, session) == COST
-    assert settle(workflow.store) == []
+    assert settle(workflow.store, workflow.now) == []
 
 
 def test_a_run_that_had_not_begun_has_spent_nothing(workflow: Workflow) -> None:
     """It had its lease, and a reservation, and no receipt."""
     died(workflow, Execution("first", "one", {"prompt": "x"}), paid=False)
-    (found,) = settle(workflow.store)
+    (found,) = settle(workflow.store, workflow.now)
     assert not found.ended
     assert reserved_or_spent(workflow) == [(SPENT, 0.0)]
+
+
+def test_what_had_freed_its_session_and_not_given_back_yet_is_settled_too(workflow: Workflow) -> None:
+    """The two go side by side, so the end of the engine comes between them."""
+    session = died(workflow, Execution("first", "one", {"prompt": "x"}))
+    lease.free(workflow.store, session, lambda _: True)
+    assert settle(workflow.store, workflow.now) == []
+    assert reserved_or_spent(workflow) == [(SPENT, COST)]
 
 
 def test_who_asks_again_need_not_wait(workflow: Workflow) -> None:
@@ -60,7 +68,7 @@ def test_who_asks_again_need_not_wait(workflow: Workflow) -> None:
     died(workflow, Execution("second", "two", body))
     with pytest.raises(SessionBusy):
         workflow.execute(Execution("third", "three", body))
-    settle(workflow.store)
+    settle(workflow.store, workflow.now)
     assert workflow.execute(Execution("again", "two", body))["success"]
     assert workflow.execute(Execution("third", "three", body))["success"]
     assert ledger.failed_usd(workflow.store, session) == 0
@@ -71,7 +79,7 @@ def test_a_day_that_ended_meanwhile_is_settled_too(workflow: Workflow, after_mid
     """What is reserved stands in the ledger of the day on which its attempt began."""
     workflow.now = 1_800_057_600 - 10 + after_midnight
     died(workflow, Execution("first", "one", {"prompt": "x"}))
-    settle(workflow.store)
+    settle(workflow.store, workflow.now)
     assert reserved_or_spent(workflow) == [(SPENT, COST)]
 
 
@@ -82,7 +90,7 @@ def test_a_run_that_had_ended_is_told_from_one_at_work(workflow: Workflow, fails
     answer = workflow.execute(execution, fails=fails)
     held = Lease(execution.run, execution.name, workflow.now + 30)
     lease.take(workflow.store, answer["session_id"], held, workflow.now)
-    assert settle(workflow.store) == [Lost(execution.run, answer["session_id"], False, True)]
+    assert settle(workflow.store, workflow.now) == [Lost(execution.run, answer["session_id"], False, True)]
     assert workflow.lease(answer["session_id"]) is None
 
 
@@ -90,7 +98,7 @@ def test_a_failed_run_that_was_asked_again_was_at_work(workflow: Workflow) -> No
     """What it died of before is no end of it."""
     workflow.execute(Execution("first", "one", {"prompt": "x"}), fails=StorageUnavailable(cost_usd=0.0))
     died(workflow, Execution("again", "one", {"prompt": "x"}), paid=False)
-    (found,) = settle(workflow.store)
+    (found,) = settle(workflow.store, workflow.now)
     assert not found.ended
 
 
@@ -103,10 +111,10 @@ def test_a_long_run_is_found_until_it_goes_on(workflow: Workflow) -> None:
     assert asked
     workflow.store.write(f"runs/{execution.run}/request.json", asked | {"long": True})
     run = Lost(execution.run, session, True, False)
-    assert settle(workflow.store) == settle(workflow.store) == [run]
+    assert settle(workflow.store, workflow.now) == settle(workflow.store, workflow.now) == [run]
     assert workflow.lease(session)
     free(workflow.store, run)
-    assert settle(workflow.store) == []
+    assert settle(workflow.store, workflow.now) == []
 
 
 STATE = Path("/somewhere")

@@ -38,11 +38,11 @@ class Lost:
         return self.is_long and not self.ended
 
 
-def settle(bucket: Bucket) -> list[Lost]:
-    """Frees what they held, but for long runs at work, and writes down what they spent in place of what they had
-    reserved; all of it can be repeated. Raises `StorageUnavailable`."""
+def settle(bucket: Bucket, now: float) -> list[Lost]:
+    """At a start, `now` (epoch seconds): frees what they held, but for long runs at work, and writes down what they
+    spent in place of what they had reserved; all of it can be repeated. Raises `StorageUnavailable`."""
     held = [*lease.every(bucket)]
-    for day in _days(each for _, each in held):
+    for day in _days([now, *(each.expires_at for _, each in held)]):
         ledger.entries(bucket, day, inf)
     found = []
     for session_id, dead in held:
@@ -58,9 +58,9 @@ def free(bucket: Bucket, run: Lost) -> None:
     lease.free(bucket, run.session_id, lambda held: held.run_id == run.run_id)
 
 
-def _days(held: Iterable[Lease]) -> set[str]:
-    """The days on which the holders can have reserved something: no lease lasts as long as a day."""
-    ends = [each.expires_at for each in held]
+def _days(ends: Iterable[float]) -> set[str]:
+    """The days on which what ends then can have been reserved: no lease lasts as long as a day. Who had freed the
+    session may not have given back yet what was reserved, so `now` is an end, too."""
     return {f"{datetime.fromtimestamp(end - ago, UTC):%Y-%m-%d}" for end in ends for ago in (0, DAY)}
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import secrets
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -99,7 +100,7 @@ def running(
         secret = _secret(template, model, Equipment.read(agent))
         deployed = deploy.deploy(started, template, settings=settings, secret=secret)
         started.seal()
-        found = lost.settle(Bucket(started.client("s3"), deployed.bucket))
+        found = lost.settle(Bucket(started.client("s3"), deployed.bucket), time.time())
         described = api.read_api(template, deployed.resources)
         callers = api.callers(template)
         values = {ids: key_of(name) if number else key for number, (ids, name) in enumerate(callers.items())}
