@@ -144,7 +144,7 @@ def test_only_the_deployments_models_are_asked(model: str, passes: bool) -> None
     assert ANYTHING.refusal(call({}, model)) is None
 
 
-@pytest.mark.parametrize("conversation", [None, "", str(uuid.uuid4()), OURS.upper()])
+@pytest.mark.parametrize("conversation", [None, "", "6d3f1c52-8a47-4c0e-9b7d-2f5e8a1c4b90", OURS.upper()])
 def test_a_call_of_no_conversation_or_another_is_refused(conversation: str | None) -> None:
     """Of Claude Code's own, all name the run's."""
     assert "none of it" in str(CLOSED.refusal(call({}, conversation=conversation)))
