@@ -8,7 +8,20 @@ import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from benchmarks import archives, cost, legs, metering, network, posts, report, requests, sizes, starts, turns
+from benchmarks import (
+    archives,
+    beginnings,
+    cost,
+    legs,
+    metering,
+    network,
+    posts,
+    report,
+    requests,
+    sizes,
+    starts,
+    turns,
+)
 from benchmarks.bench import LATENCY, MBIT, Bench, elapsed, machine, prepared
 from benchmarks.report import Check, Section
 
@@ -28,6 +41,7 @@ def _archives(bench: Bench) -> list[Section]:
 
 BENCHMARKS: Mapping[str, Callable[[Bench], list[Section]]] = {
     "posts": posts.measure,
+    "beginnings": beginnings.measure,
     "archives": _archives,
     "meter": metering.measure,
     "network": network.measure,

@@ -112,11 +112,11 @@ def _naive_checks(results: Results, done: str, promise: str, least: float, more:
 def _restore(measured: list[Results]) -> Section:
     text = (
         "Ours is from RunClaude's event until the process of the (scripted) agent has begun, the SDK's start of it and "
-        "its wall included; the archive alone is until all of it was in place, by the change time of the directory "
-        "that is touched last, which may be told 4 ms too early. Its peak memory is that of RunClaude's handler, "
-        "persist included. The naive way is one download and `zipfile.extractall`. The limits: a raw copy (`cp -a`) of "
-        "the same files, the inflating of all members by zlib without writing anything, and the download at the "
-        "limiter's bandwidth."
+        "its wall included, and all is in place; the archive alone is until that, by the change time of the directory "
+        "that is touched last, which may be told 4 ms too early. The agent's start goes on beside it. Its peak memory "
+        "is that of RunClaude's handler, persist included. The naive way is one download and `zipfile.extractall`. The "
+        "limits: a raw copy (`cp -a`) of the same files, the inflating of all members by zlib without writing "
+        "anything, and the download at the limiter's bandwidth."
     )
     section = Section("Restore", [text, table(HEADS, _rows(measured, "restore")), _limit_table(measured)])
     for results in measured:

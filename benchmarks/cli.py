@@ -2,8 +2,9 @@
 
 What is measured are the handlers around the agent. So the agent is replaced at the one seam that no rewrite of a
 handler moves, the CLI's own protocol on standard input and output: SDK, proxy, sandbox and all else are the real ones.
-The stand-in writes down when it began, when what was restored before that was in place, and when it was done. Between
-these it asks the model once, through the proxy: no end of a run is believed that the model has not said.
+The stand-in writes down when it began, when what was restored was in place, and when it was done. It asks the model
+once before it does anything, through the proxy: no end of a run is believed that the model has not said, and no answer
+comes before all is in place.
 It runs with the standard library alone, to start in a few hundredths of a second.
 """
 
@@ -96,12 +97,12 @@ def _text(content: Any) -> str:
 
 
 def _turn(began: float, text: str) -> None:
-    in_place = _in_place()
     orders = json.loads(text)
-    _ask()
-    ACTS[orders["act"]](**orders["arguments"])
     words = [word for argument in sys.argv for word in argument.split("=", 1)]
     session = next(after for word, after in pairwise(words) if word in ("--session-id", "--resume"))
+    _ask(session)
+    in_place = _in_place()
+    ACTS[orders["act"]](**orders["arguments"])
     _remember(session, text)
     about = {"session_id": session, "uuid": session}
     stated = {"type": "system", "subtype": "init", "claude_code_version": VERSION}
@@ -111,22 +112,24 @@ def _turn(began: float, text: str) -> None:
     _say(_result() | about)
 
 
-def _ask() -> None:
-    """One call of the model, as Claude Code makes it."""
+def _ask(session: str) -> None:
+    """One call of the model, as Claude Code makes it, which names its conversation."""
     address = urllib.parse.urlsplit(os.environ["ANTHROPIC_BASE_URL"])
     body = {"model": MODEL, "max_tokens": 100, "stream": True, "messages": [{"role": "user", "content": "say Done."}]}
     headers = {"x-api-key": os.environ["ANTHROPIC_API_KEY"], "content-type": "application/json"}
+    headers["x-claude-code-session-id"] = session
     proxy = http.client.HTTPConnection(address.netloc)
     proxy.request("POST", f"{address.path}/v1/messages", json.dumps(body), headers)
     proxy.getresponse().read()
 
 
 def _in_place() -> float:
-    """Monotonic seconds of the last that restoring does: it tells the mode and times of Claude's own directory.
+    """Monotonic seconds of the last that restoring does: it tells the mode and times of the workspace, or of Claude's
+    own directory.
 
     File times tick every few milliseconds at the most.
     """
-    changed = Path(os.environ["CLAUDE_CONFIG_DIR"]).stat().st_ctime
+    changed = max(Path(each).stat().st_ctime for each in (os.environ["CLAUDE_CONFIG_DIR"], "."))
     return changed - time.time() + time.monotonic()
 
 

@@ -51,7 +51,7 @@ class Turn(NamedTuple):
 
     session_id: str
     restore: Span
-    """From RunClaude's event until the agent's process has begun; for the archive, until all of it was in place."""
+    """From RunClaude's event until the agent's process has begun and all is in place; for the archive, until that."""
     persist: Span
     """From the agent's end until all is staged, and PersistSession; for the archive, without the seconds in which
     nothing but requests for the run's record were under way."""
@@ -100,7 +100,8 @@ def asking(envelope: Json, execution: str, before: str | None = None) -> Json:
 def _turn(calls: dict[str, Call], stamps: Json, exchanges: list[Exchange], sampler: Sampler) -> Turn:
     _, ran, persisted = (calls[state] for state in STATES)
     staged = max(exchange.end for exchange in exchanges if _stages(exchange))
-    restore = _span(exchanges, [(ran.start, stamps["began"])], sampler.between(ran.start, stamps["began"]))
+    restored = max(stamps["began"], stamps["in_place"])
+    restore = _span(exchanges, [(ran.start, restored)], sampler.between(ran.start, restored))
     restore = restore._replace(archive_seconds=stamps["in_place"] - ran.start)
     # The stand-in's own time is in its parent's once it has ended, which is after it was done.
     cpu = max(0.0, sampler.between(stamps["done"], staged) - stamps["cpu"]) + persisted.cpu

@@ -14,9 +14,9 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
@@ -26,7 +26,7 @@ import botocore.session
 from botocore.exceptions import BotoCoreError, ClientError
 
 from lambdas import strict
-from lambdas.agent import brought, mcp, network
+from lambdas.agent import behind, brought, mcp, network
 from lambdas.agent.approvals import Approvals, Verdict
 from lambdas.agent.bedrock import bedrock
 from lambdas.agent.brought import WORKSPACE
@@ -45,6 +45,7 @@ from lambdas.agent.proxy import Proxy
 from lambdas.agent.reach import Reach
 from lambdas.agent.registries import upstreams as of_packages
 from lambdas.agent.repository import Repository
+from lambdas.agent.restored import Known, Restored
 from lambdas.agent.sandbox import Sandbox
 from lambdas.agent.scratch import Scratch, swept
 from lambdas.agent.transcript import Transcript
@@ -52,6 +53,7 @@ from lambdas.agent.transfer import HASTY, PATIENT, Patience, RemoteArchive, Tran
 from lambdas.agent.tunnel import Tunnels
 from lambdas.agent.upstream import Upstream, anthropic, supabase
 from lambdas.archive.format import RATIO, Limits
+from lambdas.archive.landing import Landing
 from lambdas.archive.overlay import Overlay
 from lambdas.archive.pack import Packed, pack, packing_seconds
 from lambdas.archive.tree import Change, Fingerprint, Keep, amount, await_clock_tick, shown
@@ -60,6 +62,7 @@ from lambdas.contract import WARM_UP, Grant, LegEnded, Result, RunResult, Task
 from lambdas.errors import (
     AgentCrashed,
     DiskFull,
+    Internal,
     ModelOverloaded,
     ModelUnauthorized,
     NotAsked,
@@ -170,16 +173,18 @@ class RunClaude:
             raise self._without_detail(task, DiskFull(detail=str(error))) from None
 
     def _run(self, task: Task, body: Json, session: RemoteArchive | None, end: float) -> RunResult | LegEnded:
-        with swept(self.settings.wiped), Scratch(self._root(task), self._sandbox(task)) as scratch:
-            before = self._restore(task, session, scratch)
-            await_clock_tick(before, scratch.private)
-            saver, given = _Saver(self, task, scratch, before), dict[str, Fingerprint]()
+        with (
+            swept(self.settings.wiped),
+            Scratch(self._root(task), self._sandbox(task)) as scratch,
+            self._restored(task, body, session, scratch) as restored,
+        ):
+            saver, given = Saver(self, task, scratch, restored), dict[str, Fingerprint]()
             if over := _over(task, saver):
                 outcome: Outcome | Unfinished = Outcome.unasked(over)
             else:
                 turn = self._turn(task, body)
                 asks = self._approvals(task, body, scratch)
-                with self._proxy(task, turn, asks) as proxy:
+                with self._proxy(task, turn, asks, restored) as proxy:
                     scratch.furnish(proxy.files)
                     if body.keys() & brought.BRINGS and not task.cut:  # a checkpoint has it already
                         self._clone(task, body, scratch, proxy, saver.cancelled)
@@ -189,6 +194,7 @@ class RunClaude:
             scratch.clear()
             go_on = partial(_in_time, end)
             try:
+                before = restored.result()
                 if isinstance(outcome, Unfinished):
                     return self._stage_leg(task, scratch, outcome, before, go_on)
                 return self._stage(task, scratch, outcome, before, given, go_on)
@@ -199,7 +205,7 @@ class RunClaude:
                     raise
                 raise DiskFull(detail=str(error), cost_usd=outcome.cost_usd) from error
 
-    def _proxy(self, task: Task, turn: Turn, asks: Approvals | None) -> Proxy:
+    def _proxy(self, task: Task, turn: Turn, asks: Approvals | None, restored: Restored) -> Proxy:
         """What there is for the agent beyond its own machine."""
         settings = self.settings
         return Proxy(
@@ -210,6 +216,7 @@ class RunClaude:
             reach=Reach(settings.egress.open, turn.allowed.has("WebSearch"), settings.models, task.claude_session),
             tunnels=Tunnels(settings.egress),
             inside=self._sandbox(task).its_own_network,
+            restored=restored,
         )
 
     def _reached(self, turn: Turn, asks: Approvals | None) -> list[Upstream]:
@@ -238,16 +245,23 @@ class RunClaude:
                 self.put(task.grants.detail, detail, len(detail))
         return error.but(detail="")
 
-    def _restore(self, task: Task, session: RemoteArchive | None, scratch: Scratch) -> Mapping[str, Fingerprint]:
-        """Put in place what the run goes on from. Returns what of it is the pinned version's, to tell changes by."""
-        resumed = self._overlay(session, task.grants.resumed) if task.grants.resumed else None
-        archive = resumed or session
-        if archive is None:
-            return {}
-        made = unpack(archive, scratch.root, self._limits, scratch.sandbox.uid)
+    @contextmanager
+    def _restored(self, task: Task, body: Json, session: RemoteArchive | None, scratch: Scratch) -> Iterator[Restored]:
+        """What the run goes on from is put in place, before the block or within it. It has what of that is the
+        pinned version's, to tell changes by."""
         kept = partial(_kept, task.claude_session)
-        found = {path: each for path, each in made.items() if not path.startswith("claude/") or kept(path)}
-        return resumed.known(found) if resumed else found
+        if session and behind.hides(task, body, self.settings, self.equipment):
+            landed = Landing(session, scratch.root, scratch.landing, self._limits, scratch.sandbox.uid)
+            with behind.landing(landed, scratch, task.claude_session, kept) as restored:
+                yield restored
+            return
+        resumed = self._overlay(session, task.grants.resumed) if task.grants.resumed else None
+        archive, known = resumed or session, Known()
+        if archive:
+            made = unpack(archive, scratch.root, self._limits, scratch.sandbox.uid)
+            known = {path: each for path, each in made.items() if not path.startswith("claude/") or kept(path)}
+            await_clock_tick(known, scratch.private)
+        yield Restored.before(resumed.known(known) if resumed else known)
 
     def _clone(self, task: Task, body: Json, scratch: Scratch, proxy: Proxy, cancelled: Callable[[], bool]) -> None:
         """Make the workspace a clone of the repository that is asked for."""
@@ -384,22 +398,26 @@ class RunClaude:
 
 
 @dataclass(frozen=True)
-class _Saver:
+class Saver:
     """Checkpoints are what would be staged, under a name of their own."""
 
     state: RunClaude
     task: Task
     scratch: Scratch
-    before: Mapping[str, Fingerprint]
+    restored: Restored
 
     def pack(self, out: BinaryIO, go_on: Callable[[], None]) -> int:
-        return self.state.pack(self.task, self.scratch, self.before, out, go_on).size
+        if not self.restored.done():
+            raise Internal(detail="the session is not in place yet")
+        return self.state.pack(self.task, self.scratch, self.restored.result(), out, go_on).size
 
     def upload(self, archive: BinaryIO, size: int) -> None:
         self.state.put(self.task.grants.checkpoint, archive, size)
 
     def saving_seconds(self) -> float:
-        return packing_seconds(_roots(self.scratch), _keep(self.task), self.before, time.monotonic)
+        if not self.restored.in_place:
+            return 0.0
+        return packing_seconds(_roots(self.scratch), _keep(self.task), self.restored.result(), time.monotonic)
 
     def receipt(self, receipt: Receipt) -> None:
         self.state.put_json(self.task.grants.receipt, receipt.dump())
@@ -411,7 +429,7 @@ class _Saver:
         return self.state.transfer.there(self.task.grants.cancel)
 
 
-def _over(task: Task, saver: _Saver) -> str | None:
+def _over(task: Task, saver: Saver) -> str | None:
     """By what the run has ended between two attempts. Raises `NotAsked` where there was none before, in time."""
     late = time.time() > task.deadline
     if late and not task.cut:

@@ -564,7 +564,29 @@ WALLS = [
         ("the seal", "        started.seal()\n", "", "test_service.py::test_the_engine_of_a_service_is_sealed"),
     ),
     *_walls(
+        "lambdas/agent/behind.py",
+        (
+            "a call that waits is not made in half a session",
+            "if transcript.waits or not _tells_repository(archive):",
+            "if not _tells_repository(archive):",
+            "test_behind.py::test_what_shows_late_lands_before_the_start_too",
+        ),
+        (
+            "nobody looks at half a workspace",
+            "read = settings.workspace_instructions or equipment.starts_programs",
+            "read = equipment.starts_programs",
+            "test_behind.py::test_where_the_workspace_is_looked_at_before_it_is_there_first",
+        ),
+    ),
+    *_walls(
         "lambdas/agent/listener.py",
+        (
+            "no answer in half a session",
+            "held=not self.proxy.restored.in_place",
+            "held=False",
+            "test_proxy.py::test_an_answer_waits_for_the_session",
+            "test_behind.py::test_the_model_thinks_while_the_session_lands",
+        ),
         (
             "the run's token",
             "if not self.proxy.accepts(self.headers):",
@@ -939,6 +961,12 @@ WALLS = [
     *_walls(
         "lambdas/run_claude.py",
         (
+            "no checkpoint of half a session",
+            'raise Internal(detail="the session is not in place yet")',
+            "return 0",
+            "test_behind.py::test_no_checkpoint_is_taken_of_half_a_session",
+        ),
+        (
             "no leg without its checkpoint: the gate",
             """if leg.by == "gate":""",
             "if False:",
@@ -1078,9 +1106,21 @@ WALLS = [
         "lambdas/agent/outcome.py",
         (
             "a leg that got nothing done",
-            "if not self.proxy.answers and not (self.cut and by in ENDERS):",
+            "if not given and not (self.cut and by in ENDERS):",
             "if False:",
             "test_legs.py::test_a_leg_without_an_answer_is_none",
+        ),
+        (
+            "a run that ends before its session is in place",
+            "self.proxy.meter, self.proxy.answers and self.proxy.restored.in_place",
+            "self.proxy.meter, self.proxy.answers",
+            "test_behind.py::test_who_ends_a_run_meanwhile_leaves_nothing_half",
+        ),
+        (
+            "a session that could not be restored",
+            "raise failure.but(cost_usd=self.proxy.meter.spent) from failure",
+            "pass",
+            "test_behind.py::test_what_does_not_land_fails_by_its_name",
         ),
         (
             "a run that is cancelled before its first answer",
@@ -1186,6 +1226,12 @@ WALLS = [
     ),
     *_walls(
         "lambdas/agent/scratch.py",
+        (
+            "what lands is where the agent is not",
+            'self.landing = root / "landing"',
+            'self.landing = self.tmp / "landing"',
+            "test_hostile.py::test_others_files_are_neither_read_nor_changed",
+        ),
         (
             "links are not followed by a wipe",
             "if entry.is_dir(follow_symlinks=False):\n                os.chmod",
@@ -1809,6 +1855,21 @@ WALLS = [
             "if limits.inflated(directory.size, directory.compressed):",
             "if False:",
             "test_archive.py::test_hostile_archives_are_refused",
+        ),
+    ),
+    *_walls(
+        "lambdas/archive/landing.py",
+        (
+            "no link in a place",
+            "_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC",
+            "_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC",
+            "test_landing.py::test_who_has_begun_tricks_nobody",
+        ),
+        (
+            "what git obeys comes last",
+            "return sorted(names, key=_LAST.__contains__)",
+            "return sorted(names)",
+            "test_landing.py::test_what_git_obeys_comes_last",
         ),
     ),
     *_walls(

@@ -10,7 +10,7 @@ import tempfile
 import tracemalloc
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from lambdas.errors import Internal, SessionDamaged, SessionTooLarge, SessionUnr
 from tests.support.archives import DIR, FILE, LINK, ROOTS, forged, item, lying, staged
 from tests.support.hostile_archives import GOOD, HOSTILE, SMALL, TIGHT, X
 from tests.support.opened import Opened
+from tests.support.ordinary_user import unprivileged
 from tests.support.snapshots import snapshot
 from tests.support.trees import (
     BEFORE,
@@ -54,19 +55,6 @@ def base() -> Iterator[Path]:
     """Where a test packs from and unpacks to."""
     with scratch() as path:
         yield path
-
-
-@contextmanager
-def unprivileged() -> Iterator[None]:
-    """Root can read everything: be nobody for a while, where the tests run as root."""
-    root = os.geteuid() == 0
-    if root:
-        os.seteuid(65534)
-    try:
-        yield
-    finally:
-        if root:
-            os.seteuid(0)
 
 
 def packed(base: Path, limits: Limits = LIMITS, **more: Any) -> tuple[bytes, Packed]:

@@ -24,6 +24,7 @@ from lambdas.agent.scratch import Scratch
 from lambdas.agent.tunnel import Tunnels
 from lambdas.agent.upstream import anthropic
 from lambdas.errors import ToolServerUnavailable
+from lambdas.strict import Json
 from stacks.deployment import AGENT
 from tests.support.equipped import BEARER, OURS, THEIRS, Tracker, folder, hostile, tracking, write
 from tests.support.kept_checkpoints import Kept
@@ -166,7 +167,7 @@ def test_an_agent_with_a_user_of_its_own_reads_a_copy(equipment: Equipment, tmp_
 def test_the_projects_own_folder_is_a_plugin_with_a_skill() -> None:
     """As it comes: no server, and so no secret."""
     found = Equipment.read(AGENT)
-    assert (found.plugin, found.servers, found.secrets) == (True, (), set())
+    assert (found.plugin, found.servers, found.secrets, found.starts_programs) == (True, (), set(), False)
 
 
 def test_an_empty_folder_will_do(tmp_path: Path) -> None:
@@ -185,6 +186,22 @@ def test_servers_are_read_as_they_stand(equipment: Equipment, tracker: Tracker) 
 
 
 URL = "https://mcp.example/mcp"
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "starts"),
+    [
+        ("mcp.json", {"mcpServers": {"far": {"url": URL}}}, False),
+        ("mcp.json", {"mcpServers": {"near": {"command": "python3"}}}, True),
+        ("hooks/hooks.json", {"hooks": {}}, True),
+        (".claude-plugin/plugin.json", {"name": "ours", "hooks": "./elsewhere.json"}, True),
+    ],
+)
+def test_what_is_started_with_claude_code_is_known(file: str, text: Json, starts: bool, tmp_path: Path) -> None:
+    """It may look at the workspace before the model has said anything, so that has to be in place."""
+    write(tmp_path, ".claude-plugin/plugin.json", json.dumps({"name": "ours"}))
+    write(tmp_path, file, json.dumps(text))
+    assert Equipment.read(tmp_path).starts_programs == starts
 
 
 @pytest.mark.parametrize(

@@ -18,8 +18,9 @@ from lambdas.agent.credential import Secret
 from lambdas.agent.messages import Answer, Call
 from lambdas.agent.proxy import Proxy
 from lambdas.agent.receipts import Receipts
+from lambdas.agent.restored import Restored
 from lambdas.agent.upstream import BODY_BYTES, anthropic, supabase
-from lambdas.errors import ModelUnauthorized
+from lambdas.errors import ModelUnauthorized, SessionDamaged
 from tests.support.http_servers import Answering, listening
 from tests.support.waiting import eventually
 
@@ -592,3 +593,33 @@ def test_a_closed_gate_holds_a_request_until_the_agent_hangs_up(refused: bool, s
         assert (proxy.meter.calls, len(service.seen)) == (refused, refused)
         connection.close()
     assert len(service.seen) == refused
+
+
+def test_an_answer_waits_for_the_session(service: Service) -> None:
+    """Nothing of it is given on, nor that there is one, before the session is in place. What other services say does
+    not wait."""
+    restored = Restored()
+    upstreams = [anthropic(Secret(lambda: "sk-1"), service.url), supabase(Secret(lambda: "sk-1"), service.url)]
+    with Proxy(upstreams, restored=restored) as proxy, ThreadPoolExecutor(1) as beside:
+        with asked(proxy, "GET", "/supabase/rest/v1/x") as other:
+            assert other.status == 200
+        answering = beside.submit(answered, proxy)
+        eventually(lambda: proxy.answers == 1)
+        assert wait([answering], 0.3).not_done
+        restored.set_result({})
+        assert answering.result() == (200, b"firstsecond")
+
+
+def answered(proxy: Proxy) -> tuple[int, bytes]:
+    """What the model says through it."""
+    with asked(proxy) as response:
+        return response.status, response.read()
+
+
+def test_an_answer_is_given_to_nobody_where_there_is_no_session(service: Service) -> None:
+    """It could not be restored."""
+    restored = Restored()
+    restored.set_exception(SessionDamaged())
+    running = Proxy([anthropic(Secret(lambda: "sk-1"), service.url)], restored=restored)
+    with running as proxy, pytest.raises(http.client.RemoteDisconnected):
+        answered(proxy)

@@ -166,7 +166,8 @@ async def converse(
     before = transcript.size
     if turn.resume and not before:
         raise SessionDamaged(detail="the session has no transcript")
-    agent = _Agent(turn, scratch, proxy, outside, Ending(deadline, leg, proxy.gate, outside, scratch.root))
+    ending = Ending(deadline, leg, proxy.gate, outside, scratch.root, proxy.restored)
+    agent = _Agent(turn, scratch, proxy, outside, ending)
     with agent.progress, agent.receipts:
         by = await agent.run()
         proxy.meter.quiet(QUIET_SECONDS)
@@ -176,7 +177,7 @@ async def converse(
         verdict.reword(before)
         return verdict.outcome()
     except WorkflowError:
-        if proxy.answers:
+        if proxy.answers and proxy.restored.in_place:
             agent.checkpoints.last()
             agent.progress.last()
         raise

@@ -6,6 +6,7 @@
 | `cancelled` | its caller has ended it | likewise |
 | `gate` | from `Leg.gate` on, the conversation's next request is held back | another leg goes on; nothing is lost |
 | `limit` | a leg's time is over, and no such request came | likewise; what was under way is cut off |
+| `unrestored` | what it goes on from could not be restored, beside it | it fails by that |
 
 Deadline and limit come sooner where a run has changed so much that saving it, or made so many files that removing them,
 will take the rest of the time.
@@ -20,6 +21,7 @@ from typing import Protocol
 
 from lambdas.agent.checkpoint import Saver
 from lambdas.agent.gate import Gate
+from lambdas.agent.restored import Restored
 from lambdas.agent.scratch import crowded
 from lambdas.receipt import Receipt
 
@@ -34,7 +36,7 @@ CANCEL_SECONDS = 1.0
 """How often it is looked whether the run is cancelled."""
 
 GATE_SECONDS = 0.05
-"""How often it is looked whether the gate is reached."""
+"""How often it is looked whether the gate is reached, or the session in place."""
 
 
 class Outside(Saver, Protocol):
@@ -71,6 +73,8 @@ class Ending:
     outside: Outside
     root: Path
     """Where the run's files are."""
+    restored: Restored
+    """Done when the session is in place, or could not be restored."""
 
     @property
     def last(self) -> float:
@@ -80,6 +84,8 @@ class Ending:
     async def awaited(self, turn: "asyncio.Task[None]") -> str | None:
         """By what it ends; None where the turn has."""
         watches = {asyncio.create_task(self._cancelled()): "cancelled"}
+        if not self.restored.done() or self.restored.exception():
+            watches[asyncio.create_task(self._unrestored())] = "unrestored"
         if self.leg:
             watches[asyncio.create_task(self._held(self.leg.gate))] = "gate"
         watches[asyncio.create_task(self._crowd())] = self._late
@@ -102,6 +108,12 @@ class Ending:
                 await asyncio.sleep(CANCEL_SECONDS)
         finally:
             beside.shutdown(wait=False)  # the end waits for no S3 that is silent
+
+    async def _unrestored(self) -> None:
+        while not self.restored.done():
+            await asyncio.sleep(GATE_SECONDS)
+        if not self.restored.exception():
+            await asyncio.Event().wait()  # all is well, and this is no end
 
     async def _held(self, since: float) -> None:
         await asyncio.sleep(max(0.0, since - time.time()))

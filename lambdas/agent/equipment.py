@@ -31,6 +31,9 @@ from lambdas.strict import Json
 PLUGIN = ("skills", "agents", "commands", "hooks")
 """What a plugin is made of."""
 
+PROGRAMS = frozenset(("hooks", "mcpServers", "lspServers"))
+"""What else a plugin's manifest may name, which is started."""
+
 INSTRUCTIONS_BYTES = 64 * 1024
 """The longest CLAUDE.md: each call of the model is sent it."""
 
@@ -103,6 +106,13 @@ class Equipment:
         return cls(folder, _plugin(folder), _instructions(folder), _servers(folder))
 
     @property
+    def starts_programs(self) -> bool:
+        """Whether Claude Code may start something of it before the model has said anything, which would look at the
+        workspace: a server, or a plugin's hook."""
+        hooked = self.plugin and self.folder is not None and _hooked(self.folder)
+        return hooked or any(isinstance(server, Stdio) for server in self.servers)
+
+    @property
     def secrets(self) -> set[str]:
         """The fields of the secret that it names."""
         return {server.secret for server in self.servers if isinstance(server, Remote) and server.secret}
@@ -133,6 +143,12 @@ def _plugin(folder: Path) -> bool:
     if not isinstance(name, str) or not re.fullmatch(r"[a-z][a-z0-9-]{0,63}", name):
         raise Unusable(".claude-plugin/plugin.json needs a name: small letters, digits and hyphens.")
     return True
+
+
+def _hooked(folder: Path) -> bool:
+    """Whether a plugin may have more than texts: hooks, or what its manifest says of other programs."""
+    said = _json(folder / ".claude-plugin" / "plugin.json").keys()
+    return (folder / "hooks").exists() or bool(said & PROGRAMS)
 
 
 def _instructions(folder: Path) -> str:

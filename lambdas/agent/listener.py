@@ -6,8 +6,10 @@ import json
 import re
 import select
 import socket
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
@@ -21,6 +23,7 @@ from lambdas.agent.messages import Unreadable
 from lambdas.agent.meter import Charge, LimitMet
 from lambdas.agent.tunnel import NotAllowed
 from lambdas.agent.upstream import BODY_BYTES, Reply, Sent, Upstream
+from lambdas.archive.prefetch import Arriving
 from lambdas.errors import ModelUnauthorized, StorageUnavailable
 from lambdas.pricing import Unpriced
 
@@ -260,24 +263,31 @@ class Connection(http.server.BaseHTTPRequestHandler):
                 self.proxy.gate.answered(answer)
 
         try:
-            self._stream(response, hear)
+            self._stream(response, hear, held=not self.proxy.restored.in_place)
         finally:
             witness.ended(answer)
 
-    def _stream(self, response: http.client.HTTPResponse, hear: Callable[[bytes], None] = lambda _: None) -> None:
-        """Each piece as it comes. A body cut short is cut short here too: by not ending it."""
+    def _stream(
+        self,
+        response: http.client.HTTPResponse,
+        hear: Callable[[bytes], None] = lambda _: None,
+        *,
+        held: bool = False,
+    ) -> None:
+        """Each piece as it comes. A body cut short is cut short here too: by not ending it. Where it is `held`, it is
+        heard as it comes, but nothing of it, nor that there is an answer, is given on before the session is in place:
+        Claude Code (2.1.332) waits for headers longer than for the rest of a stream."""
         chunked = response.length is None and not response.isclosed()
-        self._begin(response, *(("transfer-encoding", "chunked") if chunked else ()))
-        while piece := response.read1(65536):
-            hear(piece)
-            if response.length == 0:
-                hear(b"")
-            self.proxy.flow()
-            self.wfile.write(b"%x\r\n%b\r\n" % (len(piece), piece) if chunked else piece)
-        if response.length:
-            raise http.client.IncompleteRead(b"", response.length)
+        heard = _heard(response, hear, chunked)
+        with ThreadPoolExecutor(1, "held") as beside:
+            pieces = Arriving(beside, lambda: heard).read(0, sys.maxsize) if held else heard
+            if held:
+                self.proxy.await_session(self.connection)
+            self._begin(response, *(("transfer-encoding", "chunked") if chunked else ()))
+            for piece in pieces:
+                self.proxy.flow()
+                self.wfile.write(b"%x\r\n%b\r\n" % (len(piece), piece) if chunked else piece)
         if chunked:
-            hear(b"")
             self.wfile.write(b"0\r\n\r\n")
 
     def _begin(self, response: http.client.HTTPResponse, *more: str) -> None:
@@ -303,6 +313,19 @@ class Connection(http.server.BaseHTTPRequestHandler):
         self.send_header("content-length", str(len(reply.body)))
         self.end_headers()
         self.wfile.write(reply.body)
+
+
+def _heard(response: http.client.HTTPResponse, hear: Callable[[bytes], None], chunked: bool) -> Iterator[bytes]:
+    """A body, as it comes. Raises IncompleteRead where it is cut short."""
+    while piece := response.read1(65536):
+        hear(piece)
+        if response.length == 0:
+            hear(b"")
+        yield piece
+    if response.length:
+        raise http.client.IncompleteRead(b"", response.length)
+    if chunked:
+        hear(b"")
 
 
 def wait(client: socket.socket, seconds: float | None = None) -> None:

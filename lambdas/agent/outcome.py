@@ -160,6 +160,7 @@ class Verdict:
     def outcome(self) -> Outcome | Unfinished:
         """The completed run, or a leg of it, or raises what it failed by."""
         result = self.left.result
+        self._restored()
         if self.left.by:
             return self._ended(self.left.by, result)
         if isinstance(self.left.failure, WorkflowError):
@@ -179,11 +180,19 @@ class Verdict:
             return replace(self._completed("approval", result), pending=waits)
         return self._completed(self._stop_reason(result), result)
 
+    def _restored(self) -> None:
+        """Raises that by which the session could not be restored, beside it, before anything else that went wrong."""
+        try:
+            if self.proxy.restored.done():
+                self.proxy.restored.result()
+        except WorkflowError as failure:
+            raise failure.but(cost_usd=self.proxy.meter.spent) from failure
+
     def _ended(self, by: str, result: Json) -> Outcome | Unfinished:
         """What was ended before it had a result. What had no answer yet is nothing: neither a run to be kept, nor a leg
         to be followed by more of its kind."""
-        meter = self.proxy.meter
-        if not self.proxy.answers and not (self.cut and by in ENDERS):
+        meter, given = self.proxy.meter, self.proxy.answers and self.proxy.restored.in_place
+        if not given and not (self.cut and by in ENDERS):
             late = ModelOverloaded if meter.calls else NotAsked
             raise self._error(RunCancelled if by == "cancelled" else late, result)
         if by in ENDERS:

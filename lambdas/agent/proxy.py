@@ -46,6 +46,7 @@ from lambdas.agent.messages import Call
 from lambdas.agent.meter import Charge, Meter
 from lambdas.agent.network import PORT, Handoff
 from lambdas.agent.reach import ANYTHING, Reach
+from lambdas.agent.restored import Restored
 from lambdas.agent.tunnel import Tunnels
 from lambdas.agent.upstream import BODY_BYTES, MODEL, Sent, Upstream
 from lambdas.agent.witness import Witness
@@ -59,6 +60,9 @@ REFUSED = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
 HEADERS_SECONDS = 120.0
 """How long an upstream may be silent before its answer begins: a long prompt takes a while, and is paid for. A stream
 that falls silent later is the CLI's to end."""
+
+LOOK_SECONDS = 0.01
+"""How often an answer that waits for the session looks whether that is in place."""
 
 WAIT_SECONDS = 10.0
 """The longest pause between two tries, where the model names none in Retry-After."""
@@ -81,11 +85,12 @@ class Proxy:
         reach: Reach = ANYTHING,
         tunnels: Tunnels | None = None,
         inside: bool = False,
+        restored: Restored | None = None,
     ) -> None:
         """`paid`: whether the run has cost something before, in an earlier attempt. `approvals`: what of its tool calls
         is asked for; None: nothing. `reach`: what its calls of the model may ask for. `tunnels`: the way to other
         hosts; None: there is none, and none is led there. `inside`: whether it listens in networks of the agent's own
-        alone (`expect`)."""
+        alone (`expect`). `restored`: done when the session is in place, or failed; None: it is."""
         self._upstreams = tuple(upstreams)
         self._token = f"run-{secrets.token_urlsafe(32)}"
         self._open: set[socket.socket] = set()
@@ -111,6 +116,8 @@ class Proxy:
         self.retry_after: int | None = None
         """What the model's last refusal (429 or 529) asked to wait, in seconds; None if there was none."""
         self._shut = False
+        self.restored = restored or Restored.before({})
+        """Done when the session is in place: before, no answer of the model's goes through to the agent."""
         self._flowing = threading.Event()
         self._flowing.set()
 
@@ -251,6 +258,14 @@ class Proxy:
         """Return when answers may go through."""
         self._flowing.wait()
 
+    def await_session(self, client: socket.socket) -> None:
+        """Return when the session is in place. Raises ConnectionAbortedError where it could not be restored, and as
+        soon as the agent hangs up."""
+        while not self.restored.done():
+            wait(client, LOOK_SECONDS)
+        if not self.restored.in_place:
+            raise ConnectionAbortedError("there is no session to work on")
+
     def shut(self) -> None:
         """Pass no further call on: it waits until the agent hangs up, or the proxy ends. What is under way goes on."""
         self._shut = True
@@ -332,6 +347,8 @@ class Proxy:
                 if charge:
                     charge.sent()
                 connection.endheaders(request.body)
+                if charge:
+                    self.restored.begin()
                 response = connection.getresponse()
                 if charge:
                     charge.answered(response.status, _request_id(response))

@@ -61,6 +61,8 @@ class Scratch:
         self.tmp = root / "tmp"
         self.private = root / "private"
         """Ours: the launcher, and what is handed to the CLI as a file."""
+        self.landing = root / "landing"
+        """Ours, and shut to the agent: where a session lands while the agent has begun."""
 
     def __enter__(self) -> Self:
         self.root.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -69,7 +71,7 @@ class Scratch:
         self._lock = _lock(self.root, LOCK_SECONDS)
         try:
             wipe(self.root)
-            for directory in (self.root, self.private, *self._its_own):
+            for directory in (self.root, self.private, *self._its_own, self.landing):
                 directory.mkdir(mode=0o700)
             self._hand_over()
         except BaseException:

@@ -9,11 +9,13 @@ ended the run from outside, the lines that say so are written anew, when the run
 
 import json
 import os
+import re
 import stat
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, BinaryIO
 
 from lambdas.agent import frames
@@ -42,6 +44,13 @@ LAST_BYTES = 1024 * 1024
 
 NEWS_BYTES = 64 * 1024 * 1024
 """How much of one run's conversation is looked through; what is longer stays as it is."""
+
+
+NAMED = re.compile(rb'"(?:file|notebook)_path":("(?:[^"\\]|\\.)*")')
+"""A file by which a tool was called."""
+
+NAMED_MOST = 100_000
+"""How often files are looked for; whatever is named after that, the model may have to read again."""
 
 
 def only_uuid(text: str) -> str:
@@ -81,6 +90,17 @@ class Transcript:
                     os.close(found)
         return None
 
+    def named(self) -> set[str]:
+        """Files by which tools were called, as the model named them. Claude Code (2.1.332) looks at those that it has
+        written when it resumes, and need not have them read again before it changes them."""
+        file = self.open()
+        if file is None:
+            return set()
+        with file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - NEWS_BYTES))
+            said = {each[1] for each in islice(NAMED.finditer(file.read(NEWS_BYTES)), NAMED_MOST)}
+        return set(filter(None, map(_path, said)))
+
     @property
     def size(self) -> int:
         """Bytes; 0 if there is none."""
@@ -116,6 +136,16 @@ class Transcript:
                 file.seek(since)
                 file.write(said)
                 file.truncate()
+
+
+def _path(said: bytes) -> str | None:
+    """What a JSON string says, if a file can be named so."""
+    try:
+        path = str(json.loads(said))
+        os.fsencode(path)
+    except ValueError:
+        return None
+    return path
 
 
 @contextmanager

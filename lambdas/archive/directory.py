@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from functools import cached_property
 from typing import Protocol, Self
 
-from lambdas.archive.format import END_BYTES, Ending, Limits, Member, damaged, ending, parsed
+from lambdas.archive.format import END_BYTES, Ending, Limits, Member, damaged, ending, order, parsed
 from lambdas.archive.tree import shown
 
 _FIELDS = struct.Struct("<20x2I2H10xI")  # compressed size, size, lengths of name and extra fields, offset
@@ -128,6 +128,11 @@ class Directory:
     def below(self, number: int) -> int:
         """The first record after this one that is not below it."""
         return bisect_left(range(len(self)), self._key(number) + b"\1", lo=number, key=self._key)
+
+    def inside(self, folder: str) -> range:
+        """The numbers of a folder's record and of all below it; none where there is no such record."""
+        number, there = self.find(order(folder))
+        return range(number, self.below(number)) if there else range(0)
 
     def _key(self, number: int) -> bytes:
         named = self.starts[number] + _RECORD

@@ -22,7 +22,8 @@ wait for each other. Were all records read before, the network would have nothin
 import errno
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from lambdas.archive.directory import Archive, Directory
@@ -47,25 +48,52 @@ def unpack(archive: Archive, into: Path, limits: Limits, owner: int | None = Non
         (into / root).mkdir(mode=0o700, exist_ok=True)
         if any((into / root).iterdir()):
             raise ValueError(f"{into / root} is not empty")
-    directory, making = Directory.of(archive, limits), _Making(into, owner)
-    with Prefetch(archive, needed(directory)) as content:
-        try:
-            _make(Contents(directory, limits), content, making)
-        except OSError as error:
-            if error.errno in _UNFIT:
-                raise damaged(f"this file system can't hold it: {error}") from error
-            raise
-    return making.made
+    return Unpacking(archive, Directory.of(archive, limits), limits, owner).make(into)
+
+
+@dataclass(frozen=True)
+class Unpacking:
+    """An archive whose directory is known, to be made as `unpack` says: whole, or in parts."""
+
+    archive: Archive
+    directory: Directory
+    limits: Limits
+    owner: int | None
+
+    def make(
+        self,
+        into: Path,
+        some: frozenset[int] | None = None,
+        without: str | None = None,
+        go_on: Callable[[], None] = lambda: None,
+    ) -> dict[str, Fingerprint]:
+        """Make it below `into`, where the roots are. Or `some` of its members alone, by their numbers, among them the
+        folders that they are in: what is wrong elsewhere does not show then. Or all `without` one of the roots, of
+        which all is checked but its content. `go_on` is asked before every member, and may raise."""
+        passed = self.directory.inside(without) if without else range(0)
+        lying = self.directory.lying if some is None else sorted(some, key=self.directory.offsets.__getitem__)
+        wanted = [number for number in lying if number not in passed]
+        making = _Making(into, self.owner, without)
+        with Prefetch(self.archive, needed(self.directory, wanted)) as content:
+            try:
+                _make(Contents(self.directory, self.limits, some), content, making, go_on)
+            except OSError as error:
+                if error.errno in _UNFIT:
+                    raise damaged(f"this file system can't hold it: {error}") from error
+                raise
+        return making.made
 
 
 class Contents:
-    """The members of an archive, as they lie; each is checked, in all that can be without its content, when it comes.
+    """The members of an archive, or `some` of them by their numbers, as they lie; each is checked, in all that can be
+    without its content, when it comes.
 
     Raises SessionDamaged; at once where the whole is over a limit, or a folder is not as it should be.
     """
 
-    def __init__(self, directory: Directory, limits: Limits) -> None:
+    def __init__(self, directory: Directory, limits: Limits, some: frozenset[int] | None = None) -> None:
         self._directory = directory
+        self._some = some
         self._limits = limits
         self._places = {""}
         self.folders = list[Member]()
@@ -74,14 +102,14 @@ class Contents:
             raise damaged(f"the archive has {excess}")
         if limits.inflated(directory.size, directory.compressed):
             raise damaged(f"archive: it inflates more than {limits.ratio}-fold")
-        for number in directory.folders:
+        for number in directory.folders if some is None else sorted(some & set(directory.folders)):
             self.folders.append(self._checked(number))
             self._places.add(self.folders[-1].path)
 
     def __iter__(self) -> Iterator[tuple[Member, bytes]]:
         """Each with what its local header has to be."""
         directory, end = self._directory, 0
-        for number in directory.lying:
+        for number in directory.lying if self._some is None else sorted(self._some, key=directory.offsets.__getitem__):
             member = self._checked(number)
             if member.offset < end or (end := directory.ends[number]) > directory.at:
                 raise damaged(f"{shown(member.path)}: its bytes are another member's too, or the directory's")
@@ -102,12 +130,17 @@ class Contents:
         return "it is a special file" if member.is_whiteout else None
 
 
-def _make(contents: Contents, content: Prefetch, making: "_Making") -> None:
+def _make(contents: Contents, content: Prefetch, making: "_Making", go_on: Callable[[], None]) -> None:
     """Directories, then files in the order in which they lie, then links."""
-    for member in contents.folders:
+    folders = list(filter(making.wants, contents.folders))
+    for member in folders:
+        go_on()
         making.folder(member)
     links = list[tuple[Member, bytes]]()
     for member, header in contents:
+        go_on()
+        if not making.wants(member):
+            continue
         content.seek(member.offset)
         if member.is_file:
             making.file(member, inflated(content, member, header))
@@ -115,17 +148,22 @@ def _make(contents: Contents, content: Prefetch, making: "_Making") -> None:
             links.append((member, target))
     for member, target in links:
         making.link(member, target)
-    for member in reversed(contents.folders):
+    for member in reversed(folders):
         making.finished(member)
 
 
 class _Making:
     """Makes what is in an archive. After the last change to each, its fingerprint is taken."""
 
-    def __init__(self, into: Path, owner: int | None) -> None:
+    def __init__(self, into: Path, owner: int | None, without: str | None = None) -> None:
         self.made: dict[str, Fingerprint] = {}
         self._into = os.fspath(into)
         self._owner = owner
+        self._without = without
+
+    def wants(self, member: Member) -> bool:
+        """Whether it is to be made."""
+        return self._without is None or member.path.partition("/")[0] != self._without
 
     def file(self, member: Member, content: Iterator[bytes]) -> None:
         """Exclusively, so that nothing that is there is opened or followed."""

@@ -28,19 +28,20 @@ from typing import Any
 
 from claude_workflow.local import sandbox
 from claude_workflow.local.model import ScriptedModel
-from lambdas.agent import network
+from lambdas.agent import behind, network
 from lambdas.agent.claude import Turn, converse
 from lambdas.agent.credential import Secret
 from lambdas.agent.environment import environment
 from lambdas.agent.outcome import Outcome
 from lambdas.agent.processes import seal
 from lambdas.agent.proxy import Proxy
+from lambdas.agent.restored import Restored
 from lambdas.agent.sandbox import Sandbox
 from lambdas.agent.scratch import Scratch, swept
 from lambdas.agent.upstream import anthropic
 from lambdas.archive.format import Limits
+from lambdas.archive.landing import Landing
 from lambdas.archive.pack import pack
-from lambdas.archive.unpack import unpack
 from lambdas.errors import AgentCrashed, WorkflowError
 from lambdas.settings import ALONE
 from tests.support.kept_checkpoints import Kept
@@ -169,6 +170,10 @@ def _shared_memory() -> Iterator[int]:
 
 def script(scratch: Scratch, told: dict[str, Any], around: dict[str, Any]) -> str:
     """What the model does in the first turn; the files that it takes for that are put into the workspace."""
+    if told["secret"]:  # what lands while the run has begun is none of its own yet
+        landed = scratch.landing / "secret"
+        landed.write_text("MARK-landing")
+        told = told | {"secret": [*told["secret"], str(landed)]}
     for name in ("attacks.py", "outward.py"):
         shutil.copy(Path(__file__).parent / name, scratch.workspace)
     (scratch.workspace / "outside.json").write_text(json.dumps(around))
@@ -194,10 +199,12 @@ def script(scratch: Scratch, told: dict[str, Any], around: dict[str, Any]) -> st
     return "\n".join(lines)
 
 
-def turn(prompt: str, session: str, scratch: Scratch, url: str, resume: bool) -> tuple[Outcome, str]:
+def turn(
+    prompt: str, session: str, scratch: Scratch, url: str, resume: bool, restored: Restored | None = None
+) -> tuple[Outcome, str]:
     """A turn, and what its proxy says afterwards to who kept the token."""
     inside = scratch.sandbox.its_own_network
-    with Proxy([anthropic(Secret(lambda: "MARK-model-key"), url)], inside=inside) as proxy:
+    with Proxy([anthropic(Secret(lambda: "MARK-model-key"), url)], inside=inside, restored=restored) as proxy:
         asked = Turn(prompt, session, resume=resume)
         outcome = asyncio.run(converse(asked, scratch, proxy, Kept(scratch), time.time() + SECONDS))
         lent = proxy.environment
@@ -231,8 +238,8 @@ def attacked(kind: str, network: str, folder: Path) -> dict[str, Any]:
         left = [str(path) for place in told["elsewhere"] for path in Path(place).glob(f"*{told['name']}*")]
         left += [str(path) for path in Path(place.agents).glob(f"{session}*")]
         with place.scratch(session) as scratch:
-            _restore(archive, scratch)
-            second, _ = turn("read notes.txt\nsay Again.", session, scratch, model.url, resume=True)
+            with behind.landing(_landing(archive, scratch), scratch, session, lambda _: True) as restored:
+                second, _ = turn("read notes.txt\nsay Again.", session, scratch, model.url, True, restored)
             hooked = [str(path) for path in scratch.root.rglob("hooked")]
             for prompt in (FORKS, BOMB):
                 with suppress(AgentCrashed):  # a CLI that is not let start a thread gives up
@@ -261,8 +268,8 @@ def _results(outcome: Outcome) -> list[str]:
     return [str(block["content"]) for blocks in said for block in blocks if block["type"] == "tool_result"]
 
 
-def _restore(archive: io.BytesIO, scratch: Scratch) -> None:
-    unpack(Opened(archive), scratch.root, ANY, scratch.sandbox.uid)
+def _landing(archive: io.BytesIO, scratch: Scratch) -> Landing:
+    return Landing(Opened(archive), scratch.root, scratch.landing, ANY, scratch.sandbox.uid)
 
 
 def hand_over(scratch: Scratch) -> None:

@@ -25,6 +25,19 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 PACKAGES = Path(claude_agent_sdk.__file__).parent.parent
 
 
+@contextmanager
+def unprivileged() -> Iterator[None]:
+    """Root can read everything: be nobody for a while, where the tests run as root."""
+    root = os.geteuid() == 0
+    if root:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        if root:
+            os.seteuid(0)
+
+
 def python() -> str:
     """An interpreter that another user can start: a version manager's is in somebody's home directory."""
     if os.geteuid() != 0:
