@@ -13,6 +13,7 @@ from benchmarks import (
     beginnings,
     cost,
     legs,
+    many,
     metering,
     network,
     posts,
@@ -42,6 +43,7 @@ def _archives(bench: Bench) -> list[Section]:
 BENCHMARKS: Mapping[str, Callable[[Bench], list[Section]]] = {
     "posts": posts.measure,
     "beginnings": beginnings.measure,
+    "many": many.measure,
     "archives": _archives,
     "meter": metering.measure,
     "network": network.measure,

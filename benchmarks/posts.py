@@ -1,11 +1,9 @@
-"""A whole POST beside the bare SDK, and many at once, through the service of this machine."""
+"""A whole POST beside the bare SDK, through the service of this machine."""
 
 import http.client
 import json
-import math
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from statistics import median
@@ -16,7 +14,7 @@ from benchmarks import workflow
 from benchmarks.bare import Bare
 from benchmarks.bench import Bench
 from benchmarks.handlers import Call, Handler
-from benchmarks.report import Check, Section, plot, table
+from benchmarks.report import Check, Section, table
 from benchmarks.workflow import STATES
 from claude_workflow.cli.backend import Backend
 from claude_workflow.cli.history import story_of
@@ -26,8 +24,6 @@ from tests.support import patched_service
 
 ROUNDS = {0: 7, 3: 3}
 """By the model's latency in seconds."""
-AT_ONCE = {1: 4, 2: 6, 4: 8, 8: 16, 16: 24}
-"""How many posts are sent, by how many are under way."""
 PROMISED = 10
 """Percent of the bare SDK's run, at a latency of 3 s, that the handlers may take beside it."""
 
@@ -97,13 +93,11 @@ def _started(bench: Bench) -> Iterator[_Sides]:
 
 
 def measure(bench: Bench) -> list[Section]:
-    """The POST, and many of them."""
+    """The POST and its parts."""
     bench.say("Starting the service …")
     with _started(bench) as sides:
         rounds = {latency: _rounds(bench, sides, latency) for latency in ROUNDS if not (bench.quick and latency)}
-        levels = {1: 1} if bench.quick else AT_ONCE
-        crowd = {level: _crowd(bench, sides, level, posts) for level, posts in levels.items()}
-    return [_section(rounds), _crowd_section(crowd)]
+    return [_section(rounds)]
 
 
 def _rounds(bench: Bench, sides: _Sides, latency: int) -> Round:
@@ -166,52 +160,3 @@ def _latency_rows(latency: int, found: Round) -> Iterator[tuple[object, ...]]:
     yield row("gateway and engine, around the states", median(post.around for post in found.posts))
     for state in STATES:
         yield row(f"{state}, with the engine's invocation", median(post.states[state] for post in found.posts))
-
-
-class _Level(NamedTuple):
-    seconds: list[float]
-    failed: int
-    throughput: float
-    """Posts a second that were answered with 200."""
-
-
-def _crowd(bench: Bench, sides: _Sides, level: int, posts: int) -> _Level:
-    """`posts` posts, each of a new session, `level` at a time; as many before, to have warm functions."""
-    bench.say(f"{level} posts at a time …")
-
-    def one(number: int) -> float | None:
-        try:
-            return sides.post(f"say Number {number}.")[0]
-        except RuntimeError as error:
-            bench.say(f"a POST failed: {error}")
-            return None
-
-    with ThreadPoolExecutor(level) as pool:
-        list(pool.map(one, range(level)))
-        start = time.monotonic()
-        took = list(pool.map(one, range(posts)))
-        seconds = [each for each in took if each is not None]
-        return _Level(seconds, len(took) - len(seconds), len(seconds) / (time.monotonic() - start))
-
-
-def _p95(values: list[float]) -> float:
-    return sorted(values)[math.ceil(len(values) * 0.95) - 1] if values else math.nan
-
-
-def _crowd_section(levels: dict[int, _Level]) -> Section:
-    text = (
-        "Posts of new sessions through the local service, with a model that answers at once. Every one starts a Claude "
-        "Code of 0.8 CPU-seconds, so that the machine's cores are the limit here; in AWS each has its own."
-    )
-    rows = [
-        (number, len(one.seconds), one.failed, one.throughput, median(one.seconds or [math.nan]), _p95(one.seconds))
-        for number, one in levels.items()
-    ]
-    heads = ("at once", "answered", "failed", "a second", "median s", "p95 s")
-    section = Section("Many at once", [text, table(heads, rows)])
-    lines = {
-        "p95": [(float(number), _p95(one.seconds)) for number, one in levels.items()],
-        "median": [(float(number), median(one.seconds or [math.nan])) for number, one in levels.items()],
-    }
-    section.plots["at-once"] = plot("Many at once", "posts under way", "seconds", lines, logarithmic=False)
-    return section

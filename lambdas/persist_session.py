@@ -58,8 +58,10 @@ class PersistSession:
         Raises `SessionMoved`, `AgentCrashed` (nothing usable is staged), `SessionTooLarge` or one of `Internal`.
         """
         # Every request takes S3 some 20 ms: what does not need another's answer does not wait for it.
-        with ThreadPoolExecutor(4) as pool, Commit(pool, self.bucket, claim, self.rules) as commit:
+        with ThreadPoolExecutor(6) as pool, Commit(pool, self.bucket, claim, self.rules) as commit:
             receipt = pool.submit(record.staged_receipt, self.bucket, claim)
+            reserved = pool.submit(ledger.reserved, self.bucket, claim)
+            held = pool.submit(lease.seen, self.bucket, claim.session_id)
             earlier, now = record.earlier(self.bucket, claim), datetime.now(UTC)
             if likely := _run_result(returned):
                 commit.begin(likely.staged_bytes, _metadata(claim, likely, earlier.usd, now))
@@ -72,7 +74,8 @@ class PersistSession:
                 raise AgentCrashed(run_id=claim.run_id, session_id=claim.session_id, detail=why)
             commit.make(result, metadata)
             spent = kept.most if kept else result.cost_usd
-            settled = pool.submit(ledger.settle, self.bucket, claim, spent, committed=True)
+            settled = pool.submit(ledger.settle_held, self.bucket, claim, reserved.result(), spent, committed=True)
+            entered = pool.submit(listing.enter, self.bucket, claim, "done")
             own = result.cost_usd + earlier.usd if claim.staging.startswith(f"runs/{claim.run_id}/") else 0.0
             total, whole = (
                 float(metadata["cost-usd"]),
@@ -82,10 +85,11 @@ class PersistSession:
             if "messages_at" in built and earlier.conversation:
                 built["messages_at"] = record.keep_messages(self.bucket, claim.run_id, attempts)
             standing = record.answer(self.bucket, claim.run_id, built)
-            marked = pool.submit(listing.mark, self.bucket, claim, "done")
             pool.submit(self.tell, RunEnded.of(claim, standing))
-            lease.free(self.bucket, claim.session_id, lambda held: held.execution == claim.execution)
-            marked.result()
+            freed = pool.submit(lease.free_seen, self.bucket, claim.session_id, held.result(), claim.execution)
+            entered.result()  # before it stands nowhere else
+            listing.leave(self.bucket, claim, "done")
+            freed.result()
             settled.result()
         return answer.with_links(standing, self.bucket)
 

@@ -251,10 +251,13 @@ class RestoreSession:
         # Of a run that brings an upload nothing is said before that is its.
         early = not claim.repeated and request.upload is None
         marked = beside.submit(listing.mark, self.bucket, claim, "claimed") if early else None
+        allowing = beside.submit(self._allow, request, claim, ends) if early and self._surely_runs(request) else None
         for _ in range(LOOKS):
             found = situation(self.bucket, request, begun=claim.repeated)
             step, old = next_step(found), found.left[0].pin
             if isinstance(step, Refuse):
+                if allowing and not allowing.exception():
+                    ledger.settle(self.bucket, claim, 0.0, committed=True)
                 raise _refusal(step, request, claim.session_id)
             if isinstance(step, Done):
                 return self._done(claim, step.answer)
@@ -262,15 +265,29 @@ class RestoreSession:
             own = claim.pinned(pin.base, pin.number)
             if isinstance(step, Run) and step.checkpoint is None:
                 uploads.take(self.bucket, request, claim.session_id)
-            allowing = beside.submit(self._allow, request, own, ends) if isinstance(step, Run) else None
+            if isinstance(step, Run):
+                allowing = allowing or beside.submit(self._allow, request, own, ends)
             stands = pin == old or record.pin(self.bucket, claim.run_id, pin, old)
+            if marked:
+                marked.result()  # first: a run whose money is refused is listed no more
             allowance = allowing.result() if allowing else None
             if stands:
-                marked.result() if marked else listing.mark(self.bucket, claim, "claimed")
+                if not marked:
+                    listing.mark(self.bucket, claim, "claimed")
                 return self._restored(request, own, step, allowance)
             ledger.settle(self.bucket, own, 0.0, committed=True)
-            claim = replace(claim, repeated=True)
+            claim, allowing = replace(claim, repeated=True), None
         raise RunInProgress(retry_after=FIRST_WAIT, session_id=claim.session_id, run_id=claim.run_id)
+
+    def _surely_runs(self, request: Request) -> bool:
+        """Whether a new run asks the model, if it is not refused, and may spend what the version it begins on does not
+        decide: then its money need not wait for that."""
+        return request.replay_of is None and self._most_of_session(request) is None
+
+    def _most_of_session(self, request: Request) -> float | None:
+        """US dollars that its session may cost in all; None: no limit."""
+        most: float | None = request.body.get("max_session_usd", self.settings.caps.max_session_usd)
+        return most
 
     def _allow(self, request: Request, claim: Claim, ends: float) -> Allowance:
         """What the attempt may use, of which its money is reserved. Raises `BudgetExhausted`, and `AgentCrashed` where
@@ -287,7 +304,7 @@ class RestoreSession:
         body, caps = request.body, self.settings.caps
         ids = {"session_id": claim.session_id, "run_id": claim.run_id}
         wanted = max(ledger.LEAST, body.get("max_budget_usd", caps.max_budget_usd) - spent)
-        if (most := body.get("max_session_usd", caps.max_session_usd)) is not None:
+        if (most := self._most_of_session(request)) is not None:
             own = claim.base.cost_usd if claim.base else 0.0
             wanted = min(wanted, most - own - ledger.failed_usd(self.bucket, claim.session_id))
             if wanted < ledger.LEAST:

@@ -1654,6 +1654,12 @@ WALLS = [
             "return None",
             "test_bucket.py::test_a_lease_keeps_others_out_and_says_when_to_come_again",
         ),
+        (
+            "a lease that another has taken over",
+            "bucket.delete(_key(session_id), IfMatch=held[1])",
+            "bucket.delete(_key(session_id))",
+            "test_bucket.py::test_a_lease_that_was_taken_over_since_it_was_seen_is_not_freed",
+        ),
     ),
     *_walls(
         "lambdas/restore_session.py",
@@ -1937,6 +1943,52 @@ WALLS = [
             "        if method.needs_key:\n",
             "        request.read()\n        if method.needs_key:\n",
             "test_gateway.py::test_a_body_is_read_when_its_sender_is_known",
+        ),
+        (
+            "who left the line is not run",
+            "            if request.has_left():\n",
+            "            if False:\n",
+            "test_gateway.py::test_who_waits_for_a_seat_has_all_its_time_and_who_hangs_up_costs_nothing",
+        ),
+        (
+            "who goes on after its answer keeps its seat",
+            "            seat.kept = response.status == ACCEPTED\n",
+            "",
+            "test_gateway.py::test_the_end_of_the_service_reaches_who_waits_for_a_seat",
+        ),
+        (
+            "all its time for who waited",
+            "                context |= _now()\n",
+            "                pass\n",
+            "test_gateway.py::test_who_waits_for_a_seat_has_all_its_time_and_who_hangs_up_costs_nothing",
+        ),
+    ),
+    *_walls(
+        "claude_workflow/local/admission.py",
+        (
+            "no more agents than seats",
+            "len(self._taken) < self._seats",
+            "True",
+            "test_admission.py::test_seats_are_given_in_the_order_of_coming",
+        ),
+        (
+            "the order of the line",
+            "self._line[0] is seat and ",
+            "",
+            "test_admission.py::test_seats_are_given_in_the_order_of_coming",
+        ),
+        (
+            "a seat for each that goes on",
+            "                if not seat.kept:\n",
+            "                if True:\n",
+            "test_admission.py::test_a_run_that_goes_on_keeps_its_seat_after_its_answer",
+        ),
+        (
+            "an end to the line",
+            "if self._expected() > PATIENCE_SECONDS:",
+            "if False:",
+            "test_admission.py::test_who_would_wait_too_long_is_sent_back_at_once",
+            "test_gateway.py::test_who_would_wait_too_long_for_a_seat_is_told_when_to_come_again",
         ),
     ),
     *_walls(

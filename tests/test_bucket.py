@@ -231,6 +231,19 @@ def test_an_expired_lease_is_taken_over_by_one(bucket: Bucket) -> None:
         assert sorted(pool.map(race, range(10, 16))) == ["busy"] * 5 + ["mine"]
 
 
+def test_a_lease_that_was_taken_over_since_it_was_seen_is_not_freed(bucket: Bucket) -> None:
+    """It is looked at long before it is given back."""
+    lease.take(bucket, "session-1", a_lease("run-1", "one"), now=0)
+    seen = lease.seen(bucket, "session-1")
+    lease.take(bucket, "session-1", a_lease("run-2", "two", expires_at=300), now=101)
+    lease.free_seen(bucket, "session-1", seen, "one")
+    assert lease.holder(bucket, "session-1") == a_lease("run-2", "two", expires_at=300)
+    lease.free_seen(bucket, "session-1", lease.seen(bucket, "session-1"), "one")
+    assert lease.holder(bucket, "session-1")
+    lease.free_seen(bucket, "session-1", lease.seen(bucket, "session-1"), "two")
+    assert lease.holder(bucket, "session-1") is None
+
+
 def test_a_lease_is_freed_by_its_holder_alone(bucket: Bucket) -> None:
     """A late finisher must not free what is another's by now."""
     lease.take(bucket, "session-1", a_lease("run-1"), now=0)

@@ -4,6 +4,7 @@ as told."""
 import http.client
 import json
 import re
+import select
 import socket
 import threading
 import time
@@ -18,6 +19,8 @@ import pytest
 from airspeed.operators import TemplateExecutionError
 
 from claude_workflow.cli.serve import log_line
+from claude_workflow.local import admission
+from claude_workflow.local.admission import Admission
 from claude_workflow.local.api import Api, NotUnderstood, read_api
 from claude_workflow.local.gateway import STRANGERS, Response, Served, serving
 from claude_workflow.local.http1 import Malformed
@@ -736,14 +739,103 @@ def test_the_usage_plan_is_the_templates(template: Json) -> None:
     assert (described.rate, described.burst) == (5, 10)
 
 
-def test_thirty_requests_wait_side_by_side(client: Client, machine: Machine) -> None:
-    """No request waits for another's run."""
+def test_thirty_requests_wait_side_by_side(api: Api, machine: Machine) -> None:
+    """No request that has a seat waits for another's run."""
     all_in = threading.Barrier(30)
     machine.reply = lambda _: (all_in.wait(60), (200, {"status": "SUCCEEDED", "output": "{}"}))[1]
-    with ThreadPoolExecutor(30) as pool:
+    with client_of(api, machine, admission=Admission(30)) as client, ThreadPoolExecutor(30) as pool:
         answers = list(pool.map(lambda _: client.post(), range(30)))
     assert {answer.status for answer in answers} == {200}
     assert len({answer.headers["x-amz-apigw-id"] for answer in answers}) == 30
+
+
+@dataclass
+class OneSeat:
+    """A gateway that lets in one run at a time, whose only seat is taken."""
+
+    client: Client
+    heard: list[Served]
+    go_on: threading.Event
+    """Set: the run that has the seat ends."""
+
+    def post(self, marker: str) -> socket.socket:
+        """A request of which nobody has read the answer."""
+        connection = self.client.connected()
+        body = json.dumps({"prompt": marker})
+        connection.sendall(posted(f"Content-Length: {len(body)}", body=body))
+        return connection
+
+
+@pytest.fixture
+def one_seat(api: Api, machine: Machine) -> Iterator[OneSeat]:
+    heard: list[Served] = []
+    go_on = threading.Event()
+
+    def reply(call: Json) -> tuple[int, Json]:
+        if "first" in call["input"]:
+            go_on.wait(60)
+        return 200, {"status": "SUCCEEDED", "output": json.dumps({"success": True})}
+
+    machine.reply = reply
+    with client_of(api, machine, admission=Admission(1), log=heard.append) as client:
+        seated = OneSeat(client, heard, go_on)
+        first = seated.post("first")
+        try:
+            assert eventually(lambda: machine.calls)
+            yield seated
+        finally:
+            go_on.set()
+            first.close()
+
+
+def test_who_waits_for_a_seat_has_all_its_time_and_who_hangs_up_costs_nothing(
+    one_seat: OneSeat, machine: Machine
+) -> None:
+    """The request's time is when its run may begin; the log says how long it waited. Who left is not run."""
+    with one_seat.post("second") as second, one_seat.post("third") as third:
+        time.sleep(3 * admission.LOOK_SECONDS)  # they stand in the line
+        third.close()
+        with one_seat.post("fourth") as fourth:
+            time.sleep(2 * admission.LOOK_SECONDS)
+            let_in = time.time()
+            one_seat.go_on.set()
+            assert b"200 OK" in second.recv(65536)
+            assert b"200 OK" in fourth.recv(65536)
+    assert [json.loads(call["input"])["body"]["prompt"] for call in machine.calls] == ["first", "second", "fourth"]
+    assert json.loads(machine.calls[1]["input"])["requested_at"] >= int(let_in * 1000)
+    assert eventually(lambda: len(one_seat.heard) == 3)
+    waited = [served.response.waited for served in one_seat.heard]
+    assert waited[0] == 0 < 2 * admission.LOOK_SECONDS < waited[1]
+    assert f" ms (waited {waited[1] * 1000:.0f})  " in log_line(one_seat.heard[1], 0)
+
+
+def test_who_would_wait_too_long_for_a_seat_is_told_when_to_come_again(one_seat: OneSeat, machine: Machine) -> None:
+    """In the same shape as all that the key's rate refuses; nothing of it is begun."""
+    waiting = [one_seat.post("waits") for _ in range(int(admission.PATIENCE_SECONDS / admission.USUAL_SECONDS) + 2)]
+    sent_back, _, _ = select.select(waiting, [], [], 60)
+    head, body = sent_back[0].recv(65536).split(b"\r\n\r\n", 1)
+    for connection in waiting:
+        connection.close()
+    answer = json.loads(body)
+    assert (answer["code"], answer["retryable"], answer["run_id"]) == ("Throttled", True, None)
+    assert b" 429 " in head
+    assert 10 <= int(re.search(rb"Retry-After: (\d+)", head)[1]) <= admission.PATIENCE_SECONDS  # type: ignore[index]
+    assert len(machine.calls) == 1
+
+
+def test_the_end_of_the_service_reaches_who_waits_for_a_seat(api: Api, machine: Machine) -> None:
+    """It is told how to ask again, before the service is gone; here it waits for the seat of a run that goes on."""
+    heard: list[Served] = []
+    under_way = {"success": True, "status": "running", "session_id": "session-1", "run_id": "run-1"}
+    machine.answers(status="SUCCEEDED", output=json.dumps(under_way))
+    with ThreadPoolExecutor(1) as pool:
+        with client_of(api, machine, admission=Admission(1), log=heard.append) as client:
+            assert client.post(prefer="respond-async").status == 202
+            waits = pool.submit(client.post)
+            time.sleep(2 * admission.LOOK_SECONDS)
+        assert [served.response.status for served in heard] == [202, 503]
+        assert waits.result().json["code"] == "ServiceStopped"
+    assert len(machine.calls) == 1
 
 
 def posted(*fields: str, body: str = '{"prompt": "a"}', target: str = PATH, key: str = KEY) -> bytes:

@@ -5,6 +5,7 @@ import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from lambdas.errors import (
     SessionBusy,
     SessionDamaged,
     SessionMoved,
+    SessionNotFound,
     UnpricedModel,
 )
 from lambdas.next_step import Done, Persist, Run, next_step
@@ -238,6 +240,22 @@ def test_a_run_gets_what_is_left_of_the_day_or_is_refused(workflow: Workflow) ->
     assert workflow.execute(other)["success"]
     workflow.now += 86_400
     assert workflow.execute(asking("b", session))["success"]
+
+
+def test_a_session_that_goes_before_the_lease_is_taken_reserves_nothing(workflow: Workflow) -> None:
+    """The money is reserved before the version under the lease is known."""
+    session = workflow.new_session("first")
+
+    def removed() -> None:
+        workflow.s3.delete_object(Bucket=workflow.bucket, Key=f"{session}.zip")
+
+    asked = asking("a", session)
+    with pytest.raises(SessionNotFound):
+        workflow.restore(asked, Meanwhile(2, happens=removed))
+    day = f"{datetime.fromtimestamp(workflow.now, UTC):%Y-%m-%d}"
+    mine = [each for each in ledger.entries(workflow.store, day, workflow.now) if each.run_id == asked.run]
+    assert [(each.kind, each.micros) for each in mine] == [(ledger.SPENT, 0)]
+    assert lease.holder(workflow.store, session) is None
 
 
 def test_a_request_can_lower_a_limit_and_raise_none(workflow: Workflow) -> None:

@@ -79,10 +79,12 @@ def test_a_run_that_the_index_has_twice_is_listed_once(history: Past) -> None:
         listing.mark(history.store, Claim.of(asked, "execution", 0, repeated=False), "claimed")
     assert history.play("claimed", key="replaying", ago=1) == replaying
     answered = history.play("done", fuse=Fuse(1, after=True, of="/response.json"))
+    unanswered = history.play("done", fuse=Fuse(1, of="/response.json"), ago=1)
+    listing.enter(history.store, Claim.of(history.asked(unanswered), "execution", 0, repeated=False), "done")
+    every = [ended, failed, replaying, answered, unanswered]
     rows = listed(history)
-    outcomes = [rows[name]["outcome"] for name in (ended, failed, replaying, answered)]
-    assert outcomes == ["done", "failed", "running", "done"]
-    assert {ended, failed, replaying, answered} & set(listed(history, "--failed")) == {failed}
+    assert [rows[name]["outcome"] for name in every] == ["done", "failed", "running", "done", "running"]
+    assert {*every} & set(listed(history, "--failed")) == {failed}
 
 
 def test_a_cancelled_run_is_none_that_failed(history: Past) -> None:

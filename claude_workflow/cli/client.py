@@ -9,8 +9,9 @@ import urllib3
 
 from claude_workflow.cli.endpoint import Endpoint, Unusable
 
-LONGEST = 305
-"""Seconds to wait for an answer: above the API's longest integration timeout, so that its own answer arrives."""
+LONGEST = 335
+"""Seconds to wait for an answer: above the API's longest integration timeout and, on one machine, the wait for a seat
+before that, so that its own answer arrives."""
 CONNECT = 10
 """Seconds to wait for a connection."""
 

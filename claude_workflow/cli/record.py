@@ -90,8 +90,8 @@ def look(bucket: Bucket, entry: Entry, now: float) -> Run | None:
         return None  # expired, as index and record do within the same day
     answer = record.response(bucket, entry.run_id)
     failure = None if answer else record.failure(bucket, entry.run_id)
-    ended = "done" if answer else "failed" if failure else None
-    if ended and ended != entry.outcome and listing.stands(bucket, entry, ended):
+    counts = "done" if answer else "failed" if failure else "claimed"
+    if counts != entry.outcome and listing.stands(bucket, entry, counts):
         return None
     held = answer is None and entry.outcome != "failed" and is_held(bucket, request, now)
     return Run(request, answer, failure, held)

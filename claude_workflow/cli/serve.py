@@ -252,7 +252,8 @@ def _unlogged(served: Served) -> None:
 
 
 def log_line(served: Served, now: float) -> str:
-    """Time (UTC), method, path, status, code of a failure, milliseconds, cost and run; a dash for what there is not."""
+    """Time (UTC), method, path, status, code of a failure, milliseconds and how many of them it waited for its turn,
+    cost and run; a dash for what there is not."""
     try:
         answer = json.loads(served.response.body or b"{}")
     except ValueError:
@@ -265,11 +266,15 @@ def log_line(served: Served, now: float) -> str:
         line(served.path, 100) or "–",
         str(served.response.status),
         line(str(answer.get("code") or "–"), 40),
-        f"{served.seconds * 1000:.0f} ms",
+        f"{served.seconds * 1000:.0f} ms" + _waited(served.response.waited),
         cost,
         line(str(answer.get("run_id") or "–"), 100),
     )
     return "  ".join(words)
+
+
+def _waited(seconds: float) -> str:
+    return f" (waited {seconds * 1000:.0f})" if seconds else ""
 
 
 def _keys(running: Service) -> str:

@@ -1,8 +1,9 @@
 """The front gateway: API Gateway's part on one machine, driven by the synthesized template (`local.api`).
 
-A thread a connection, since every request waits for its run. What the engine leaves out of Step Functions is done here:
-the 256 KiB of an execution's input and output, and the state machine's own timeout. It gives out no function's answer
-as that is made, either: the one function that answers so, StreamRun, is done here too, in the connection's thread.
+A thread a connection, since every request waits for its run, and before that for a seat (`local.admission`). What the
+engine leaves out of Step Functions is done here: the 256 KiB of an execution's input and output, and the state
+machine's own timeout. It gives out no function's answer as that is made, either: the one function that answers so,
+StreamRun, is done here too, in the connection's thread.
 
 Left out: authorizers other than the API key, the daily quota, the stage's name in the path.
 """
@@ -32,11 +33,12 @@ from botocore.auth import SigV4Auth
 from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials
 
+from claude_workflow.local.admission import Admission, Full, Seat, seats
 from claude_workflow.local.api import Answer, Api, Integration, Method
 from claude_workflow.local.engine import ACCOUNT, REGION, open_files
 from claude_workflow.local.guard import ROOT_KEY
 from claude_workflow.local.http1 import HEAD_SECONDS, IDLE_SECONDS, Head, HungUp, Malformed, Stream, TooLarge
-from claude_workflow.local.mapping import Input, parsed, render, texts
+from claude_workflow.local.mapping import Input, Text, parsed, render, texts
 from lambdas.errors import LOCAL_CODES, WorkflowError
 from lambdas.streaming import Handler
 
@@ -48,6 +50,8 @@ MAX_RUNS = 256
 """Executions at a time; more wait for a free one."""
 STRANGERS = 256
 """Connections that have shown no valid key, at a time: each takes a thread and a file."""
+ACCEPTED = 202
+"""What is answered of a run that goes on."""
 SKIPPED = 64 * 1024
 """How large a body is read and forgotten after a refusal, so that the connection can go on; else it ends."""
 SEND_SECONDS = 30
@@ -106,10 +110,11 @@ CONSOLE = "/console"
 class _GatewayResponse(Exception):
     """The request ends here, with the gateway response of this type."""
 
-    def __init__(self, kind: str, status: int | None = None) -> None:
+    def __init__(self, kind: str, status: int | None = None, retry_after: int | None = None) -> None:
         super().__init__(kind)
         self.kind = kind
         self.status = status
+        self.retry_after = retry_after
 
 
 @dataclass(frozen=True)
@@ -124,6 +129,8 @@ class Posted:
     read: Callable[[], bytes]
     """Takes the body, once the request is let in. Raises `_GatewayResponse` for one that is too large, or none."""
     client: str
+    has_left: Callable[[], bool]
+    """Whether its client has hung up meanwhile."""
 
     def header(self, name: str) -> str | None:
         """The first header of a name, whatever its case."""
@@ -144,6 +151,8 @@ class Response:
     headers: dict[str, str] = field(default_factory=dict)
     pieces: Iterator[bytes] | None = None
     """The body of one that is sent as it is made; a piece may be empty."""
+    waited: float = 0.0
+    """Seconds that the request waited for a seat."""
 
 
 @dataclass(frozen=True)
@@ -235,6 +244,11 @@ class Backend:
         finally:
             connection.close()
 
+    def check(self) -> None:
+        """Raises `Stopped` once the service was ended."""
+        if self._end.done():
+            raise Stopped
+
     def close(self) -> None:
         """Whoever waits for an execution is told."""
         self._end.set_result(None)
@@ -282,12 +296,20 @@ class Gateway:
     """Answers requests as API Gateway would with this API. `keys` are the API keys' values and their (logical) ids;
     `watch` is the function that answers as it goes."""
 
-    def __init__(self, api: Api, backend: Backend, keys: Mapping[str, str], watch: Handler | None = None) -> None:
+    def __init__(
+        self,
+        api: Api,
+        backend: Backend,
+        keys: Mapping[str, str],
+        watch: Handler | None = None,
+        admission: Admission | None = None,
+    ) -> None:
         self._api, self._backend, self._keys, self._watch = api, backend, dict(keys), watch
+        self._admission = admission or Admission(seats())
         self._throttle = _Throttle(api.rate, api.burst)
 
     def answer(self, request: Posted) -> Response:
-        """Never raises: whatever goes wrong is a gateway response."""
+        """Whatever goes wrong is a gateway response. Raises `HungUp` for a client that left before its run began."""
         if self._is_looked_at(request):
             return Response(200, PAGE.encode(), {"Content-Type": "text/html; charset=utf-8"})
         context = self._context(request)
@@ -295,6 +317,8 @@ class Gateway:
             response = self._admitted(request, context)
         except _GatewayResponse as refused:
             response = self._refusal(refused.kind, context, refused.status)
+            if refused.retry_after is not None:
+                response.headers["Retry-After"] = str(refused.retry_after)
         except Stopped:
             response = self._stopped(context)
         response.headers |= {"x-amzn-RequestId": context["requestId"], "x-amz-apigw-id": context["extendedRequestId"]}
@@ -331,11 +355,38 @@ class Gateway:
         _validate(method, request, body)
         if method.integration.kind == "AWS_PROXY":
             return self._handed(method.integration, _event(request, body, parameters, context))
-        source = _input(request, body)
         template = _request_template(method.integration, request.media_type)
+        source = _input(request, body)
+        if method.integration.kind == "MOCK":
+            return self._mapped(method.integration, template, source, context)
+        with self._seated(request) as seat:
+            if seat.waited:  # its clocks begin now
+                context |= _now()
+            response = self._mapped(method.integration, template, source, context)
+            seat.kept = response.status == ACCEPTED
+        response.waited = seat.waited
+        return response
+
+    @contextmanager
+    def _seated(self, request: Posted) -> Iterator[Seat]:
+        def still_wanted() -> None:
+            self._backend.check()
+            if request.has_left():
+                raise HungUp
+
+        try:
+            with self._admission.seat(still_wanted) as seat:
+                yield seat
+        except Full as full:
+            raise _GatewayResponse("THROTTLED", retry_after=full.retry_after) from None
+
+    def _mapped(
+        self, integration: Integration, template: str | None, source: Input, context: dict[str, Any]
+    ) -> Response:
+        """The request as its template makes it of the body, and the answer that another makes of the result."""
         mapped = _rendered(template, source, context) if template is not None else source.body
-        status, result = self._integrated(method.integration, mapped)
-        return _translated(method.integration, status, result, context)
+        status, result = self._integrated(integration, mapped)
+        return _translated(integration, status, result, context)
 
     def _identified(self, request: Posted) -> dict[str, str]:
         name = self.known(request)
@@ -387,7 +438,6 @@ class Gateway:
         return Response(answer.status, b"".join(answer.pieces), dict(answer.headers))
 
     def _context(self, request: Posted) -> dict[str, Any]:
-        now = time.time()
         context: dict[str, Any] = texts(
             {
                 "accountId": ACCOUNT,
@@ -399,11 +449,10 @@ class Gateway:
                 "httpMethod": request.method,
                 "path": request.path,
                 "protocol": "HTTP/1.1",
-                "requestTime": time.strftime("%d/%b/%Y:%H:%M:%S +0000", time.gmtime(now)),
                 "identity": {"sourceIp": request.client, "userAgent": request.header("User-Agent") or ""},
             }
         )
-        return context | {"requestTimeEpoch": int(now * 1000), "responseOverride": {"header": {}}}
+        return context | _now() | {"responseOverride": {"header": {}}}
 
     def _refusal(self, kind: str, context: dict[str, Any], status: int | None) -> Response:
         usual, message = REFUSED[kind]
@@ -415,6 +464,13 @@ class Gateway:
         headers = {"Content-Type": "application/json"} | (_constants(refusal.headers) if refusal else {})
         body = re.sub(r"\$context((?:\.\w+)+)", lambda found: _context_value(context, found[1]), text)
         return Response((refusal and refusal.status) or status, body.encode(), headers)
+
+
+def _now() -> dict[str, Any]:
+    """What a context says of the request's time."""
+    now = time.time()
+    text = time.strftime("%d/%b/%Y:%H:%M:%S +0000", time.gmtime(now))
+    return {"requestTime": Text(text), "requestTimeEpoch": int(now * 1000)}
 
 
 def _extended_id() -> str:
@@ -588,6 +644,7 @@ class _Handler(BaseRequestHandler):
             headers=head.fields,
             read=partial(self._read, head),
             client=self.client_address[0],
+            has_left=self._has_left,
         )
         self._known = self._known or bool(self.server.gateway.known(request))
         if self._known:
@@ -647,6 +704,8 @@ class _Handler(BaseRequestHandler):
             return not self.request.recv(1, socket.MSG_PEEK)
         except BlockingIOError:
             return False
+        except OSError:
+            return True
 
 
 def _head_of(response: Response, more: Mapping[str, str], *, stays: bool) -> bytes:
@@ -703,18 +762,20 @@ def serving(
     port: int = 0,
     log: Callable[[Served], None] = lambda _: None,
     watch: Handler | None = None,
+    admission: Admission | None = None,
 ) -> Iterator[str]:
     """Serves the API in threads of its own, and yields its base URL; ended on the way out: what waits for a run is
     answered that the service was stopped.
 
     `keys` maps the value of each API key to its logical id in the template; `root` is the secret of the engine's root;
     `watch` is StreamRun. `log` hears of each request before its answer is sent, or after one that is sent as it is
-    made, and must not raise. Raises `OSError` if the port is taken.
+    made, and must not raise. `admission` is whom it lets in; None: as many at a time as run well. Raises `OSError` if
+    the port is taken.
     """
     backend = Backend(engine_url, root, api.machine_timeout)
     open_files()
     with _Server((host, port), log) as server:
-        server.gateway = Gateway(api, backend, keys, watch)
+        server.gateway = Gateway(api, backend, keys, watch, admission)
         threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
         try:
             yield f"http://{host}:{server.server_address[1]}"

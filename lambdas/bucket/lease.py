@@ -23,6 +23,10 @@ class Lease:
     expires_at: float
 
 
+Seen = tuple[Lease, str]
+"""A lease, and the ETag that it was seen with."""
+
+
 def take(bucket: Bucket, session_id: str, wanted: Lease, now: float) -> Lease | None:
     """Take the session's lease, or find it mine and make it last as long as is wanted, or take it over if it is expired
     (`now` in epoch seconds). Returns the one that was taken over, whose run was lost.
@@ -36,7 +40,7 @@ def take(bucket: Bucket, session_id: str, wanted: Lease, now: float) -> Lease | 
         try:
             bucket.write(key, asdict(wanted), IfNoneMatch="*")
         except ConditionFailed:
-            held = _held(bucket, session_id)
+            held = seen(bucket, session_id)
         else:
             return None
         if held is None:
@@ -59,7 +63,7 @@ def take(bucket: Bucket, session_id: str, wanted: Lease, now: float) -> Lease | 
 
 def holder(bucket: Bucket, session_id: str) -> Lease | None:
     """Who holds the session's lease, expired or not."""
-    held = _held(bucket, session_id)
+    held = seen(bucket, session_id)
     return held[0] if held else None
 
 
@@ -80,15 +84,26 @@ def in_the_way(lease: Lease | None, run_id: str, now: float) -> type[WorkflowErr
 
 def free(bucket: Bucket, session_id: str, mine: Callable[[Lease], bool]) -> None:
     """Give the session's lease back, if it is `mine`."""
-    held = _held(bucket, session_id)
+    held = seen(bucket, session_id)
     if held and mine(held[0]):
-        try:
-            bucket.delete(_key(session_id), IfMatch=held[1])
-        except (ConditionFailed, Missing):
-            return  # Expired and taken over between the look and the delete: it is another's now, or nobody's.
+        _free(bucket, session_id, held)
 
 
-def _held(bucket: Bucket, session_id: str) -> tuple[Lease, str] | None:
+def free_seen(bucket: Bucket, session_id: str, held: Seen | None, execution: str) -> None:
+    """Give the session's lease back, if it was the execution's when it was seen, and still is that one."""
+    if held and held[0].execution == execution:
+        _free(bucket, session_id, held)
+
+
+def _free(bucket: Bucket, session_id: str, held: Seen) -> None:
+    try:
+        bucket.delete(_key(session_id), IfMatch=held[1])
+    except (ConditionFailed, Missing):
+        return  # Expired and taken over between the look and the delete: it is another's now, or nobody's.
+
+
+def seen(bucket: Bucket, session_id: str) -> Seen | None:
+    """The session's lease, expired or not."""
     found = bucket.read_with_etag(_key(session_id))
     return (Lease(**found[0]), found[1]) if found else None
 

@@ -118,18 +118,28 @@ def reserve(bucket: Bucket, claim: Claim, wanted: float, limits: Limits, ends: f
     raise _exhausted(own, others, limits, now)
 
 
+def reserved(bucket: Bucket, claim: Claim) -> list[Entry]:
+    """What the ledger has of a claim's attempt; nothing of what another run staged, which this one forks: that one has
+    paid for it."""
+    if not _own(claim):
+        return []
+    attempt = _attempt(claim)
+    return [Entry.read(one["Key"]) for one in bucket.listed(f"ledger/{_day(attempt)}/{attempt}~{claim.run_id}~")]
+
+
 def settle(bucket: Bucket, claim: Claim, usd: float | None, *, committed: bool) -> None:
     """Say what a claim's attempt has spent in place of what it had reserved; None: nobody can tell, so all of that.
 
-    What failed counts against its session here; what is committed does in the session's own sum. What another run
-    staged, which this one forks, that one has paid for.
+    What failed counts against its session here; what is committed does in the session's own sum.
     """
-    if not claim.staging.startswith(f"runs/{claim.run_id}/"):
+    settle_held(bucket, claim, reserved(bucket, claim), usd, committed=committed)
+
+
+def settle_held(bucket: Bucket, claim: Claim, held: list[Entry], usd: float | None, *, committed: bool) -> None:
+    """The same, where what the ledger has of the attempt was looked at before."""
+    if not _own(claim) or (not held and not usd):
         return
     attempt, sessions = _attempt(claim), f"ledger/sessions/{claim.session_id}/{claim.run_id}~"
-    held = [Entry.read(one["Key"]) for one in bucket.listed(f"ledger/{_day(attempt)}/{attempt}~{claim.run_id}~")]
-    if not held and not usd:
-        return
     micros = max((each.micros for each in held), default=0) if usd is None else _micros(usd)
     bucket.touch(replace(Entry.of(claim, SPENT, 0), micros=micros).key)
     if committed and claim.repeated:
@@ -214,6 +224,11 @@ def _exhausted(own: Entry, others: list[Entry], limits: Limits, now: float) -> B
     if left >= _micros(LEAST):
         return BudgetReserved(limit=min(_left(own, others, limits))[1], retry_after=FIRST_WAIT)
     return BudgetExhausted(limit=name, retry_after=ceil(86400 - now % 86400))
+
+
+def _own(claim: Claim) -> bool:
+    """Whether the claim is on an attempt of its own run."""
+    return claim.staging.startswith(f"runs/{claim.run_id}/")
 
 
 def _attempt(claim: Claim) -> str:

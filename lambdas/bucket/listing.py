@@ -45,13 +45,22 @@ class Marked(NamedTuple):
 
 def mark(bucket: Bucket, claim: Claim, outcome: str) -> None:
     """Say where the run stands; a run that had an attempt before may stand there as failed."""
-    hour = hour_of(claim.recorded_at)
+    enter(bucket, claim, outcome)
+    leave(bucket, claim, outcome)
+
+
+def enter(bucket: Bucket, claim: Claim, outcome: str) -> None:
+    """Say where the run stands, or will in a moment: until its record says so too, it counts where it stood."""
     if outcome == "claimed":
         bucket.touch(f"index/sessions/{claim.session_id}/{claim.run_id}")
-    bucket.touch(_key(hour, outcome, claim.run_id))
+    bucket.touch(_key(hour_of(claim.recorded_at), outcome, claim.run_id))
+
+
+def leave(bucket: Bucket, claim: Claim, outcome: str) -> None:
+    """Say that it stands nowhere else any more."""
     left = [] if outcome == "claimed" else ["claimed"]
     for name in left + (["failed"] if claim.repeated and outcome != "failed" else []):
-        bucket.delete(_key(hour, name, claim.run_id))
+        bucket.delete(_key(hour_of(claim.recorded_at), name, claim.run_id))
 
 
 def refused(bucket: Bucket, claim: Claim) -> None:
