@@ -13,11 +13,11 @@ run: .venv/installed  ## Start the service if none runs, ask two questions of on
 serve: .venv/installed  ## The service, until Ctrl-C.
 	@$(BIN)/claude-workflow serve
 
-# Six at a time on two cores: most of what tests do is wait. Hundreds of Pythons are started, which need not all compile
+# Four at a time on two cores: half of what tests do is wait. Hundreds of Pythons are started, which need not all compile
 # the same.
 test: check  ## Every test. Clears ANTHROPIC_* and AWS_* first: it spends nothing and touches no account.
 	@for name in $$(env | cut -d= -f1 | grep -E '^(ANTHROPIC|AWS)_') PYTHONDONTWRITEBYTECODE; do unset $$name; done; \
-	  $(BIN)/python -m pytest --numprocesses=6 --dist=loadfile --no-loadscope-reorder
+	  $(BIN)/python -m pytest --numprocesses=4 --dist=loadfile --no-loadscope-reorder
 
 check: .venv/installed  ## Linters and types.
 	@$(BIN)/ruff check .
