@@ -38,7 +38,7 @@ OF_A_USER = (
 OWN = [f"{name} as root" for name in OF_ROOT if "own" in name] + [f"{n} as a user" for n in OF_A_USER if "own" in n]
 SHARED = ["landlock shared as root", "landlock shared as a user", "none shared as a user"]
 SERVING = {"own servers", "any port", "shared addresses"}
-ALLOWED = {"its proxy", *SERVING}
+ALLOWED = {"its proxy", "tunnels", *SERVING}
 """What the agent may get in a network of its own."""
 
 pytestmark = pytest.mark.skipif(
@@ -102,6 +102,17 @@ def test_nothing_is_reached_from_a_network_of_its_own(name: str, worlds: Callabl
     assert set(reached) == ALLOWED
 
 
+@pytest.mark.parametrize("name", [*OWN, *SHARED])
+def test_by_its_proxy_the_one_host_that_is_allowed_is_reached(name: str, worlds: Callable[[str], Came]) -> None:
+    """However else a host is spelled, whatever its name resolves to, at whatever port, and whomever TLS is for; and why
+    not is in the run's record."""
+    came = worlds(name)
+    assert got(came)["tunnels"] == [f"got {SECRET!r}"]
+    assert came["table"]["tunnels"]["tried"] > 20
+    for why in ("not in this deployment's setting egress", "by its name", "no other", "which is not on the internet"):
+        assert any(why in each for each in came["refused"]), why
+
+
 @pytest.mark.parametrize("name", OWN)
 def test_the_agents_own_servers_work_in_there(name: str, worlds: Callable[[str], Came]) -> None:
     """On any port, of IPv4 and IPv6, with the option that servers set; and so does its proxy."""
@@ -123,7 +134,7 @@ def test_what_listens_in_there_is_not_reached_from_outside(name: str, worlds: Ca
 def test_in_a_shared_network_the_proxy_alone_is_reached(name: str, worlds: Callable[[str], Came]) -> None:
     """By TCP; and there is no UDP. Interfaces can be seen."""
     harmless = {"routes"} | ({"unix", *SERVING} if name.startswith("none") else set())
-    assert got(worlds(name)).keys() - harmless == {"its proxy"}
+    assert got(worlds(name)).keys() - harmless == {"its proxy", "tunnels"}
 
 
 @pytest.mark.skipif(landlock_abi() < ABI_TCP, reason="Landlock knows ports from Linux 6.7 on.")
@@ -137,7 +148,7 @@ def test_nobody_is_served_by_the_agent_where_others_are(name: str, worlds: Calla
 @pytest.mark.skipif(landlock_abi() < ABI_TCP, reason="Landlock knows ports from Linux 6.7 on.")
 def test_in_an_open_network_this_machines_services_are_closed(worlds: Callable[[str], Came]) -> None:
     """But for those on the web's ports, and what is asked by UDP."""
-    assert got(worlds("landlock open as root")).keys() == {"its proxy", "udp", "routes"}
+    assert got(worlds("landlock open as root")).keys() == {"its proxy", "tunnels", "udp", "routes"}
 
 
 def test_the_attempts_are_real(worlds: Callable[[str], Came]) -> None:

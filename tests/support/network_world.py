@@ -21,7 +21,9 @@ from lambdas.agent.processes import Processes, seal
 from lambdas.agent.proxy import Proxy
 from lambdas.agent.sandbox import Sandbox
 from lambdas.agent.scratch import Scratch
+from lambdas.agent.tunnel import Tunnels
 from lambdas.agent.upstream import anthropic
+from lambdas.egress import Egress
 from tests.support.outside import outside
 
 PYTHON = Path("/usr/bin/python3")
@@ -33,8 +35,8 @@ def came(kind: str, which: str, folder: Path) -> dict[str, Any]:
     sandbox = Sandbox.of(kind, session, network=which)
     with (
         Scratch(folder / session, sandbox) as scratch,
-        Proxy([anthropic(Secret(lambda: "key"), "http://127.0.0.1:9")], inside=sandbox.its_own_network) as proxy,
         outside(scratch.root) as told,
+        _proxy(sandbox, told["tcp"]) as proxy,
         Processes(scratch.root, sandbox),
     ):
         shutil.copy(Path(__file__).parent / "outward.py", scratch.workspace)
@@ -55,7 +57,26 @@ def came(kind: str, which: str, folder: Path) -> dict[str, Any]:
             asked = [(address, port) for port in (told["tcp"], told["free"]) for address in ("127.0.0.1", "::1")]
             answers = [_answer(*each) for each in asked]
             listening.communicate(timeout=SECONDS)
-        return {"table": json.loads(said), "servers": servers, "answers": answers}
+        refused = [row.why for row in proxy.meter.refusals.rows]
+        return {"table": json.loads(said), "servers": servers, "answers": answers, "refused": refused}
+
+
+NAMES = {
+    "allowed.example": ["127.0.0.1"],
+    "metadata.example": ["169.254.169.254"],
+    "rebinding.example": ["127.0.0.1", "10.0.0.1"],
+    "mapped.example": ["::ffff:10.0.0.1"],
+}
+"""The hosts of the setting `egress`, with what they resolve to. Of their addresses, the first is let through."""
+
+
+def _proxy(sandbox: Sandbox, port: int) -> Proxy:
+    """Which leads to a service of this machine's, as if that were on the internet."""
+    tunnels = Tunnels(
+        Egress(tuple(NAMES)), resolve=NAMES.__getitem__, may_reach=lambda address: address == "127.0.0.1", port=port
+    )
+    model = anthropic(Secret(lambda: "key"), "http://127.0.0.1:9")
+    return Proxy([model], tunnels=tunnels, inside=sandbox.its_own_network)
 
 
 def _answer(address: str, port: int) -> str:

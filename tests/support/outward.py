@@ -4,11 +4,13 @@ It is told the address of everything that it could want (`outside.py`). What is 
 proxy, and servers of its own where nobody else is; all else is a hole.
 """
 
+import base64
 import ctypes
 import fcntl
 import json
 import os
 import socket
+import ssl
 import struct
 import sys
 import threading
@@ -315,8 +317,53 @@ def answered(port: int) -> bytes:
         return line.recv(12)
 
 
+def tunnels(told: Told) -> list[str]:
+    """By the proxy, to the one host that is allowed, and to everything else that this could be made to mean."""
+    if "HTTPS_PROXY" not in os.environ:
+        return []
+    port, host = told["tcp"], "allowed.example"
+    spelled = (f"{host}.", f"user@{host}", "allowed%2eexample", f"{host}@other.example", f"{host}#.other.example")
+    numbers = ("127.0.0.1", "2130706433", "0177.0.0.1", "0x7f000001", "127.1", "[::1]", "[fe80::1%25lo]", "localhost")
+    names = ("other.example", "metadata.example", "rebinding.example", "mapped.example")
+    ways = [(f"{name}:{port}", greeting(host), "") for name in (*spelled, *numbers)]
+    ways += [(f"{name}:{port}", greeting(name), "") for name in names]
+    ways += [(f"{host}:{other}", greeting(host), "") for other in (80, 443, f"{port}/", "", f"{port}:443")]
+    ways += [
+        (f"{host}:{port}", said, "") for said in (greeting("other.example"), greeting(None), b"GET / HTTP/1.0\r\n\r\n")
+    ]
+    ways += [(f"{host}:{port}", greeting(host), "GET http://"), (f"{host}:{port}", greeting(host), "CONNECT http://")]
+    return [tried(through, f"{host}:{port}", greeting(host)), *(tried(through, *way) for way in ways)]
+
+
+def greeting(name: str | None) -> bytes:
+    """How TLS for that name begins."""
+    came, goes = ssl.MemoryBIO(), ssl.MemoryBIO()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    with suppress(ssl.SSLWantReadError):
+        context.wrap_bio(came, goes, server_hostname=name).do_handshake()
+    return goes.read()
+
+
+def through(target: str, said: bytes, begins: str = "") -> bytes:
+    """What comes back by the proxy from there; raises OSError where it lets nothing through."""
+    proxy = urlsplit(os.environ["HTTPS_PROXY"])
+    login = base64.b64encode(f"{proxy.username}:{proxy.password}".encode()).decode()
+    with socket.create_connection((proxy.hostname, proxy.port), timeout=4 * SECONDS) as line:
+        head = f"{begins or 'CONNECT '}{target} HTTP/1.1\r\nHost: allowed.example\r\n"
+        line.sendall(f"{head}Proxy-Authorization: Basic {login}\r\n\r\n".encode())
+        status = line.recv(4096)
+        if b" 200 " not in status.partition(b"\r\n")[0]:
+            raise OSError(status.partition(b"\r\n")[0].decode())
+        line.sendall(said)
+        if not (came := line.recv(100)):
+            raise OSError("the tunnel was closed")
+        return came
+
+
 ALL = (
     its_proxy,
+    tunnels,
     tcp,
     udp,
     dns,
