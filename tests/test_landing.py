@@ -121,6 +121,7 @@ def test_who_has_begun_tricks_nobody(place: Place) -> None:
     (outside / "victim").write_text("theirs")
     before = photo(outside)
     landing, workspace = place.shown(), place.workspace
+    (workspace / "src").chmod(0o700)  # its own, to change
     (workspace / "src/edited").unlink()
     (workspace / "src/edited").symlink_to(outside / "victim")
     (workspace / ".git").rename(workspace / "moved")
