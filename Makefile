@@ -27,7 +27,7 @@ check: .venv/installed  ## Linters and types.
 aws-check: .venv/installed  ## Ask a deployed stack what only AWS can tell: STACK=NAME, with your AWS credentials; under a dollar.
 	@$(BIN)/claude-workflow check --stack $(or $(STACK),ClaudeAgentWorkflow)
 
-bench: .venv/benchmarks  ## Every benchmark, into docs/benchmarks.md: about ten minutes, on a machine that does nothing else.
+bench: .venv/benchmarks  ## Every benchmark, into docs/benchmarks.md: some twenty minutes, on a machine that does nothing else.
 	@for name in $$(env | cut -d= -f1 | grep -E '^(ANTHROPIC|AWS)_'); do unset $$name; done; \
 	  $(BIN)/python -m benchmarks $(BENCH)
 
