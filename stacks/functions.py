@@ -120,13 +120,16 @@ class Functions(Construct):
         RunClaude are kept warm, its version is named by an alias, since versions are retained, and each would keep its
         own warm, and paid for."""
         if deployment.warm_runs:
-            self.versions["RunClaude"] = aws_lambda.Alias(
-                self,
-                "Warm",
-                alias_name="warm",
-                version=run.current_version,
-                provisioned_concurrent_executions=deployment.warm_runs,
-            )
+            self.versions["RunClaude"] = self._kept_warm(run, deployment.warm_runs)
+
+    def _kept_warm(self, run: aws_lambda.Function, many: int) -> aws_lambda.Alias:
+        return aws_lambda.Alias(
+            self,
+            "Warm",
+            alias_name="warm",
+            version=run.current_version,
+            provisioned_concurrent_executions=many,
+        )
 
     def _allow_what_each_needs(self, storage: Storage, secret: ModelSecret) -> None:
         """Exact actions on exact resources, by role."""

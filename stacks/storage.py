@@ -45,23 +45,7 @@ class Storage(Construct):
                     exposed_headers=["ETag", "Content-Length", "Content-Range"],
                 )
             ],
-            lifecycle_rules=[
-                *(_expiring(prefix) for prefix in ("runs/", "index/", "locks/", "ledger/")),
-                _expiring("extracts/", Duration.days(1)),
-                _expiring("uploads/", Duration.days(1)),
-                aws_s3.LifecycleRule(
-                    id="replaced-sessions",
-                    prefix="session-",
-                    # Counted from the last version. What expires is then a replaced version, as what is deleted.
-                    expiration=Duration.days(expiry_days) if expiry_days else None,
-                    noncurrent_version_expiration=KEPT,
-                ),
-                aws_s3.LifecycleRule(
-                    id="leftovers",
-                    abort_incomplete_multipart_upload_after=Duration.days(1),
-                    expired_object_delete_marker=True,
-                ),
-            ],
+            lifecycle_rules=_rules(expiry_days),
         )
         meant(
             self.bucket,
@@ -100,6 +84,27 @@ class Storage(Construct):
                     conditions={"StringEquals": {"kms:ViaService": f"s3.{Aws.REGION}.amazonaws.com"}},
                 )
             )
+
+
+def _rules(expiry_days: int | None) -> list[aws_s3.LifecycleRule]:
+    """What expires when; sessions `expiry_days` after their last turn, or never."""
+    return [
+        *(_expiring(prefix) for prefix in ("runs/", "index/", "locks/", "ledger/")),
+        _expiring("extracts/", Duration.days(1)),
+        _expiring("uploads/", Duration.days(1)),
+        aws_s3.LifecycleRule(
+            id="replaced-sessions",
+            prefix="session-",
+            # Counted from the last version. What expires is then a replaced version, as what is deleted.
+            expiration=Duration.days(expiry_days) if expiry_days else None,
+            noncurrent_version_expiration=KEPT,
+        ),
+        aws_s3.LifecycleRule(
+            id="leftovers",
+            abort_incomplete_multipart_upload_after=Duration.days(1),
+            expired_object_delete_marker=True,
+        ),
+    ]
 
 
 def _expiring(prefix: str, kept: Duration = KEPT) -> aws_s3.LifecycleRule:

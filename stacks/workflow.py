@@ -15,7 +15,7 @@ from stacks.api import Api
 from stacks.deployment import AGENT, CDK_JSON, BadContext, Deployment
 from stacks.functions import Functions
 from stacks.machine import Machines
-from stacks.network import PrivateNetwork
+from stacks.network import Network, PrivateNetwork
 from stacks.outside import hosts
 from stacks.secret import ModelSecret
 from stacks.storage import Storage
@@ -47,12 +47,7 @@ class ClaudeAgentWorkflow(Stack):
             key=key,
         )
         secret = ModelSecret(self, "ModelSecret", key=key)
-        private = None
-        if deployment.network == "private":
-            made = PrivateNetwork(
-                self, "Network", deployment=deployment, storage=storage, secret=secret, outside=outside
-            )
-            private = made.network
+        private = self._private_network(deployment, storage, secret, outside)
         functions = Functions(self, "Functions", deployment=deployment, storage=storage, secret=secret, private=private)
         clocks = Clocks(deployment.integration_timeout)
         legs = Legs(deployment.max_run_seconds)
@@ -73,6 +68,14 @@ class ClaudeAgentWorkflow(Stack):
         CfnOutput(self, "MaxSessionMb", value=str(deployment.max_session_mb))
         CfnOutput(self, "MaxSessionFiles", value=str(deployment.max_session_files))
         self._key_outputs(api)
+
+    def _private_network(
+        self, deployment: Deployment, storage: Storage, secret: ModelSecret, outside: Sequence[str]
+    ) -> Network | None:
+        if deployment.network != "private":
+            return None
+        made = PrivateNetwork(self, "Network", deployment=deployment, storage=storage, secret=secret, outside=outside)
+        return made.network
 
     def _key_outputs(self, api: Api) -> None:
         """`ApiKeyId` is the first caller's newest key; every other key is named by its caller and generation."""

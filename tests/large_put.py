@@ -164,11 +164,11 @@ def prints(root: Path, *, kept: bool = False) -> Print:
 def _hash(path: bytes) -> str:
     facts = os.lstat(path)
     if not facts.st_mode & stat.S_IRUSR and os.geteuid():
-        os.chmod(path, 0o400)  # noqa: PTH101
-    with open(path, "rb") as file:  # noqa: PTH123
+        os.chmod(path, 0o400)  # noqa: PTH101 - names are bytes
+    with open(path, "rb") as file:  # noqa: PTH123 - likewise
         told = hashlib.file_digest(file, "sha256").hexdigest()
     if not facts.st_mode & stat.S_IRUSR and os.geteuid():
-        os.chmod(path, stat.S_IMODE(facts.st_mode))  # noqa: PTH101
+        os.chmod(path, stat.S_IMODE(facts.st_mode))  # noqa: PTH101 - likewise
     return told
 
 

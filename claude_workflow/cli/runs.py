@@ -110,14 +110,16 @@ class Sums:
 
     runs: Counter[str] = field(default_factory=Counter)
     """By outcome."""
-    owners: Counter[str] = field(default_factory=Counter)
-    sessions: Counter[str] = field(default_factory=Counter)
+    owners: dict[str, float] = field(default_factory=dict)
+    """US dollars by owner."""
+    sessions: dict[str, float] = field(default_factory=dict)
+    """US dollars by session."""
 
     def add(self, row: Row) -> None:
         """Count one run more."""
         self.runs[row.outcome] += 1
-        self.owners[row.owner] += row.cost_usd or 0.0  # type: ignore[assignment]  # a Counter takes any number
-        self.sessions[row.session_id] += row.cost_usd or 0.0  # type: ignore[assignment]  # likewise
+        for sums, name in ((self.owners, row.owner), (self.sessions, row.session_id)):
+            sums[name] = sums.get(name, 0.0) + (row.cost_usd or 0.0)
 
 
 @dataclass(frozen=True)
@@ -196,15 +198,20 @@ def _cells(row: Row, prompt: int) -> dict[str, Text]:
     }
 
 
+def _dearest(sums: dict[str, float]) -> list[tuple[str, float]]:
+    """The dearest first."""
+    return sorted(sums.items(), key=lambda item: -item[1])
+
+
 def _print_sums(sums: Sums, out: Console) -> None:
     """By owner, by session (the dearest), and in all."""
     if not sums.runs:
         out.print("No runs.")
         return
     out.print()
-    for owner, cost in sums.owners.most_common():
+    for owner, cost in _dearest(sums.owners):
         out.print(f"{dollars(cost):>10}  owner {line(owner, 100)}")
-    named = sums.sessions.most_common(SESSIONS_NAMED)
+    named = _dearest(sums.sessions)[:SESSIONS_NAMED]
     for session, cost in named:
         out.print(f"{dollars(cost):>10}  {session}")
     if others := len(sums.sessions) - len(named):

@@ -62,6 +62,17 @@ def _secret(template: Template, model: Model, equipment: Equipment) -> dict[str,
     return lent | {"ANTHROPIC_API_KEY": model.key}
 
 
+def _settings(model: Model, holding: str | None, network: str, agent: Path) -> dict[str, str]:
+    """What RunClaude's environment has otherwise than on AWS."""
+    return {
+        "ANTHROPIC_BASE_URL": model.url,
+        "SCRATCH": str(sandbox.scratch()),
+        "SANDBOX": holding or "none",
+        "AGENT_NETWORK": network,
+        "AGENT_FOLDER": str(agent),
+    }
+
+
 @contextmanager
 def running(
     state: Path,
@@ -90,13 +101,7 @@ def running(
     with sweep.sweeping(sandbox.scratch()), engine.running(state) as started:
         holding = None if unsandboxed else sandbox.holding(state)
         network = sandbox.network(holding) if holding else "open"
-        settings = {
-            "ANTHROPIC_BASE_URL": model.url,
-            "SCRATCH": str(sandbox.scratch()),
-            "SANDBOX": holding or "none",
-            "AGENT_NETWORK": network,
-            "AGENT_FOLDER": str(agent),
-        }
+        settings = _settings(model, holding, network, agent)
         secret = _secret(template, model, Equipment.read(agent))
         deployed = deploy.deploy(started, template, settings=settings, secret=secret)
         started.seal()

@@ -76,6 +76,6 @@ class Anonymous(Credential):
         """Nothing is added."""
         return {}
 
-    def renew(self, used: Mapping[str, str], refusal: http.client.HTTPResponse) -> bool:  # noqa: ARG002
+    def renew(self, used: Mapping[str, str], refusal: http.client.HTTPResponse) -> bool:  # noqa: ARG002 - as above
         """There is no other."""
         return False

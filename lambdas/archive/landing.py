@@ -99,7 +99,7 @@ class Landing:
         facts = os.stat(landed)  # noqa: PTH116 - as all here, by paths that are text
         os.chmod(landed, _OPEN)  # noqa: PTH101 - its owner may move nothing in or out otherwise
         os.fchmod(place, _OPEN)
-        for name in in_order(os.listdir(landed)):  # noqa: PTH208
+        for name in in_order(os.listdir(landed)):  # noqa: PTH208 - by text, as all here
             path = f"{folder}/{name}"
             if path not in self._shown or not self._merged(path, name, place):
                 self._move(path, name, place)

@@ -84,7 +84,7 @@ class Unlocked:
         """Let it be listed, and passed through; `facts` are its `lstat`. Raises OSError where it is another user's."""
         if facts.st_mode & _OPEN != _OPEN and not os.access(path, os.R_OK | os.X_OK, effective_ids=True):
             mode = stat.S_IMODE(facts.st_mode)
-            os.chmod(path, mode | _OPEN)  # noqa: PTH101
+            os.chmod(path, mode | _OPEN)  # noqa: PTH101 - likewise
             self._modes.append((path, mode))
 
     def file(self, path: str) -> int:
@@ -94,11 +94,11 @@ class Unlocked:
             return os.open(path, flags)
         except PermissionError:
             mode = stat.S_IMODE(os.lstat(path).st_mode)
-            os.chmod(path, mode | stat.S_IRUSR)  # noqa: PTH101
+            os.chmod(path, mode | stat.S_IRUSR)  # noqa: PTH101 - likewise
             try:
                 return os.open(path, flags)
             finally:
-                os.chmod(path, mode)  # noqa: PTH101
+                os.chmod(path, mode)  # noqa: PTH101 - likewise
 
 
 Look = Callable[[str, os.stat_result], None]
