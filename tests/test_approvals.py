@@ -243,8 +243,17 @@ def test_a_mark_that_cannot_be_written_allows_nothing() -> None:
         ("Bash", {"command": "legit pushing"}, False),
         ("Write", {"command": "git push"}, False),
         ("Bash", {"command": 1}, False),
+        pytest.param("Bash", {"command": "git " * 1_000_000}, False, id="a long command"),
     ],
 )
 def test_what_is_asked_before(tool: str, given: dict[str, Any], needed: bool) -> None:
-    """Tools by their names, commands by their words."""
+    """Tools by their names, commands by their words, however long: while that is decided, nothing else is done."""
     assert Approvals(ASKED).needed(tool, given) is needed
+
+
+def test_a_word_may_be_an_option() -> None:
+    """Which no letter stands before."""
+    asks = Approvals(["git push --force"])
+    assert asks.needed("Bash", {"command": "git push origin --force"})
+    assert not asks.needed("Bash", {"command": "git push origin; rm --force x"})
+    assert not asks.needed("Bash", {"command": "git push --forced"})

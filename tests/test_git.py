@@ -124,6 +124,7 @@ def test_what_a_push_would_change_is_read_before(push: str, reason: str, host: G
     assert reason in pushed.stderr
     assert pushed.returncode == 1
     assert host.heads("acme/site") == before
+    assert [row.why for row in agent.proxy.meter.refusals.rows if reason in row.why]
 
 
 @pytest.mark.parametrize(

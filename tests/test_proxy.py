@@ -14,13 +14,16 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from lambdas.agent import approvals, push
+from lambdas.agent.approvals import Approvals
 from lambdas.agent.credential import Secret
-from lambdas.agent.messages import Answer, Call
+from lambdas.agent.messages import Answer, Call, Unreadable
 from lambdas.agent.proxy import Proxy
 from lambdas.agent.receipts import Receipts
 from lambdas.agent.restored import Restored
-from lambdas.agent.upstream import BODY_BYTES, anthropic, supabase
+from lambdas.agent.upstream import BODY_BYTES, Sent, anthropic, supabase
 from lambdas.errors import ModelUnauthorized, SessionDamaged
+from lambdas.receipt import REFUSAL_CHARS
 from tests.support.http_servers import Answering, listening
 from tests.support.waiting import eventually
 
@@ -523,6 +526,7 @@ def test_a_body_is_not_read_before_the_token(proxy: Proxy) -> None:
         b'{"model": "claude-opus-5-5", "text": "\xff"}',
         '{"model": "claude-opus-5-5"}'.encode("utf-16"),
         b'{"model": "claude-opus-5-5", "messages": ' + b"[" * 100_000,
+        b'{"model": "' + b"m" * 10_000_000 + b'"}',
         b'{"model": "claude-opus-5-5", "speed": "faster"}',
         b'{"model": "claude-opus-5-5", "inference_geo": "mars"}',
         b'{"model": "claude-opus-5-5", "service_tier": "priority"}',
@@ -535,6 +539,33 @@ def test_what_cannot_be_metered_is_not_passed_on(body: bytes, service: Service, 
     with asked(proxy, content_encoding="gzip") as response:
         assert response.status == 400
     assert service.seen == []
+    assert all(len(row.why) <= REFUSAL_CHARS for row in proxy.meter.refusals.rows)
+    assert len(proxy.meter.refusals.rows) == 2
+
+
+def test_headers_of_one_name_are_one() -> None:
+    """Who believed the last of them would take a body for plain that whoever comes next decodes."""
+    twice = [("Content-Encoding", "deflate"), ("content-encoding", "identity")]
+    sent = Sent("POST", "/v1/messages", twice, b'{"model": "claude-opus-5-5"}')
+    assert sent.named == {"content-encoding": "deflate, identity"}
+    with pytest.raises(Unreadable):
+        Call.of(sent.body, sent.named)
+    assert "encoded" in str(push.wrong(sent, []))
+
+
+def test_a_question_before_a_call_waits_for_room(service: Service) -> None:
+    """As every other body does."""
+    asks = Approvals(["git push"])
+    with Proxy([anthropic(Secret(lambda: "key"), service.url)], approvals=asks) as proxy, ThreadPoolExecutor(1) as pool:
+
+        def ask() -> int:
+            with asked(proxy, path=approvals.PATH, body=b"{}") as response:
+                return response.status
+
+        with proxy.room(BODY_BYTES), proxy.room(BODY_BYTES):
+            waiting = pool.submit(ask)
+            assert wait([waiting], 0.5).not_done
+        assert waiting.result(60) == 400
 
 
 def test_beyond_its_budget_a_run_gets_a_403(service: Service, proxy: Proxy) -> None:

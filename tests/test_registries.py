@@ -14,6 +14,7 @@ import urllib.error
 import urllib.request
 import zipfile
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -62,6 +63,8 @@ class Handler(Answering):
     def do_GET(self) -> None:
         self.registry.seen.append(f"{self.command} {self.path}")
         self.registry.headers.append({name.lower(): value for name, value in self.headers.items()})
+        if "if-none-match" in self.registry.headers[-1]:
+            return self.answer(304, b"", {"content-type": "text/html"})
         if place := self.registry.moved.get(self.path):
             return self.answer(301, b"", {"location": place})
         kind, body = self.registry.pages.get(self.path, ("", None))
@@ -199,6 +202,18 @@ def test_cargo_fetches(proxy: Proxy, registry: Registry, tmp_path: Path) -> None
     assert "registry+https://github.com/rust-lang/crates.io-index" in (work / "Cargo.lock").read_text()
 
 
+def test_what_has_not_changed_is_no_page(proxy: Proxy, registry: Registry) -> None:
+    """An answer without a body is one here, too: what the same connection is asked next is answered."""
+    with closing(http.client.HTTPConnection("127.0.0.1", proxy.port, timeout=30)) as connection:
+        lines = []
+        for _ in range(2):
+            connection.request("GET", "/pip/simple/thing/", headers={"x-api-key": proxy.token, "if-none-match": '"e"'})
+            with connection.getresponse() as answer:
+                lines.append((answer.status, answer.headers.get("transfer-encoding"), answer.read()))
+    assert lines == [(304, None, b"")] * 2
+    assert len(registry.seen) == 2
+
+
 def test_npm_publishes_nothing(proxy: Proxy, registry: Registry, tmp_path: Path) -> None:
     """Whatever its configuration says; the reason is in the record."""
     (tmp_path / "package.json").write_text('{"name": "thing", "version": "1.0.0"}')
@@ -219,6 +234,10 @@ def test_npm_publishes_nothing(proxy: Proxy, registry: Registry, tmp_path: Path)
         ("GET", "/pip/simple/thing/", b"secret", {}),
         ("GET", "/pip/../simple/thing/", None, {}),
         ("GET", "/pip//simple/thing/", None, {}),
+        ("GET", "/npm/..%2f..%2fadmin%2fusers", None, {}),
+        ("GET", "/npm/@scope/..%2fadmin", None, {}),
+        ("GET", "/npm/@scope%2fname%2f..", None, {}),
+        ("GET", "/pip/simple%2f..%2fadmin", None, {}),
         ("GET", "/pip-files", None, {}),
         ("GET", "/gem/simple/", None, {}),
         ("POST", "/pip/simple/thing/", b"", {"x-http-method-override": "GET"}),
@@ -258,7 +277,7 @@ def test_where_a_registry_leads_elsewhere_is_followed_inside_it_alone(proxy: Pro
 def test_of_a_clients_headers_only_what_reading_needs_goes_on(proxy: Proxy, registry: Registry) -> None:
     """No cookie, no credential, none of its own making."""
     secrets = {"cookie": "s", "authorization": "Bearer s", "x-secret": "s", "if-none-match": '"e"', "accept": "a/b"}
-    assert read(proxy, f"/pip-files/p/{WHEEL}"[: -len(WHEEL)] + "nothing", **secrets)[0] == 404
+    assert read(proxy, f"/pip-files/p/{WHEEL}"[: -len(WHEEL)] + "nothing", **secrets)[0] == 304
     sent = registry.headers[0]
     assert sent.keys() - {"host", "content-length"} == {"if-none-match", "accept"}
 

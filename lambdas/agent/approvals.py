@@ -156,8 +156,22 @@ def _means(pattern: str, tool: str, given: Json) -> bool:
     if re.fullmatch(r"[A-Za-z][\w*-]*", pattern) and (pattern.startswith("mcp__") or pattern[0].isupper()):
         return fnmatch.fnmatchcase(tool, pattern)
     command = given.get("command")
-    words = r"\b[^;&|\n]*\b".join(map(re.escape, pattern.split()))
-    return tool == "Bash" and isinstance(command, str) and re.search(rf"(?<!\w){words}(?!\w)", command) is not None
+    if tool != "Bash" or not isinstance(command, str):
+        return False
+    words = [re.compile(rf"(?<!\w){re.escape(word)}(?!\w)") for word in pattern.split()]
+    return any(_has_in_order(part, words) for part in re.split(r"[;&|\n]", command))
+
+
+def _has_in_order(part: str, words: Sequence[re.Pattern[str]]) -> bool:
+    """Word by word, each behind the one before: in a time that grows as the text does, which is the model's. One
+    expression for all of them would try every beginning with every end, and hold up the whole process meanwhile."""
+    at = 0
+    for word in words:
+        found = word.search(part, at)
+        if found is None:
+            return False
+        at = found.end()
+    return True
 
 
 def _alone(name: str, witness: Witness) -> bool:

@@ -20,7 +20,7 @@ from http import HTTPStatus
 from lambdas import strict
 from lambdas.agent import push
 from lambdas.agent.credential import Credential, Key, Secret
-from lambdas.agent.upstream import SLY, Reply, Sent, Upstream
+from lambdas.agent.upstream import SLY, SLY_BUT_SLASHES, Reply, Sent, Upstream
 from lambdas.repositories import Repositories, origin
 
 OF_GIT = frozenset(
@@ -181,7 +181,7 @@ def pull_requests(found: Repositories, secret: Secret, forge: Forge) -> Upstream
         environment=forge.environment,
         needed=False,
         with_query=True,
-        sly=re.compile(SLY.pattern.replace("|%2f", ""), re.IGNORECASE) if forge.slash == "%2F" else SLY,
+        sly=SLY_BUT_SLASHES if forge.slash == "%2F" else SLY,
         headers=OF_REST,
         admits=partial(_other_fields, forge.fields),
         elsewhere="Of this host's API, a run may open and read pull requests of the repositories it may push to.",

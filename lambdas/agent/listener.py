@@ -38,6 +38,9 @@ UNREAD_SECONDS = 1.0
 
 NOT_RETURNED = {"connection", "keep-alive", "transfer-encoding", "upgrade", "trailer", "set-cookie"}
 
+NOT_PASSED_ON = (HTTPStatus.BAD_REQUEST, HTTPStatus.FORBIDDEN, HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
+"""How requests are refused that the run may not make; other answers of the proxy's own are failures."""
+
 TOO_LARGE = "a request may have 64 MiB"
 
 
@@ -90,7 +93,10 @@ class Connection(http.server.BaseHTTPRequestHandler):
             pieces = bodies.chunked(self.rfile) if chunked else bodies.counted(self.rfile, size)
             request = Sent(self.command, path, headers, *bodies.kept(pieces, BODY_BYTES))
             if wrong := upstream.admits(request):
-                return self._reply(wrong) if isinstance(wrong, Reply) else self._refuse(HTTPStatus.FORBIDDEN, wrong)
+                if isinstance(wrong, str):
+                    return self._refuse(HTTPStatus.FORBIDDEN, wrong)
+                self._note(wrong.why)
+                return self._reply(wrong)
             if request.cut:
                 return self._refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, TOO_LARGE)
             return self._meter(upstream, request)
@@ -137,7 +143,8 @@ class Connection(http.server.BaseHTTPRequestHandler):
         if size is None or size > approvals.ASK_BYTES:
             return self._turn_away(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "too much to decide")
         try:
-            decision = asked.decide(self.rfile.read(size), self.proxy.witness)
+            with self.proxy.room(size):
+                decision = asked.decide(self.rfile.read(size), self.proxy.witness)
         except (ValueError, StorageUnavailable) as wrong:
             return self._refuse(HTTPStatus.BAD_REQUEST, f"nothing that can be decided: {type(wrong).__name__}")
         return self._reply(Reply(HTTPStatus.OK, "application/json", json.dumps(decision).encode()))
@@ -223,7 +230,8 @@ class Connection(http.server.BaseHTTPRequestHandler):
     def _links(self, response: http.client.HTTPResponse, upstream: Upstream) -> bool:
         """Whether there are links in it that are to lead here."""
         kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
-        return bool(upstream.linked and upstream.linked.fullmatch(kind) and self.command == "GET")
+        pages = response.status == HTTPStatus.OK and self.command == "GET"
+        return bool(pages and upstream.linked and upstream.linked.fullmatch(kind))
 
     def _lead(self, response: http.client.HTTPResponse, upstream: Upstream) -> None:
         """Each piece as it comes, its links led here; so it has another length than was said."""
@@ -300,12 +308,16 @@ class Connection(http.server.BaseHTTPRequestHandler):
         self.end_headers()
 
     def _refuse(self, status: HTTPStatus, sentence: str) -> None:
-        if status == HTTPStatus.FORBIDDEN:
-            self.proxy.meter.refused(f"{self.command} {self.path.partition('?')[0]}", sentence)
+        if status in NOT_PASSED_ON:
+            self._note(sentence)
         if self.headers.get("user-agent", "").startswith("git/"):  # it shows its user plain text, and nothing else
             return self._reply(Reply(status, "text/plain", f"{sentence}\n".encode()))
         body = json.dumps({"type": "error", "error": {"type": "proxy_error", "message": sentence}}).encode()
         return self._reply(Reply(status, "application/json", body))
+
+    def _note(self, why: str) -> None:
+        """For the run's record."""
+        self.proxy.meter.refused(f"{self.command} {self.path.partition('?')[0]}", why)
 
     def _reply(self, reply: Reply) -> None:
         self.send_response_only(reply.status)

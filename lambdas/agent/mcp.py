@@ -12,7 +12,6 @@ read one body, the second may see another method: a body that names a field twic
 names whatever their case), is not let through.
 """
 
-import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -22,10 +21,11 @@ from typing import Any
 from lambdas.agent.approvals import Approvals
 from lambdas.agent.credential import Anonymous, Credential, Key, Secret
 from lambdas.agent.equipment import ROOT, Equipment, Remote, Server
+from lambdas.agent.messages import NAME_CHARS, read
 from lambdas.agent.proxy import Proxy
 from lambdas.agent.upstream import Sent, Upstream
 from lambdas.request import covers
-from lambdas.strict import Json, no_number
+from lambdas.strict import Json
 
 HARMLESS = ("initialize", "ping", "server/discover", "tools/list", "logging/setLevel")
 """Methods by which no tool is called, beside notifications: all there are where not all of a server is allowed."""
@@ -154,7 +154,7 @@ def _admitting(server: str, allowed: Allowed, approvals: Approvals | None) -> Ca
             messages = list(_messages(request))
             wrong = [each for message in messages if (each := _refusal(message, server, allowed))]
             wrong = wrong or [each for message in messages if (each := _unapproved(message, server, approvals))]
-        except (ValueError, RecursionError) as unreadable:
+        except ValueError as unreadable:
             return f"not a request that can be read: {unreadable}"
         return wrong[0] if wrong else None
 
@@ -163,21 +163,12 @@ def _admitting(server: str, allowed: Allowed, approvals: Approvals | None) -> Ca
 
 def _messages(request: Sent) -> Iterator[Json]:
     """Those in a body, one or several. Raises `ValueError` for what could be read in two ways."""
-    if request.named.get("content-encoding", "identity") != "identity":
-        raise ValueError("an encoded body")
-    read = json.loads(request.body.decode(), object_pairs_hook=_once, parse_constant=no_number)
-    for message in read if isinstance(read, list) else [read]:
+    said = read(request.body, request.named)
+    for message in said if isinstance(said, list) else [said]:
         if not isinstance(message, dict):
             raise ValueError("no JSON-RPC")
         _plainly(message, "method", "params")
         yield message
-
-
-def _once(pairs: list[tuple[str, Any]]) -> Json:
-    made = dict(pairs)
-    if len(made) < len(pairs):
-        raise ValueError("a field is named twice")
-    return made
 
 
 def _plainly(named: Json, *names: str) -> None:
@@ -191,11 +182,14 @@ def _refusal(message: Json, server: str, allowed: Allowed) -> str | None:
     method = message["method"]
     if method == "tools/call":
         params = message.get("params")
-        if not isinstance(params, dict) or not isinstance(params.get("name"), str):
+        if not isinstance(params, dict):
+            return "a call that names no tool"
+        name = params.get("name")
+        if not isinstance(name, str) or len(name) > NAME_CHARS:
             return "a call that names no tool"
         _plainly(params, "name")
-        return None if allowed.tool(server, params["name"]) else f"the tool {params['name']} is not allowed in this run"
-    if not isinstance(method, str):
+        return None if allowed.tool(server, name) else f"the tool {name} is not allowed in this run"
+    if not isinstance(method, str) or len(method) > NAME_CHARS:
         return "a method that is no text"
     plain = method in HARMLESS or method.startswith("notifications/") or allowed.all_of(server)
     return None if plain else f"{method} is not allowed in this run, which has some of the server's tools only"

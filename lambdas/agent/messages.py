@@ -40,6 +40,10 @@ ELSEWHERE = ("mcp_servers", "container")
 """Fields of a call by which the provider speaks with others, or runs code."""
 
 
+NAME_CHARS = 200
+"""The longest name of a model, a tool or a method that is read: it comes back in refusals, and in the run's record."""
+
+
 class Unreadable(ValueError):
     """A body that cannot be read, or could be read in two ways; its text says why."""
 
@@ -76,18 +80,11 @@ class Call:
     @classmethod
     def of(cls, body: bytes, headers: Mapping[str, str], model: str | None = None, free: bool = False) -> "Call":
         """Read a request; `model` is given where it is in the path. Raises `Unreadable`."""
-        if headers.get("content-encoding", "identity") != "identity":
-            raise Unreadable("an encoded body")
-        try:
-            asked = json.loads(body.decode(), object_pairs_hook=_once, parse_constant=no_number)
-        except RecursionError:
-            raise Unreadable("nested too deeply") from None
-        except ValueError as error:
-            raise Unreadable(str(error)) from None
+        asked = read(body, headers)
         if not isinstance(asked, dict):
             raise Unreadable("not a JSON object")
         named = asked.get("model") if model is None else model
-        if not isinstance(named, str):
+        if not isinstance(named, str) or len(named) > NAME_CHARS:
             raise Unreadable("it names no model")
         for name, allowed in (("speed", SPEEDS), ("inference_geo", PLACES), ("service_tier", TIERS)):
             if asked.get(name) not in allowed:
@@ -110,6 +107,23 @@ class Call:
             conversation=headers.get("x-claude-code-session-id"),
             free=free,
         )
+
+
+def refuse_encoded(headers: Mapping[str, str]) -> None:
+    """Raises `Unreadable` for a body that is not what it looks like."""
+    if headers.get("content-encoding", "identity") != "identity":
+        raise Unreadable("an encoded body")
+
+
+def read(body: bytes, headers: Mapping[str, str]) -> Any:
+    """The JSON of a request that whoever reads it next reads alike. Raises `Unreadable`."""
+    refuse_encoded(headers)
+    try:
+        return json.loads(body.decode(), object_pairs_hook=_once, parse_constant=no_number)
+    except RecursionError:
+        raise Unreadable("nested too deeply") from None
+    except ValueError as error:
+        raise Unreadable(str(error)) from None
 
 
 def _once(pairs: list[tuple[str, Any]]) -> Json:

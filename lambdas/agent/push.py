@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from http import HTTPStatus
 
-from lambdas.agent.messages import Unreadable
+from lambdas.agent.messages import Unreadable, refuse_encoded
 from lambdas.agent.upstream import BODY_BYTES, Reply, Sent
 
 PROBE = b"0000"
@@ -41,9 +41,8 @@ TOO_LARGE = f"a push may have {BODY_BYTES >> 20} MiB; push in smaller steps, and
 def wrong(request: Sent, protected: Sequence[str], approved: Callable[[], bool] = lambda: True) -> Reply | str | None:
     """Why a push is not to be passed on: in git's own words, if its sender understands them. `protected` are branches,
     in which `*` is any text; `approved` is asked last, of what nothing else is wrong with."""
-    if request.named.get("content-encoding", "identity") != "identity":
-        return "not a push that can be read: it is encoded"
     try:
+        refuse_encoded(request.named)
         refs, capabilities = commands(request.body)
     except Unreadable as problem:
         return f"not a push that can be read: {problem}"
@@ -107,7 +106,7 @@ def _report(refs: Sequence[str], capabilities: frozenset[str], why: str) -> Repl
     if "side-band-64k" in capabilities:
         pieces = (report[at : at + LINE_BYTES] for at in range(0, len(report), LINE_BYTES))
         report = b"".join(_packet(b"\x01" + piece) for piece in pieces) + b"0000"
-    return Reply(HTTPStatus.OK, "application/x-git-receive-pack-result", report)
+    return Reply(HTTPStatus.OK, "application/x-git-receive-pack-result", report, why)
 
 
 def _packet(content: bytes) -> bytes:

@@ -37,5 +37,5 @@ class Refusals:
 
 def _cleaned(text: str) -> str:
     """Without what a terminal obeys, or cannot show: it is a stranger's."""
-    kept = "".join(char if char.isascii() and char.isprintable() else "?" for char in text)
-    return kept if len(kept) <= REFUSAL_CHARS else f"{kept[: REFUSAL_CHARS - 1]}…"
+    kept = "".join(char if char.isascii() and char.isprintable() else "?" for char in text[:REFUSAL_CHARS])
+    return kept if len(text) <= REFUSAL_CHARS else f"{kept[:-1]}…"

@@ -11,7 +11,7 @@ from dataclasses import replace
 from urllib.parse import urlsplit
 
 from lambdas.agent.credential import Anonymous
-from lambdas.agent.upstream import SLY, Sent, Upstream
+from lambdas.agent.upstream import SLY, SLY_BUT_SLASHES, Sent, Upstream
 
 FILES: Mapping[str, str] = {
     "https://pypi.org": "https://files.pythonhosted.org",
@@ -41,8 +41,10 @@ cargo no registry. npm itself leads the addresses of packages' files here, those
 CHARS = r"[A-Za-z0-9._~!$&'()*+,;=:@%/-]*"
 READS = re.compile(rf"(?:GET|HEAD) /{CHARS}")
 
-SCOPED = re.compile(SLY.pattern.replace("|%2f", ""), re.IGNORECASE)
-"""npm writes the slash in `@scope/name` so."""
+OF_NPM = re.compile(
+    rf"{SLY_BUT_SLASHES.pattern}|^(?!\w+ [^%?]*/@[a-z0-9._~-]+%2f(?:(?!%2f).)*$).*%2f", re.IGNORECASE | re.DOTALL
+)
+"""npm writes the slash in `@scope/name` as `%2f`; that one alone."""
 
 OF_READING = frozenset(("accept", "if-modified-since", "if-none-match", "if-range", "range", "user-agent"))
 
@@ -84,7 +86,7 @@ def _reading(name: str, origin: str) -> Upstream:
         requests=(READS,),
         needed=False,
         with_query=True,
-        sly=SCOPED,
+        sly=OF_NPM if name == "npm" else SLY,
         headers=OF_READING,
         admits=_with_a_body,
         elsewhere="From a registry, packages are read (GET, HEAD); nothing else is asked of it.",

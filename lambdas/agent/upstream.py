@@ -20,6 +20,8 @@ NOT_FORWARDED = {
 
 SLY = re.compile(r"//|/\.\.?(/|$)|%2e|%2f|%5c|[\\\x00-\x1f]", re.IGNORECASE)
 """What makes a path mean another one to whoever reads it next."""
+SLY_BUT_SLASHES = re.compile(SLY.pattern.replace("|%2f", ""), re.IGNORECASE)
+"""The same, where a slash can be part of a name."""
 
 MODEL = "model"
 """The name of the upstream that is the model."""
@@ -32,6 +34,8 @@ class Reply:
     status: HTTPStatus
     content_type: str
     body: bytes
+    why: str = ""
+    """Why it is not passed on, for the run's record; empty where nothing is refused."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +52,11 @@ class Sent:
 
     @property
     def named(self) -> dict[str, str]:
-        """The headers by their names in lower case; of several with one name the last."""
-        return {name.lower(): value for name, value in self.headers}
+        """The headers by their names in lower case; several with one name are one, as RFC 9110 (5.3) has them."""
+        found: dict[str, str] = {}
+        for name, value in ((name.lower(), value) for name, value in self.headers):
+            found[name] = f"{found[name]}, {value}" if name in found else value
+        return found
 
 
 @dataclass(frozen=True)
