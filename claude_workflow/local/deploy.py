@@ -228,7 +228,7 @@ def _bootstrap() -> bytes:
     """A function's whole package: the start of a worker, with the handler that the engine names."""
     script = (
         "#!/bin/sh\n"
-        f"export PYTHONPATH={shlex.quote(str(ROOT))} PYTHONDONTWRITEBYTECODE=1\n"
+        f"export PYTHONPATH={shlex.quote(str(ROOT))}\n"
         f'exec {shlex.quote(sys.executable)} -m claude_workflow.local.worker "$_HANDLER"\n'
     )
     packed = io.BytesIO()

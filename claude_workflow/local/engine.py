@@ -24,6 +24,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import IO, Any
 
@@ -64,6 +65,10 @@ NOT_THE_USERS = {
 """Settings of botocore (file, environment variable, default) that keep the user's AWS profile out of local calls."""
 
 
+ONE_AT_A_TIME = threading.Lock()
+"""Clients are made so: a session of boto3's is for one thread."""
+
+
 class EngineFailed(RuntimeError):
     """The engine could not be started; the text is one sentence for the person at the terminal."""
 
@@ -81,22 +86,24 @@ class Engine:
 
     def client(self, service: str, *, read_timeout: float = 60, connections: int = 10) -> Any:
         """A boto3 client of `service`, as the account's root; it repeats nothing by itself."""
-        return boto3.session.Session(botocore_session=botocore.session.Session(session_vars=NOT_THE_USERS)).client(
-            service,
-            region_name=REGION,
-            endpoint_url=self.url,
-            aws_access_key_id=ROOT_KEY,
-            aws_secret_access_key=self.root,
-            config=Config(
-                signature_version="s3v4" if service == "s3" else None,  # the one that the guard verifies, in links too
-                read_timeout=read_timeout,
-                retries={"total_max_attempts": 1},
-                max_pool_connections=connections,
-                s3={"addressing_style": "path"},
-                proxies={},
-                inject_host_prefix=False,
-            ),
+        config = Config(
+            signature_version="s3v4" if service == "s3" else None,  # the one that the guard verifies, in links too
+            read_timeout=read_timeout,
+            retries={"total_max_attempts": 1},
+            max_pool_connections=connections,
+            s3={"addressing_style": "path"},
+            proxies={},
+            inject_host_prefix=False,
         )
+        with ONE_AT_A_TIME:
+            return _session().client(
+                service,
+                region_name=REGION,
+                endpoint_url=self.url,
+                aws_access_key_id=ROOT_KEY,
+                aws_secret_access_key=self.root,
+                config=config,
+            )
 
     def seal(self) -> None:
         """From now on, until it ends, the engine does nothing but what a deployed workflow needs (`local.guard`)."""
@@ -105,6 +112,12 @@ class Engine:
         status = urllib3.request("POST", request.url, headers=dict(request.headers.items()), timeout=60).status
         if status != 204:
             raise EngineFailed(f"The engine could not be sealed ({status}).")
+
+
+@cache
+def _session() -> boto3.session.Session:
+    """One for all clients: it reads what a service's description is, which is most of what making one takes, once."""
+    return boto3.session.Session(botocore_session=botocore.session.Session(session_vars=NOT_THE_USERS))
 
 
 @contextmanager

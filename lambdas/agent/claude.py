@@ -1,4 +1,4 @@
-"""One turn of Claude Code through the Agent SDK. The only module that imports the SDK (which takes most of a second).
+"""One turn of Claude Code through the Agent SDK.
 
 The SDK is pinned: its transport is subclassed, to keep the CLI's messages as they were printed.
 
@@ -35,10 +35,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, overload
 
-import claude_agent_sdk
-from claude_agent_sdk import ClaudeAgentOptions, ClaudeSDKClient, CLIConnectionError
-from claude_agent_sdk._internal.transport.subprocess_cli import SubprocessCLITransport, _LineFramer
-
 from lambdas import strict
 from lambdas.agent import approvals, frames, mcp
 from lambdas.agent.checkpoint import Checkpoints
@@ -52,6 +48,14 @@ from lambdas.agent.progress import Progress
 from lambdas.agent.proxy import Proxy
 from lambdas.agent.receipts import Receipts
 from lambdas.agent.scratch import Scratch
+from lambdas.agent.sdk import (
+    ClaudeAgentOptions,
+    ClaudeSDKClient,
+    CLIConnectionError,
+    SubprocessCLITransport,
+    _LineFramer,
+    claude_agent_sdk,
+)
 from lambdas.agent.transcript import ENDERS, Transcript, only_uuid
 from lambdas.agent.witness import Witness
 from lambdas.contract import dollars
