@@ -270,20 +270,20 @@ def test_no_checkpoint_is_taken_of_half_a_session(scratch: Scratch) -> None:
 def test_what_a_transcript_names_may_be_anything(scratch: Scratch) -> None:
     """Its files are looked for by their names alone, and only what can be a name, and is in the archive, is shown."""
     session = str(uuid.uuid4())
-    said = [f"{scratch.workspace}/{name}" for name in ("file", "ü\n", "none", "link", "../claude")]
+    said = [f"{scratch.workspace}/{name}" for name in ("file", "ü\n", "none", "link", "../claude", "a\0b")]
     named = [*said, "/etc/passwd", "\ud800", "a\0b"]
     calls = [{"input": {"file_path": name, "content": f'"file_path":"{name}"'}} for name in named]
     lines = [json.dumps(call, separators=(",", ":")) for call in calls]
     talk = "\n".join([*lines, '{"file_path":5}', '{"file_path":"cut']).encode()
     folders = [item("claude/projects", mode=DIR | 0o755), item("claude/projects/w", mode=DIR | 0o755)]
     transcript = item(f"claude/projects/w/{session}.jsonl", talk)
-    files = [item(f"workspace/{name}", b"there") for name in ("file", "ü\n", "other")]
+    files = [item(f"workspace/{name}", b"there") for name in ("a/b", "file", "ü\n", "other")]
     link = item("workspace/link", b"/etc/passwd", LINK | 0o777)
-    archive = staged(*ROOTS, *folders, transcript, *files, link)
+    archive = staged(*ROOTS, *folders, transcript, item("workspace/a", mode=DIR | 0o755), *files, link)
     landing = Landing(Opened(archive), scratch.root, scratch.landing, LIMITS)
     with behind_start.landing(landing, scratch, session, lambda _: True) as restored:
         assert Transcript(scratch, session).named() == {*said, "/etc/passwd", "a\0b"}
         assert {path.name for path in scratch.workspace.iterdir()} == {"file", "ü\n"}
         assert not restored.done()  # the rest waits until the model is asked, or somebody for it
         assert "workspace/link" in restored.result()
-    assert {path.name for path in scratch.workspace.iterdir()} == {"file", "ü\n", "other", "link"}
+    assert {path.name for path in scratch.workspace.iterdir()} == {"a", "file", "ü\n", "other", "link"}

@@ -121,9 +121,15 @@ class Directory:
         return map(self.member, range(len(self)))
 
     def find(self, key: bytes) -> tuple[int, bool]:
-        """Where a key of `records.order` is, or would be, and whether it is there."""
+        """Where a key of `format.order` is, or would be, and whether it is there. A path is looked up by `number`."""
         number = bisect_left(range(len(self)), key, key=self._key)
         return number, number < len(self) and self._key(number) == key
+
+    def number(self, path: str) -> int | None:
+        """The number of the record of this very path; None where there is none."""
+        number, is_there = self.find(order(path))
+        # The order has NUL for a slash, so not every path of a key is this path.
+        return number if is_there and self.member(number).path == path else None
 
     def below(self, number: int) -> int:
         """The first record after this one that is not below it."""
@@ -131,8 +137,8 @@ class Directory:
 
     def inside(self, folder: str) -> range:
         """The numbers of a folder's record and of all below it; none where there is no such record."""
-        number, there = self.find(order(folder))
-        return range(number, self.below(number)) if there else range(0)
+        number = self.number(folder)
+        return range(0) if number is None else range(number, self.below(number))
 
     def _key(self, number: int) -> bytes:
         named = self.starts[number] + _RECORD

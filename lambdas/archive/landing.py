@@ -19,7 +19,7 @@ from itertools import count
 from pathlib import Path
 
 from lambdas.archive.directory import Archive, Directory
-from lambdas.archive.format import Limits, order
+from lambdas.archive.format import Limits
 from lambdas.archive.tree import Fingerprint, fingerprint
 from lambdas.archive.unpack import Unpacking
 
@@ -54,7 +54,7 @@ class Landing:
 
     def has(self, path: str) -> bool:
         """Whether there is anything of that path, in the archive."""
-        return self._directory.find(order(path))[1]
+        return self._directory.number(path) is not None
 
     def shows(self, path: str) -> bool:
         """Whether that path, in the archive, can be shown."""
@@ -71,9 +71,11 @@ class Landing:
         """The numbers of a path's record and of those of the folders that it is in; none where it cannot be shown."""
         found = list[int]()
         while path:
-            number, there = self._directory.find(order(path))
-            member = self._directory.member(number) if there else None
-            if member is None or not (member.is_folder or (member.is_file and not found)):
+            number = self._directory.number(path)
+            if number is None:
+                return []
+            member = self._directory.member(number)
+            if not (member.is_folder or (member.is_file and not found)):
                 return []
             found.append(number)
             path = path.rpartition("/")[0]

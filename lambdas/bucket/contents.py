@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from typing import Literal, NamedTuple, Self
 
 from lambdas.archive.directory import Directory
-from lambdas.archive.format import Member, beside, damaged, misshapen, order
+from lambdas.archive.format import Member, beside, damaged, misshapen
 from lambdas.archive.inflate import inflated
 from lambdas.archive.prefetch import Prefetch, blocks, needed
 from lambdas.archive.tree import shown
@@ -55,9 +55,8 @@ class Contents:
     @property
     def files(self) -> Iterator[File]:
         """All of them, in the directory's order: a folder before what is in it, names by their bytes."""
-        top, is_there = self._directory.find(order(ROOT.rstrip("/")))
-        end = self._directory.below(top) if is_there else 0
-        return (_file(self._directory.member(number)) for number in range(top + 1, end))
+        inside = self._directory.inside(ROOT.rstrip("/"))
+        return (_file(self._directory.member(number)) for number in inside[1:])
 
     def file(self, path: str) -> File:
         """The one of this path, which is read in one way: byte for byte. Raises FileNotFound."""
@@ -103,9 +102,8 @@ class Contents:
         return member
 
     def _number(self, path: str) -> int:
-        number, is_there = self._directory.find(order(ROOT + path))
-        # The directory's order has NUL for a slash: not every path of this key is this path.
-        if not is_there or self._directory.member(number).path != ROOT + path:
+        number = self._directory.number(ROOT + path)
+        if number is None:
             raise FileNotFound(f"The session has no file {shown(path)[:200]}.", session_id=self._session_id)
         return number
 
