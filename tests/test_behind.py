@@ -5,6 +5,8 @@ The S3 of these tests holds back what is neither at an archive's beginning nor a
 import io
 import json
 import re
+import subprocess
+import sys
 import threading
 import time
 import uuid
@@ -287,3 +289,17 @@ def test_what_a_transcript_names_may_be_anything(scratch: Scratch) -> None:
         assert not restored.done()  # the rest waits until the model is asked, or somebody for it
         assert "workspace/link" in restored.result()
     assert {path.name for path in scratch.workspace.iterdir()} == {"a", "file", "ü\n", "other", "link"}
+
+
+def test_a_long_string_takes_little_memory_to_be_read() -> None:
+    """Where a file's name would be: as much as the string, and not 130 times that, which is 8 GB of a transcript."""
+    looked = r"""if True:
+        import resource
+        from lambdas.agent.transcript import NAMED
+
+        resource.setrlimit(resource.RLIMIT_DATA, (256 << 20,) * 2)
+        for said in (b"a" * (4 << 20), b"a\\\\" * (2 << 20)):
+            assert NAMED.findall(b'"file_path":"' + said + b'"') == [b'"' + said + b'"']
+            assert not NAMED.findall(b'"file_path":"' + said)
+    """
+    subprocess.run([sys.executable, "-c", looked], check=True, timeout=SECONDS)

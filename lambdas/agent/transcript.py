@@ -46,8 +46,8 @@ NEWS_BYTES = 64 * 1024 * 1024
 """How much of one run's conversation is looked through; what is longer stays as it is."""
 
 
-NAMED = re.compile(rb'"(?:file|notebook)_path":("(?:[^"\\]|\\.)*")')
-"""A file by which a tool was called."""
+NAMED = re.compile(rb'"(?:file|notebook)_path":("(?:[^"\\]++|\\.)*+")')
+"""A file by which a tool was called. Possessive: what could be gone back to takes 130 bytes for each of a string."""
 
 NAMED_MOST = 100_000
 """How often files are looked for; whatever is named after that, the model may have to read again."""
