@@ -2164,9 +2164,28 @@ WALLS = [
         "lambdas/bucket/removal.py",
         (
             "no run is robbed of its session",
-            "    lease.take(bucket, session_id, Lease(name, name, now + LEASE_SECONDS), now)\n",
+            "            lease.take(bucket, session_id, Lease(name, name, until), now)\n",
             "",
             "test_removal.py::test_nothing_is_left_of_a_session",
+        ),
+        (
+            "no removal frees what another holds",
+            'f"remove-{uuid.uuid4()}"',
+            'f"remove-{session_id}"',
+            "test_removal.py::test_nothing_is_left_of_a_session",
+            "test_removal.py::test_a_removal_holds_its_session_alone_to_its_end",
+        ),
+        (
+            "a removal holds its session to its end",
+            "        hold()\n        gone += _remove_run(",
+            "        gone += _remove_run(",
+            "test_removal.py::test_a_removal_holds_its_session_alone_to_its_end",
+        ),
+        (
+            "a removal deletes no lease but its own",
+            "if held and held.execution == execution:",
+            "if True:",
+            "test_removal.py::test_who_takes_the_lease_of_a_removal_keeps_it",
         ),
         (
             "another's upload is left alone",

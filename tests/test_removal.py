@@ -2,6 +2,9 @@
 
 import json
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from itertools import count
 from typing import Any
 
 import pytest
@@ -80,7 +83,9 @@ def test_nothing_is_left_of_a_session(workflow: Workflow) -> None:
     with pytest.raises(SessionBusy):
         turn(workflow, "alice", "meanwhile", session)
 
-    removed = removal.remove(store, session)
+    with pytest.raises(SessionBusy):
+        removal.remove(store, session)  # it may be another's that is at work
+    removed = removal.remove(store, session, clock=lambda: time.time() + removal.LEASE_SECONDS)
     assert removed.versions == 2
     assert mentions(store, "alice", session) == set()
     left = {each for each in below(store, "") if not each.key.startswith("ledger/2")}
@@ -88,6 +93,70 @@ def test_nothing_is_left_of_a_session(workflow: Workflow) -> None:
     spent = [key for key in workflow.objects() if key.startswith("ledger/2")]
     assert len(spent) == 5, "what runs cost counts against their day"
     assert removal.remove(store, session) == Removed(0, 0, 0)
+
+
+@contextmanager
+def before_each(s3: Any, does: Callable[[int], None]) -> Iterator[None]:
+    """Does it before each request of the client's, which are counted; not before those that it makes itself."""
+    numbers, busy = count(), False
+
+    def sent(**_: Any) -> None:
+        nonlocal busy
+        if not busy:
+            busy = True
+            does(next(numbers))
+            busy = False
+
+    s3.meta.events.register("before-send.s3", sent)
+    try:
+        yield
+    finally:
+        s3.meta.events.unregister("before-send.s3", sent)
+
+
+@pytest.mark.parametrize("late", [0, 2 * removal.LEASE_SECONDS], ids=["in time", "after the removal's lease"])
+def test_who_takes_the_lease_of_a_removal_keeps_it(workflow: Workflow, late: float) -> None:
+    """Before which of its requests that may be: a removal gives its own lease back, and deletes no other."""
+    store, now, taken = workflow.store, time.time(), set[int]()
+    run = Lease("run-1", "execution", now + 3 * removal.LEASE_SECONDS)
+
+    def removed_while_a_run_comes(session: str, moment: int) -> None:
+        def comes(number: int) -> None:
+            if number == moment:
+                with suppress(SessionBusy):
+                    lease.take(store, session, run, now + late)
+                    taken.add(moment)
+
+        with suppress(SessionBusy), before_each(store.s3, comes):
+            removal.remove(store, session)
+
+    for moment in range(12):
+        removed_while_a_run_comes(f"session-{moment}", moment)
+        assert lease.holder(store, f"session-{moment}") == (run if moment in taken else None), moment
+        assert moment in taken or not [*below(store, f"locks/session-{moment}.json")], moment
+    assert 0 in taken
+    assert 11 not in taken
+
+
+def test_a_removal_holds_its_session_alone_to_its_end(workflow: Workflow) -> None:
+    """However long it takes, no run begins, and no other removal, which would free the session as it ends."""
+    store, begun = workflow.store, time.time()
+    session, now = lived(workflow, "alice"), begun
+    for number in range(4):
+        turn(workflow, "alice", f"turn-{number}", session)
+
+    def tries(_: int) -> None:
+        nonlocal now
+        now += 1
+        if held := lease.holder(store, session):
+            with pytest.raises(SessionBusy):
+                removal.remove(store, session, clock=lambda: now)
+            assert lease.holder(store, session) == held
+
+    with before_each(store.s3, tries):
+        assert removal.remove(store, session, clock=lambda: now).runs == 6
+    assert now > begun + removal.LEASE_SECONDS
+    assert mentions(store, session) == set()
 
 
 def test_all_of_a_caller_is_found(workflow: Workflow) -> None:
@@ -130,7 +199,7 @@ def test_a_caller_removes_its_own_sessions_alone(workflow: Workflow) -> None:
     lease.take(store, session, Lease("run-1", "execution", now + 60), now)
     before = [*below(store, "")]
     status, headers, said = removed(session)
-    assert (status, headers["Retry-After"], said["code"]) == (409, "60", "SessionBusy")
+    assert (status, headers["Retry-After"], said["code"]) == (409, "5", "SessionBusy")
     for one, key in (
         (session, "key-3"),
         (deleted, "key-3"),

@@ -8,14 +8,16 @@
     locks/{session_id}.json                  the lease
 
 What stays is `STAYS`. The archive goes when its runs are gone, its newest version last, and the lease at the very end:
-whatever cuts a removal off, the session is either still there, as it was, to be removed again, or gone. A removal meets
-its own lease and goes on; a run does not begin meanwhile.
+whatever cuts a removal off, the session is either still there, as it was, to be removed again, or gone. The lease lasts
+as long as the removal is at work, and a minute more if it is cut off; no run begins meanwhile, and no other removal.
 """
 
 import json
 import re
 import time
-from collections.abc import Collection, Iterable, Iterator
+import uuid
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import groupby, islice
 from typing import Any
@@ -26,8 +28,8 @@ from lambdas.bucket.objects import Bucket, Missing, storage
 from lambdas.bucket.versions import BATCH, Version, session_key
 from lambdas.strict import Json
 
-LEASE_SECONDS = 900
-"""How long a removal may keep runs away."""
+LEASE_SECONDS = 60
+"""How long a removal that was cut off may keep runs away, and the next one."""
 
 UPLOAD_ID = re.compile(r"[A-Za-z0-9_-]{1,80}")
 
@@ -59,20 +61,17 @@ class Owned:
     uploads: set[str] = field(default_factory=set)
 
 
-def remove(bucket: Bucket, session_id: str, runs: Collection[str] = ()) -> Removed:
-    """Remove a session, whoever owns it; `runs` are of it too, besides those that the index names.
+def remove(
+    bucket: Bucket, session_id: str, runs: Collection[str] = (), clock: Callable[[], float] = time.time
+) -> Removed:
+    """Remove a session, whoever owns it; `runs` are of it too, besides those that the index names. `clock` tells epoch
+    seconds.
 
-    Raises `SessionBusy` while a run works on it, and `StorageUnavailable`: then it can be removed again.
+    Raises `SessionBusy` while a run works on it, or another removal, and `StorageUnavailable`: then it can be removed
+    again.
     """
-    name = f"remove-{session_id}"
-    now = time.time()
-    lease.take(bucket, session_id, Lease(name, name, now + LEASE_SECONDS), now)
-    try:
-        return _removed(bucket, session_id, runs)
-    finally:
-        lease.free(bucket, session_id, lambda held: held.execution == name)
-        if lease.holder(bucket, session_id) is None:  # else it is another's by now
-            _delete(bucket, _of(bucket, f"locks/{session_id}.json"))
+    with _held(bucket, session_id, clock) as hold:
+        return _removed(bucket, session_id, runs, hold)
 
 
 def remove_upload(bucket: Bucket, upload: str) -> int:
@@ -109,16 +108,51 @@ def owned(bucket: Bucket, owner: str) -> Owned:
     return found
 
 
-def _removed(bucket: Bucket, session_id: str, runs: Collection[str]) -> Removed:
+@contextmanager
+def _held(bucket: Bucket, session_id: str, clock: Callable[[], float]) -> Iterator[Callable[[], None]]:
+    """Takes the session's lease, and leaves nothing of it. What it gives, asked all the time, makes the lease last;
+    it raises `SessionBusy` where that is another's by then."""
+    name, until = f"remove-{uuid.uuid4()}", 0.0
+
+    def hold() -> None:
+        nonlocal until
+        now = clock()
+        if until - now < LEASE_SECONDS / 2:
+            until = now + LEASE_SECONDS
+            lease.take(bucket, session_id, Lease(name, name, until), now)
+
+    hold()
+    try:
+        yield hold
+    finally:
+        _give_back(bucket, session_id, name)
+
+
+def _give_back(bucket: Bucket, session_id: str, execution: str) -> None:
+    """Deletes every version of the lease, the execution's last; nothing where it is another's by now. By versions, so
+    that what others take is never theirs to lose."""
+    found = [*_of(bucket, f"locks/{session_id}.json")]  # the newest first, as S3 lists them
+    held = lease.holder(bucket, session_id)
+    if held and held.execution == execution:
+        newest = [each for each in found if not each.is_mark][:1]
+        _delete(bucket, (each for each in found if each not in newest))
+        _delete(bucket, newest)
+
+
+def _removed(bucket: Bucket, session_id: str, runs: Collection[str], hold: Callable[[], None]) -> Removed:
     indexed = _indexed(session_id)
     named = (each.key.rpartition("/")[2] for prefix in indexed for each in versions.below(bucket, prefix))
     ids = {*runs, *named}
-    gone = sum(_remove_run(bucket, run_id) for run_id in sorted(ids))
+    gone = 0
+    for run_id in sorted(ids):
+        hold()
+        gone += _remove_run(bucket, run_id)
     for prefix in (*indexed, f"ledger/sessions/{session_id}/", f"extracts/{session_id}/"):
         gone += _delete(bucket, versions.below(bucket, prefix))
     archive = [*_of(bucket, session_key(session_id))]  # the newest first, as S3 lists them
     held = [each for each in archive if not each.is_mark]
     older = [each for each in archive if each not in held[:1]]
+    hold()
     gone += _delete(bucket, older) + _delete(bucket, held[:1])
     return Removed(len(held), len(ids), gone)
 
