@@ -392,13 +392,15 @@ def _let_show(storage: Storage, role: aws_iam.Role) -> None:
 
 
 def _let_remove(storage: Storage, role: aws_iam.Role) -> None:
-    """Every version of what is a session's, under its lease. Of the ledger, what is its own; a day's stays."""
+    """Every version of what is a session's, under its lease. Of the ledger, what is its own; to a day's it can only
+    add what was spent: of an attempt that is there twice the most counts."""
     reads = ("s3:GetObject", "s3:GetObjectVersion")
     storage.allow(role, SESSIONS, *reads, *REMOVES)
     storage.allow(role, "runs/*", *reads, *REMOVES)
     storage.allow(role, "uploads/*", "s3:GetObject", *REMOVES)
     for pattern in ("index/*", "ledger/sessions/*", EXTRACTS):
         storage.allow(role, pattern, *REMOVES)
+    storage.allow(role, "ledger/*~spent~*", "s3:PutObject")
     storage.allow(role, "locks/*", "s3:GetObject", "s3:PutObject", *REMOVES)
     _allow(role, [storage.bucket.bucket_arn], "s3:ListBucket", "s3:ListBucketVersions")
     storage.allow_key(role)

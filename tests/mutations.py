@@ -2188,6 +2188,12 @@ WALLS = [
             "test_removal.py::test_who_takes_the_lease_of_a_removal_keeps_it",
         ),
         (
+            "what a lost run spent is counted before it is removed",
+            "        ledger.count_lost(bucket, run_id, attempt)\n",
+            "        pass\n",
+            "test_removal.py::test_what_a_lost_run_spent_counts_though_its_session_is_removed",
+        ),
+        (
             "another's upload is left alone",
             'return upload if offer.get("owner") == record["owner"] else None',
             "return upload",

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from lambdas.bucket import lease, removal
+from lambdas.bucket import lease, ledger, removal
 from lambdas.bucket.lease import Lease
 from lambdas.bucket.objects import Bucket
 from lambdas.bucket.removal import Owned, Removed
@@ -157,6 +157,21 @@ def test_a_removal_holds_its_session_alone_to_its_end(workflow: Workflow) -> Non
         assert removal.remove(store, session, clock=lambda: now).runs == 6
     assert now > begun + removal.LEASE_SECONDS
     assert mentions(store, session) == set()
+
+
+def test_what_a_lost_run_spent_counts_though_its_session_is_removed(workflow: Workflow) -> None:
+    """It died without a word, and its receipt goes with it: else who removes begins the day anew."""
+    store = workflow.store
+    session, later = turn(workflow, "alice", "first"), workflow.now + 10_000
+    lost = Execution("e-lost", "lost", {"prompt": "x", "session_id": session}, "alice")
+    task = workflow.restore(lost).task
+    assert task
+    with pytest.raises(AgentCrashed):
+        workflow.run(task, fails=AgentCrashed(cost_usd=2.0))
+    removal.remove(store, session, clock=lambda: later)
+    assert mentions(store, session) == set()
+    spent = ledger.entries(store, "2027-01-15", later)
+    assert sorted(each.micros / 1e6 for each in spent) == [0.25, 2.0]
 
 
 def test_all_of_a_caller_is_found(workflow: Workflow) -> None:

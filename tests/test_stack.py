@@ -252,7 +252,8 @@ def test_the_reader_of_sessions_reads_them_and_writes_extracts_alone(template: T
 
 
 def test_who_removes_sessions_alone_may_delete_them(template: Template) -> None:
-    """Every version of what is a session's, under its lease; it writes nothing else. Of the ledger a day's stays."""
+    """Every version of what is a session's, under its lease. Of the ledger a day's stays: it can add to what was spent,
+    and take nothing from it. It writes nothing else."""
     removes = ["s3:DeleteObject", "s3:DeleteObjectVersion"]
     reads = ["s3:GetObject", "s3:GetObjectVersion"]
     assert _allowed(template, "FunctionsRemoveSession") == {
@@ -263,6 +264,7 @@ def test_who_removes_sessions_alone_may_delete_them(template: Template) -> None:
         UPLOADS: [*removes, "s3:GetObject"],
         INDEX: removes,
         "/ledger/sessions/*": removes,
+        "/ledger/*~spent~*": ["s3:PutObject"],
         EXTRACTS: removes,
         LOCKS: [*removes, "s3:GetObject", "s3:PutObject"],
         BUCKET: ["s3:ListBucket", "s3:ListBucketVersions"],

@@ -152,6 +152,14 @@ def settle_held(bucket: Bucket, claim: Claim, held: list[Entry], usd: float | No
             bucket.delete(each.key)
 
 
+def count_lost(bucket: Bucket, run_id: str, attempt: str) -> None:
+    """Say what an attempt has spent that is at work no more, if it has not said so itself: before its receipt is
+    removed. What it had reserved stays, and counts no more."""
+    found = [Entry.read(one["Key"]) for one in bucket.listed(f"ledger/{_day(attempt)}/{attempt}~{run_id}~")]
+    if found and all(each.kind == RESERVED for each in found):
+        _count(bucket, max(found, key=lambda each: each.micros))
+
+
 def forget(bucket: Bucket, owner: str) -> int:
     """Let what a caller's attempts have spent count for the days' sums alone: nothing says any more whose they were,
     and the caller's own days begin anew. For its operator, when none of them is at work. Returns how many they were."""
@@ -188,11 +196,16 @@ def entries(bucket: Bucket, day: str, now: float) -> list[Entry]:
 
 
 def _ended(bucket: Bucket, lost: Entry) -> Entry:
-    """What an attempt has spent that died without a word: by its receipt, and otherwise all that it could."""
+    spent = _count(bucket, lost)
+    bucket.delete(lost.key)
+    return spent
+
+
+def _count(bucket: Bucket, lost: Entry) -> Entry:
+    """Say what an attempt has spent that died without a word: by its receipt, and otherwise all that it could."""
     most = record.most_by(bucket, f"runs/{lost.run_id}/{lost.attempt}/")
     spent = replace(lost, kind=SPENT, micros=lost.micros if most is None else _micros(most))
     bucket.touch(spent.key)
-    bucket.delete(lost.key)
     return spent
 
 

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from itertools import groupby, islice
 from typing import Any
 
-from lambdas.bucket import lease, listing, versions
+from lambdas.bucket import lease, ledger, listing, versions
 from lambdas.bucket.lease import Lease
 from lambdas.bucket.objects import Bucket, Missing, storage
 from lambdas.bucket.versions import BATCH, Version, session_key
@@ -163,8 +163,11 @@ def _indexed(session_id: str) -> tuple[str, str]:
 
 
 def _remove_run(bucket: Bucket, run_id: str) -> int:
-    """Where it is listed goes first: its hour stands in its record alone."""
+    """What it cost is counted first, by receipts that go. Then goes where it is listed, for its hour stands in its
+    record alone."""
     found = [*versions.below(bucket, f"runs/{run_id}/")]
+    for attempt in {each.key.split("/")[2] for each in found if each.key.endswith("/receipt.json")}:
+        ledger.count_lost(bucket, run_id, attempt)
     asked = next((each for each in found if each.key == f"runs/{run_id}/request.json" and not each.is_mark), None)
     record: Json = (asked and _read(bucket, asked)) or {}
     gone = 0

@@ -38,6 +38,7 @@ RIGHTS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     },
     "index/sessions/session-1/run-1": {"s3:PutObject": KEEPERS, "s3:DeleteObject": (*KEEPERS, REMOVES)},
     "ledger/2026-01-01/x": {"s3:PutObject": KEEPERS, "s3:DeleteObject": KEEPERS},
+    "ledger/2026-01-01/1~run-1~x~spent~1": {"s3:PutObject": (*KEEPERS, REMOVES), "s3:DeleteObject": KEEPERS},
     "ledger/sessions/session-1/x": {"s3:PutObject": KEEPERS, "s3:DeleteObject": (*KEEPERS, REMOVES)},
     "extracts/session-1/x": {"s3:GetObject": (SHOWS,), "s3:PutObject": (SHOWS,), "s3:DeleteObject": (REMOVES,)},
     "uploads/upload-1/content": {
