@@ -2195,9 +2195,15 @@ WALLS = [
         ),
         (
             "another's upload is left alone",
-            'return upload if offer.get("owner") == record["owner"] else None',
-            "return upload",
+            'if offer.get("owner") == record["owner"] and ',
+            "if ",
             "test_removal.py::test_nothing_is_left_of_a_session",
+        ),
+        (
+            "an upload that another run took is left alone",
+            ' and used.get("run_id", run_id) == run_id',
+            "",
+            "test_removal.py::test_an_upload_goes_with_the_run_that_took_it",
         ),
         (
             "every version of the archive",

@@ -174,6 +174,20 @@ def test_what_a_lost_run_spent_counts_though_its_session_is_removed(workflow: Wo
     assert sorted(each.micros / 1e6 for each in spent) == [0.25, 2.0]
 
 
+def test_an_upload_goes_with_the_run_that_took_it(workflow: Workflow) -> None:
+    """Another that named it was refused."""
+    store = workflow.store
+    taker, other = turn(workflow, "alice", "takes"), turn(workflow, "alice", "names-it-too")
+    store.write("uploads/up-1/offer.json", {"owner": "alice"})
+    store.write("uploads/up-1/used", {"run_id": Execution("", "alice-takes", {}, "alice").run})
+    for session in (taker, other):
+        given(workflow, session, "up-1")
+    removal.remove(store, other)
+    assert [*below(store, "uploads/")]
+    removal.remove(store, taker)
+    assert not [*below(store, "uploads/")]
+
+
 def test_all_of_a_caller_is_found(workflow: Workflow) -> None:
     """Sessions that were never kept, or were deleted, runs that were refused, uploads that no run named; without them,
     nothing of the caller's is in the bucket."""

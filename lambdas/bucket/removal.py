@@ -175,19 +175,20 @@ def _remove_run(bucket: Bucket, run_id: str) -> int:
         hour = listing.hour_of(record["requested_at"])
         for outcome in listing.OUTCOMES:
             gone += _delete(bucket, _of(bucket, f"index/hours/{hour}/{outcome}/{run_id}"))
-    if upload := _upload(bucket, record):
+    if upload := _upload(bucket, run_id, record):
         gone += remove_upload(bucket, upload)
     return gone + _delete(bucket, found)
 
 
-def _upload(bucket: Bucket, record: Json) -> str | None:
-    """What the run was given to work on, by its id: a caller may have named another's, which was refused."""
+def _upload(bucket: Bucket, run_id: str, record: Json) -> str | None:
+    """What the run was given to work on, by its id. It may have named another caller's, or one that another run had
+    taken, and was refused."""
     given = record.get("body", {}).get("workspace")
     upload = given.get("upload") if isinstance(given, dict) else None
     if not isinstance(upload, str) or not UPLOAD_ID.fullmatch(upload):
         return None
-    offer = bucket.read(f"uploads/{upload}/offer.json") or {}
-    return upload if offer.get("owner") == record["owner"] else None
+    offer, used = (bucket.read(f"uploads/{upload}/{name}") or {} for name in ("offer.json", "used"))
+    return upload if offer.get("owner") == record["owner"] and used.get("run_id", run_id) == run_id else None
 
 
 def _said(bucket: Bucket, prefix: str, name: str) -> Iterator[tuple[str, Json]]:
