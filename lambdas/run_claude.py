@@ -26,10 +26,10 @@ import botocore.session
 from botocore.exceptions import BotoCoreError, ClientError
 
 from lambdas import strict
-from lambdas.agent import behind, brought, mcp, network
+from lambdas.agent import behind, mcp, network
 from lambdas.agent.approvals import Approvals, Verdict
 from lambdas.agent.bedrock import bedrock
-from lambdas.agent.brought import WORKSPACE
+from lambdas.agent.brought import BRINGS, WORKSPACE, Brought
 from lambdas.agent.checkpoint import Leashed
 from lambdas.agent.claude import CLI, CONTINUE, Turn, converse
 from lambdas.agent.credential import Secret
@@ -56,7 +56,7 @@ from lambdas.archive.format import RATIO, Limits
 from lambdas.archive.landing import Landing
 from lambdas.archive.overlay import Overlay
 from lambdas.archive.pack import Packed, pack, packing_seconds
-from lambdas.archive.tree import Change, Fingerprint, Keep, amount, await_clock_tick, shown
+from lambdas.archive.tree import Change, Fingerprint, Keep, Look, amount, await_clock_tick, shown
 from lambdas.archive.unpack import unpack
 from lambdas.contract import WARM_UP, Grant, LegEnded, Result, RunResult, Task
 from lambdas.errors import (
@@ -178,7 +178,7 @@ class RunClaude:
             Scratch(self._root(task), self._sandbox(task)) as scratch,
             self._restored(task, body, session, scratch) as restored,
         ):
-            saver, given = Saver(self, task, scratch, restored), dict[str, Fingerprint]()
+            saver, given = Saver(self, task, scratch, restored), None
             if over := _over(task, saver):
                 outcome: Outcome | Unfinished = Outcome.unasked(over)
             else:
@@ -186,10 +186,10 @@ class RunClaude:
                 asks = self._approvals(task, body, scratch)
                 with self._proxy(task, turn, asks, restored) as proxy:
                     scratch.furnish(proxy.files)
-                    if body.keys() & brought.BRINGS and not task.cut:  # a checkpoint has it already
+                    if body.keys() & BRINGS and not task.cut:  # a checkpoint has it already
                         self._clone(task, body, scratch, proxy, saver.cancelled)
                         self._put_in(task, body, scratch)
-                        given = brought.snapshot(scratch.workspace)
+                        given = Brought(scratch.workspace)
                     outcome = asyncio.run(converse(turn, scratch, proxy, saver, task.deadline, _leg(task)))
             scratch.clear()
             go_on = partial(_in_time, end)
@@ -306,17 +306,17 @@ class RunClaude:
         scratch: Scratch,
         outcome: Outcome,
         before: Mapping[str, Fingerprint],
-        given: Mapping[str, Fingerprint],
+        given: Brought | None,
         go_on: Callable[[], None],
     ) -> RunResult:
         """What came of it, under the attempt: four objects, which only together are a result. What was
         `given` with the request is a change of the run's where it is not as it was."""
         with ThreadPoolExecutor(2) as beside, tempfile.TemporaryFile() as archive:
             told = self._stage_told(beside, task, outcome)
-            packed = self.pack(task, scratch, before, archive, go_on)
+            packed = self.pack(task, scratch, before, archive, go_on, given.look if given else None)
             for each in told:
                 each.result()  # where there is a result, its messages and its receipt are the last ones
-            result = _result(outcome, packed, brought.changed(packed.changes, given, scratch.root))
+            result = _result(outcome, packed, given.changed(packed.changes) if given else packed.changes)
             staging = beside.submit(self.put_json, task.grants.result, result.dump())
             self._put_archive(task.grants.changes, archive, packed.size, go_on)
             staging.result()
@@ -369,9 +369,10 @@ class RunClaude:
         before: Mapping[str, Fingerprint],
         out: BinaryIO,
         go_on: Callable[[], None] = lambda: None,
+        look: Look | None = None,
     ) -> Packed:
-        """What changed in the session by now; `go_on` is asked all the time, and may raise."""
-        return pack(_roots(scratch), out, self._limits, _keep(task), before, go_on)
+        """What changed in the session by now; `go_on` is asked all the time, and may raise; `look` sees all of it."""
+        return pack(_roots(scratch), out, self._limits, _keep(task), before, go_on, look)
 
     def put(self, grant: Grant, body: Any, size: int, patience: Patience = PATIENT) -> None:
         """Stage one object."""

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shutil
 import signal
 import stat
 import subprocess
@@ -20,9 +21,12 @@ import pytest
 
 from claude_workflow.local.model import ScriptedModel
 from lambdas.agent import unpacker
+from lambdas.agent.brought import Brought
 from lambdas.agent.materials import Materials, put_in
 from lambdas.agent.sandbox import Sandbox
 from lambdas.agent.scratch import Scratch
+from lambdas.archive.format import Limits
+from lambdas.archive.pack import pack
 from lambdas.contract import Grant, RunResult
 from lambdas.errors import MaterialsRefused, NotAsked
 from lambdas.materials import PATH_BYTES
@@ -505,6 +509,27 @@ def test_what_a_request_brings_is_there_before_the_first_turn(asked: Asked) -> N
     assert "3 c" in staged["result"]
     assert [(each["path"], each["change"]) for each in staged["files"]] == [
         *(("c", "removed"), ("d", "added"), ("up/a.txt", "modified")),
+    ]
+
+
+def test_what_is_gone_of_what_was_brought_is_gone_wherever_a_link_leads(place: Place) -> None:
+    """The agent may have put one in a folder's place, to where it sees nothing itself: nothing is looked for there.
+    What no session keeps is gone, too."""
+    for folder in (place.workspace / "d", place.outside):
+        folder.mkdir(exist_ok=True)
+        (folder / "there").write_bytes(b"x")
+    for name in ("d/not-there", "same", "fifo", "folder"):
+        (place.workspace / name).write_bytes(b"x")
+    brought = Brought(place.workspace)
+    shutil.rmtree(place.workspace / "d")
+    (place.workspace / "d").symlink_to(place.outside)
+    for name, make in (("fifo", os.mkfifo), ("folder", os.mkdir)):
+        (place.workspace / name).unlink()
+        make(place.workspace / name)
+    packed = pack({"workspace": place.workspace}, io.BytesIO(), Limits(100, 1 << 20, 1000), look=brought.look)
+    assert [(each.path.removeprefix("workspace/"), each.change) for each in brought.changed(packed.changes)] == [
+        *(("d", "added"), ("d/not-there", "removed"), ("d/there", "removed")),
+        *(("fifo", "removed"), ("folder", "removed")),
     ]
 
 
