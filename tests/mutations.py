@@ -596,6 +596,12 @@ WALLS = [
     *_walls(
         "lambdas/agent/behind.py",
         (
+            "nothing that git obeys is shown",
+            ' if not GITS.intersection(path.split("/"))',
+            "",
+            "test_behind.py::test_what_git_obeys_is_not_shown",
+        ),
+        (
             "a call that waits is not made in half a session",
             "if transcript.waits or not _tells_repository(archive):",
             "if not _tells_repository(archive):",
@@ -1903,8 +1909,8 @@ WALLS = [
         ),
         (
             "what git obeys comes last",
-            "return sorted(names, key=_LAST.__contains__)",
-            "return sorted(names)",
+            "for name in sorted(os.listdir(landed), key=_rank):",
+            "for name in sorted(os.listdir(landed)):",
             "test_landing.py::test_what_git_obeys_comes_last",
         ),
     ),

@@ -32,7 +32,7 @@ from lambdas.errors import Internal, RunCancelled, SessionDamaged
 from lambdas.receipt import Receipt
 from lambdas.run_claude import RunClaude, Saver
 from lambdas.strict import Json
-from tests.support.archives import DIR, LINK, ROOTS, item, staged
+from tests.support.archives import DIR, FILE, LINK, ROOTS, item, staged
 from tests.support.granted import BucketHandler, GrantedBucket, a_task
 from tests.support.http_ranges import extent
 from tests.support.http_servers import listening
@@ -289,6 +289,30 @@ def test_what_a_transcript_names_may_be_anything(scratch: Scratch) -> None:
         assert not restored.done()  # the rest waits until the model is asked, or somebody for it
         assert "workspace/link" in restored.result()
     assert {path.name for path in scratch.workspace.iterdir()} == {"a", "file", "ü\n", "other", "link"}
+
+
+def test_what_git_obeys_is_not_shown(scratch: Scratch) -> None:
+    """Though a tool was called with it: of a repository is shown what tells that there is one, and of what would be
+    one without a `.git`, not what makes it one."""
+    session = str(uuid.uuid4())
+    git = (".git", ".git/HEAD", ".git/config", ".git/hooks", ".git/hooks/a", ".git/objects", ".git/refs")
+    names = ("HEAD", "config", "objects", "objects/a", "refs", "refs/a", "sub", "sub/.git", "sub/.git/config")
+    folders = {".git", ".git/hooks", ".git/objects", ".git/refs", "objects", "refs", "sub", "sub/.git"}
+    talk = "\n".join(f'{{"file_path":"{scratch.workspace}/{name}"}}' for name in (*git, *names)).encode()
+    transcript = item(f"claude/projects/w/{session}.jsonl", talk)
+    archive = staged(
+        *ROOTS,
+        *(item(f"claude/{name}", mode=DIR | 0o755) for name in ("projects", "projects/w")),
+        transcript,
+        *(item(f"workspace/{name}", mode=(DIR if name in folders else FILE) | 0o755) for name in (*git, *names)),
+    )
+    landing = Landing(Opened(archive), scratch.root, scratch.landing, LIMITS)
+    with behind_start.landing(landing, scratch, session, lambda _: True) as restored:
+        shown = {str(path.relative_to(scratch.workspace)) for path in scratch.workspace.rglob("*")}
+        restored.result()
+    hidden = {".git/config", ".git/hooks", ".git/hooks/a", "HEAD", "sub/.git", "sub/.git/config"}
+    assert shown == {*git, *names} - hidden
+    assert (scratch.workspace / ".git/hooks/a").exists()
 
 
 def test_a_long_string_takes_little_memory_to_be_read() -> None:

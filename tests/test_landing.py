@@ -1,13 +1,16 @@
 """A session that is restored in two parts: what is shown at once, and the rest, which lands out of reach."""
 
+import ctypes
 import os
+import struct
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from lambdas.archive.format import Limits
-from lambdas.archive.landing import Landing, in_order
+from lambdas.archive.landing import Landing
 from lambdas.archive.pack import pack
 from lambdas.archive.tree import Fingerprint, fingerprint
 from lambdas.archive.unpack import unpack
@@ -20,6 +23,8 @@ from tests.support.trees import photo, roots_of, scratch
 
 LIMITS = Limits(members=100_000, bytes=1 << 30, ratio=200)
 HEAD = b"ref: refs/heads/main\n"
+IN_MOVED_TO = 0x80
+"""Of inotify."""
 SESSION = staged(
     *ROOTS,
     item("claude/projects", mode=DIR | 0o700),
@@ -144,9 +149,43 @@ def test_who_has_begun_tricks_nobody(place: Place) -> None:
     assert all(known[path] == fingerprint(os.lstat(place.base / path)) for path in known)
 
 
-def test_what_git_obeys_comes_last() -> None:
-    """Claude Code runs git as it starts: what a workspace's configuration has it do, happens when all else is there."""
-    assert in_order(["config", "a", ".git", "z"])[-2:] == ["config", ".git"]
+def test_what_git_obeys_comes_last(place: Place) -> None:
+    """Claude Code runs git as it starts: what a workspace's configuration has it do, happens when all else is there.
+    The folders' own order is any, so there are some that are called as what comes last elsewhere."""
+    git = ("HEAD", "commondir", "config", "hooks", "index", "objects", "refs", "zz")
+    folders = {"hooks", "objects", "refs"}
+    names = ("config", "HEAD", "a", "hooks", "z")
+    archive = staged(
+        *ROOTS,
+        item("workspace/.git", mode=DIR | 0o755),
+        *(item(f"workspace/.git/{name}", mode=(DIR if name in folders else FILE) | 0o755) for name in git),
+        *(item(f"workspace/{name}", mode=DIR | 0o755) for name in sorted(names)),
+    )
+    landing = place.shown(archive, paths=[f"workspace/.git/{name}" for name in ("HEAD", "objects", "refs")])
+    with moved(place.workspace, place.workspace / ".git") as seen:
+        landing.land(place.settle)
+    there = [str(path.relative_to(place.workspace)) for path in seen]
+    assert {*there[:2]} == {"a", "z"}
+    assert there[2:5] == ["HEAD", "hooks", "config"]
+    assert {*there[5:7]} == {".git/index", ".git/zz"}
+    assert there[7:] == [f".git/{name}" for name in ("HEAD", "hooks", "commondir", "config")]
+
+
+@contextmanager
+def moved(*folders: Path) -> Iterator[list[Path]]:
+    """What is moved into these folders meanwhile, in its order, as the system tells it."""
+    libc, of, seen = ctypes.CDLL(None), dict[int, Path](), list[Path]()
+    handle = libc.inotify_init()
+    try:
+        of.update({libc.inotify_add_watch(handle, os.fsencode(each), IN_MOVED_TO): each for each in folders})
+        yield seen
+        told = os.read(handle, 1 << 16)
+        while told:
+            watch, _, _, length = struct.unpack_from("iIII", told)
+            seen.append(of[watch] / os.fsdecode(told[16 : 16 + length].rstrip(b"\0")))
+            told = told[16 + length :]
+    finally:
+        os.close(handle)
 
 
 @pytest.mark.parametrize("case", HOSTILE)

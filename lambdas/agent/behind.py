@@ -8,7 +8,8 @@ of the model's answer on before all of it is in place, checked, and settled: not
 
 **What Claude Code looks at.** Whether there is a git repository, by `.git/HEAD`, `.git/objects` and `.git/refs`: if
 there is none any more, it tells the model. And the files that the conversation's tools have written: those that it does
-not find then, it has the model read again before they are changed.
+not find then, it has the model read again before they are changed. Of those that are git's it finds the three alone,
+since its git would obey the others.
 """
 
 import threading
@@ -31,6 +32,9 @@ from lambdas.strict import Json
 GIT = "workspace/.git"
 REPOSITORY = (f"{GIT}/HEAD", f"{GIT}/objects", f"{GIT}/refs")
 """By what Claude Code tells a repository."""
+
+GITS = frozenset((".git", "HEAD"))
+"""Of these each repository has one in its path: without a `.git`, a folder with a HEAD may be one."""
 
 ANSWERS = frozenset(("approve", "deny"))
 """The fields of a request that answer to a call that waits: it is made before the model is asked."""
@@ -86,6 +90,8 @@ def _tells_repository(archive: Landing) -> bool:
 
 
 def _in_archive(files: Iterable[str], scratch: Scratch) -> Iterator[str]:
-    """The paths in the archive of files of the workspace."""
+    """The paths in the archive of files of the workspace, without those of a repository: git would obey them, when
+    nothing else is there."""
     prefix = f"{scratch.workspace}/"
-    return (f"workspace/{file.removeprefix(prefix)}" for file in files if file.startswith(prefix))
+    inside = (file.removeprefix(prefix) for file in files if file.startswith(prefix))
+    return (f"workspace/{path}" for path in inside if not GITS.intersection(path.split("/")))

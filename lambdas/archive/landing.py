@@ -7,7 +7,7 @@ ever; and is moved into place when all of it is there. What was shown of the wor
 **Who has begun may do what it likes meanwhile**: it is an agent's program, and what it reads was written by strangers.
 So in the place nothing is made, opened to be written or followed: entries are renamed into folders that are held open,
 each found from the one above and never through a link. What stands in the way is moved out of it, and what was put
-beside stays. `.git` comes last, its configuration last of it: from then on git obeys that.
+beside stays. What git obeys comes last: of the workspace `.git`, of that its hooks and its configuration.
 """
 
 import errno
@@ -28,7 +28,9 @@ CLAUDE, WORKSPACE = "claude", "workspace"
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _OPEN = 0o700
 _IN_THE_WAY = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR, errno.EISDIR)
-_LAST = (".git", "config")
+_LAST = ("HEAD", "hooks", "commondir", "config", ".git")
+"""In this order, in whatever folder they are: a HEAD may make a repository of it, `commondir` has git obey hooks and
+configuration of another folder."""
 
 
 class Landing:
@@ -101,7 +103,7 @@ class Landing:
         facts = os.stat(landed)  # noqa: PTH116 - as all here, by paths that are text
         os.chmod(landed, _OPEN)  # noqa: PTH101 - its owner may move nothing in or out otherwise
         os.fchmod(place, _OPEN)
-        for name in in_order(os.listdir(landed)):  # noqa: PTH208 - by text, as all here
+        for name in sorted(os.listdir(landed), key=_rank):  # noqa: PTH208 - by text, as all here
             path = f"{folder}/{name}"
             if path not in self._shown or not self._merged(path, name, place):
                 self._move(path, name, place)
@@ -144,9 +146,9 @@ class Landing:
             os.rename(landed, name, dst_dir_fd=place)
 
 
-def in_order(names: list[str]) -> list[str]:
-    """What is in a folder, in the order in which it is moved into place: what git obeys comes last."""
-    return sorted(names, key=_LAST.__contains__)
+def _rank(name: str) -> int:
+    """Where it comes in its folder: what git obeys when all else is there."""
+    return _LAST.index(name) if name in _LAST else -1
 
 
 @contextmanager
