@@ -250,7 +250,7 @@ WALLS = [
         ),
         (
             "the console's cookie",
-            "if not _same(_cookie(request), self._keys.cookie):",
+            "if not self.knows(request.headers.raw):",
             "if False:",
             "test_console.py::test_nobody_else_reads_anything",
         ),
@@ -289,6 +289,21 @@ WALLS = [
             "for name, value in HEADERS.items()]",
             "for name, value in ()]",
             "test_console.py::test_every_answer_says_what_a_browser_may_do",
+        ),
+    ),
+    *_walls(
+        "claude_workflow/console/server.py",
+        (
+            "strangers at the console make room",
+            "if len(strangers) > STRANGERS:",
+            "if False:",
+            "test_console.py::test_strangers_do_not_crowd_out_who_has_the_cookie",
+        ),
+        (
+            "strangers at the console leave",
+            "        self.loop.call_later(self.timeout_keep_alive, self.leave)\n",
+            "",
+            "test_console.py::test_who_shows_no_cookie_has_not_long",
         ),
     ),
     *_walls(

@@ -1,14 +1,18 @@
 """The console's pages over a bucket of the past: who gets in, what strangers' texts become, what is shown."""
 
+import http.client
 import json
 import re
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack, suppress
 from io import BytesIO
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 from zipfile import ZipFile
 
 import pytest
@@ -22,6 +26,7 @@ from claude_workflow.console.app import Behind
 from claude_workflow.console.guard import COOKIE, HEADERS, MOST
 from claude_workflow.console.runs import SHOWN, Runs, Wanted
 from claude_workflow.local.engine import REGION, Engine
+from claude_workflow.local.gateway import STRANGERS
 from claude_workflow.local.guard import BUCKET, ROOT_KEY
 from lambdas.bucket import listing, record, versions
 from lambdas.bucket.objects import Bucket
@@ -30,7 +35,7 @@ from lambdas.errors import RunCancelled
 from lambdas.request import run_id
 from stacks.definition import DEFINITION
 from tests.support.commands import COMMAND, ENVIRONMENT
-from tests.support.console_visitor import Visitor
+from tests.support.console_visitor import SECONDS, Visitor
 from tests.support.crowded_bucket import Shelf, crowd
 from tests.support.past_runs import Past
 from tests.support.waiting import eventually
@@ -40,7 +45,7 @@ from tests.support.waiting import eventually
 def link(history: Past) -> Iterator[str]:
     """That of a console."""
     backend = Backend(history.store.name, history.state_machine_arn, history.engine)
-    with server.serving(Behind(backend, None, "the past")) as served:
+    with server.serving(Behind(backend, None, "the past"), silent_seconds=600) as served:
         yield served
 
 
@@ -114,6 +119,49 @@ def test_every_answer_says_what_a_browser_may_do(visitor: Visitor) -> None:
         assert {name: answer.headers[name] for name in HEADERS} == HEADERS
     assert HEADERS["Content-Security-Policy"].startswith("default-src 'none'; style-src 'self'; script-src 'self';")
     assert "unsafe" not in HEADERS["Content-Security-Policy"]
+
+
+def test_strangers_do_not_crowd_out_who_has_the_cookie(visitor: Visitor) -> None:
+    """Of connections that have shown none only so many are kept, and the oldest go; the operator's idle one stays."""
+    host, port = visitor.origin.removeprefix("http://").split(":")
+    operator = http.client.HTTPConnection(host, int(port), timeout=SECONDS)
+    asked = (f"{visitor.place}/static/console.css", None, {"Cookie": visitor.cookie})
+    operator.request("GET", *asked)
+    assert operator.getresponse().read()
+    with ExitStack() as held:
+        strangers = [held.enter_context(socket.create_connection((host, port), 20)) for _ in range(STRANGERS + 100)]
+        for stranger in strangers[1::2]:
+            with suppress(ConnectionError):
+                stranger.sendall(b"GET / HTTP/1.1\r\nX-Slow: ")
+        assert all(ended(stranger) for stranger in strangers[:100])
+        assert visitor.ask("GET", "/static/console.css").status == 200
+        operator.request("GET", *asked)
+        assert operator.getresponse().status == 200
+    operator.close()
+
+
+def test_who_shows_no_cookie_has_not_long(history: Past) -> None:
+    """Neither who says nothing, nor who says a part of it, nor who was refused and says a part again."""
+    begun = b"GET / HTTP/1.1\r\n"
+    backend = Backend(history.store.name, history.state_machine_arn, history.engine)
+    with server.serving(Behind(backend, None, "the past"), silent_seconds=1) as link, ExitStack() as held:
+        host, port = urlsplit(link).netloc.split(":")
+        strangers = [held.enter_context(socket.create_connection((host, port), 20)) for _ in range(3)]
+        for stranger, said in zip(strangers, (b"", begun, begun + b"Host: x\r\n\r\n" + begun), strict=True):
+            stranger.sendall(said)
+        assert all(ended(stranger) for stranger in strangers)
+
+
+def ended(connection: socket.socket) -> bool:
+    """Whether the other side ends it, after what it still says."""
+    try:
+        while connection.recv(1 << 16):
+            pass
+    except ConnectionError:
+        return True
+    except TimeoutError:
+        return False
+    return True
 
 
 UNASKED = {

@@ -12,12 +12,13 @@ and by other users of the machine. So:
 
 import hmac
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from http.cookies import CookieError, SimpleCookie
 from typing import Any
 from urllib.parse import parse_qs
 
+from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -95,6 +96,10 @@ class Guard:
             return
         await self._app(scope, receive, _with_headers(send))
 
+    def knows(self, headers: Iterable[tuple[bytes, bytes]]) -> bool:
+        """Whether the cookie is in a request's headers, whose names are in lower case."""
+        return _same(_cookie(Headers(raw=[*headers])), self._keys.cookie)
+
     def _admitted(self, request: Request) -> Response | None:
         """The answer to the opening link, with the cookie; None where the cookie is there. Raises `Refused`."""
         if request.headers.getlist("host") not in ([self._host], [_named(self._host)]):
@@ -108,7 +113,7 @@ class Guard:
             return opening
         if not request.url.path.startswith(f"{self._keys.place}/"):
             raise Refused(CLOSED)
-        if not _same(_cookie(request), self._keys.cookie):
+        if not self.knows(request.headers.raw):
             raise Refused(CLOSED)
         if request.headers.get("sec-fetch-site", "none") not in ("same-origin", "none"):
             raise Refused(ELSEWHERE)
@@ -139,9 +144,9 @@ def _named(host: str) -> str:
     return host.replace("127.0.0.1", "localhost")
 
 
-def _cookie(request: Request) -> str:
+def _cookie(headers: Headers) -> str:
     try:
-        found = SimpleCookie(request.headers.get("cookie", "")).get(COOKIE)
+        found = SimpleCookie(headers.get("cookie", "")).get(COOKIE)
     except CookieError:
         return ""
     return found.value if found else ""
