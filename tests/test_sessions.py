@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -35,6 +36,7 @@ from tests.support.archives import DIR, LINK, ROOTS, item, staged
 from tests.support.commands import Serve, at_terminal, command, plain
 from tests.support.commits import MIB, archive_of, files_of, gone
 from tests.support.opened import Opened
+from tests.support.ordinary_user import unprivileged
 from tests.support.past_runs import CRASH, Past
 from tests.support.played_workflow import Execution, Workflow
 from tests.support.whole_bucket import mentions
@@ -360,6 +362,25 @@ def test_nothing_is_got_outside_the_folder(history: Past, behind: Backend, tmp_p
     assert (tmp_path / "all/in/c").read_text() == "3" * 9000
     assert (tmp_path / "all/in").stat().st_mode & 0o777 == 0o555
     (tmp_path / "all/in").chmod(0o755)
+
+
+@pytest.mark.parametrize("mode", [0o555, 0o300, 0])
+def test_a_shut_folder_is_got_again(mode: int) -> None:
+    """By an ordinary user, whom its mode stops; it is shut again when all is in it."""
+    folders = [File(path, "folder", 0, 0, mode) for path in ("in/deeper", "in")]
+    with TemporaryDirectory() as place:
+        Path(place).chmod(0o777)
+        for content in (b"1", b"2"):
+            with unprivileged(), Into.opened(Path(place)) as into:
+                into.make(File("in/deeper/c", "file", 1, 0, 0o644), iter([content]))
+                for folder in folders:
+                    into.finish(folder)
+        modes = []
+        for path in (Path(place, "in"), Path(place, "in/deeper")):
+            modes.append(path.stat().st_mode & 0o777)
+            path.chmod(0o755)
+        assert modes == [mode, mode]
+        assert Path(place, "in/deeper/c").read_bytes() == b"2"
 
 
 def test_a_disk_that_takes_one_name_for_another(tmp_path: Path) -> None:

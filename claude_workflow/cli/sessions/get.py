@@ -6,6 +6,7 @@ and takes its place when it is whole.
 """
 
 import os
+import stat
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -123,15 +124,29 @@ class Into:
         try:
             for name in path.split("/") if path else ():
                 try:
-                    below = os.open(name, _FOLDER, dir_fd=handle)
+                    below = _entered(name, handle)
                 except FileNotFoundError:
                     os.mkdir(name, 0o700, dir_fd=handle)
-                    below = os.open(name, _FOLDER, dir_fd=handle)
+                    below = _entered(name, handle)
                 os.close(handle)
                 handle = below
             yield handle
         finally:
             os.close(handle)
+
+
+def _entered(name: str, parent: int) -> int:
+    """A folder's handle. One that is shut to its owner, as an earlier `get` left it, is opened until it is finished."""
+    try:
+        handle = os.open(name, _FOLDER, dir_fd=parent)
+    except PermissionError:
+        os.chmod(name, stat.S_IRWXU, dir_fd=parent, follow_symlinks=False)
+        return os.open(name, _FOLDER, dir_fd=parent)
+    mode = stat.S_IMODE(os.fstat(handle).st_mode)
+    if mode & stat.S_IRWXU != stat.S_IRWXU:
+        with suppress(PermissionError):  # another's: what its owner lets others do may be enough
+            os.fchmod(handle, mode | stat.S_IRWXU)
+    return handle
 
 
 def _write(parent: int, name: str, file: File, content: Iterator[bytes]) -> None:
