@@ -19,6 +19,7 @@ import pytest
 import urllib3
 
 from claude_workflow.cli.backend import Backend
+from claude_workflow.cli.endpoint import Endpoint
 from claude_workflow.cli.record import Requests
 from claude_workflow.cli.runs import Row
 from claude_workflow.console import graph, plot, server
@@ -37,6 +38,7 @@ from stacks.definition import DEFINITION
 from tests.support.commands import COMMAND, ENVIRONMENT
 from tests.support.console_visitor import SECONDS, Visitor
 from tests.support.crowded_bucket import Shelf, crowd
+from tests.support.http_servers import Answering, listening
 from tests.support.past_runs import Past
 from tests.support.waiting import eventually
 
@@ -404,6 +406,35 @@ def test_a_failed_run_says_why_and_is_replayed(history: Past, visitor: Visitor) 
     assert page.values("value").count("again") == 1
     assert visitor.post(f"/runs/{run}/replay", {"verb": "again", "token": page.inputs["token"]}) == 303
     assert eventually(lambda: "Replayed (again): end_turn. again for default" in visitor.get(f"/runs/{run}").text)
+
+
+class Asked(Answering):
+    """A service that takes what it is asked."""
+
+    keys: list[str]
+
+    def do_POST(self) -> None:
+        """A run begins."""
+        assert json.loads(self.received())["prompt"]
+        self.keys.append(self.headers["Idempotency-Key"])
+        begun = {"success": True, "status": "running", "run_id": run_id("a", "b"), "session_id": "session-1"}
+        self.answer(202, json.dumps(begun).encode())
+
+
+def test_who_asks_twice_by_one_form_pays_once(history: Past) -> None:
+    """As by two clicks: the key says that it is the same. It is another one for a form drawn anew, and for other words,
+    another session, or a copy of it."""
+    backend, keys = Backend(history.store.name, history.state_machine_arn, history.engine), list[str]()
+    with listening(Asked, keys=keys) as url, server.serving(Behind(backend, Endpoint(url, "key"), "the past")) as link:
+        visitor = Visitor(link)
+        forms = [visitor.get("/").inputs for _ in range(2)]
+        first, second = ({name: form[name] for name in ("token", "drawn")} for form in forms)
+        on = {"session": "session-1"}
+        for form in (first, first, second, first | on, first | on | {"fork": "yes"}, first | {"prompt": "other"}):
+            assert visitor.post("/ask", {"prompt": "do it"} | form) == 303
+        assert visitor.post("/ask", {"prompt": "do it", "token": first["token"]}) == 400
+    assert keys[0] == keys[1]
+    assert len(set(keys)) == 5
 
 
 def test_no_such_run(visitor: Visitor) -> None:

@@ -99,7 +99,8 @@ def visited(page: Page) -> str:
 
 def followed(visitor: Visitor, path: str, **form: str) -> str:
     """The page that the answer to a form leads to."""
-    answer = visitor.submit(path, {"token": visitor.get("/").inputs["token"], **form})
+    fields = {name: visitor.get("/").inputs[name] for name in ("token", "drawn")}
+    answer = visitor.submit(path, fields | form)
     assert answer.status == 303, answer.data
     return str(answer.headers["location"]).removeprefix(visitor.place)
 

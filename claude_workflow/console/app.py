@@ -1,7 +1,8 @@
 """The pages and their addresses."""
 
+import hashlib
+import json
 import logging
-import uuid
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -32,6 +33,7 @@ from lambdas.bucket.objects import Bucket, storage
 from lambdas.bucket.versions import session_key
 from lambdas.errors import FileNotFound, SessionNotFound, WorkflowError
 from lambdas.request import RUN_ID, SESSION_ID
+from lambdas.strict import Json
 
 STAYS = {"purge": purge.STAYS, "remove": removal.STAYS}
 """What can be done to a session, and what it leaves."""
@@ -265,13 +267,13 @@ class Console:
     # Asking
 
     def ask(self, request: Request) -> Response:
-        """Asks as `ask` does, and shows the run."""
+        """Asks as `ask` does, and shows the run; a form that is given twice means one."""
         form, endpoint = request.scope["form"], self.behind.endpoint
-        if endpoint is None or not form.get("prompt", "").strip():
+        if endpoint is None or not form.get("prompt", "").strip() or not form.get("drawn"):
             raise HTTPException(400, "There is nothing to ask, or nobody to be asked.")
         question = ask.Question(form["prompt"].replace("\r\n", "\n"), form.get("session") or None)
         body = question.body | ({"fork": True} if form.get("fork") and question.session else {})
-        answer = ask.post(endpoint, body, str(uuid.uuid4()), ask.IN_THE_BACKGROUND)
+        answer = ask.post(endpoint, body, _key(form["drawn"], body), ask.IN_THE_BACKGROUND)
         run_id = str(answer.get("run_id"))
         if RUN_ID.fullmatch(run_id):
             return self._to(f"/runs/{run_id}")
@@ -299,6 +301,11 @@ class Console:
             said = "The console itself has made a mistake; what it was, its command has printed."
         status = error.status if isinstance(error, FileNotFound | SessionNotFound) else 502
         return self._said(status, said)
+
+
+def _key(drawn: str, body: Json) -> str:
+    """The idempotency key of a question, from a form that was `drawn` so."""
+    return hashlib.sha256(json.dumps([drawn, body], sort_keys=True).encode()).hexdigest()
 
 
 def _query(request: Request) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import secrets
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
@@ -68,7 +69,7 @@ class Pages:
             "written": written,
             "readable": readable,
         }
-        self._templates.globals |= {"at": self.at, "token": token}
+        self._templates.globals |= {"at": self.at, "token": token, "drawn": secrets.token_hex}
 
     def at(self, path: str, /, **query: Any) -> str:
         """The address of a page; what is None in its query is left out."""
