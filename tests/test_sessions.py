@@ -8,7 +8,7 @@ import re
 import time
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -418,7 +418,13 @@ def test_removed_sessions_are_gone(history: Past, behind: Backend, capsys: Out) 
     assert f"A run is working on {at_work}." in said
     assert "There is no session session-53." in said
     until = time.strftime("%Y-%m-%d", time.gmtime(time.time() + 30 * 86400))
-    assert f"prompts and answers stay until {until} at the latest, in histories/" in said
+    assert f"prompts and answers stay until {until} at the latest, in histories/, with files that a " in said
+    remove.sessions(replace(behind, stack="Prod"), [gone_by_now])
+    told = capsys.readouterr().err
+    assert "/aws/vendedlogs/states/Prod has what each state was given and gave, without the session's files, " in told
+    assert "but with those that a request brought in its body" in told
+    for left in (said, told):
+        assert "with files that came in a request's body. And sessions" in left
     assert versions_of(history, f"{gone_by_now}.zip") == versions_of(history, f"index/sessions/{gone_by_now}") == []
     assert len(versions_of(history, f"{at_work}.zip")) == 2
 

@@ -35,8 +35,9 @@ UPLOAD_ID = re.compile(r"[A-Za-z0-9_-]{1,80}")
 
 STAYS = (
     "What stays until it expires, after 30 days: in the ledger, what its runs cost, by their ids and a hash of the "
-    "caller's name, since the day's limits count it; in the log of the executions, what was asked and answered. And "
-    "sessions that were forked from it, and copies that others made."
+    "caller's name, since the day's limits count it; in the log of the executions, what was asked and "
+    "answered, with files that came in a request's body. And sessions that were forked from it, and copies that others "
+    "made."
 )
 """What a removal leaves, for whoever asked for it."""
 

@@ -85,12 +85,13 @@ def _print_logs(console: Console, backend: Backend) -> None:
     if backend.stack:
         told = (
             f"In the logs prompts and answers stay until {until} at the latest, unless their retention was changed: "
-            f"/aws/vendedlogs/states/{backend.stack} has what each state was given and gave, without files; the API's "
-            "access log and the functions' logs have ids; so have traces, as X-Ray keeps them."
+            f"/aws/vendedlogs/states/{backend.stack} has what each state was given and gave, without the session's "
+            "files, but with those that a request brought in its body; the API's access log and the functions' logs "
+            "have ids; so have traces, as X-Ray keeps them."
         )
     else:
         told = (
-            f"In the state directory prompts and answers stay until {until} at the latest, in histories/; ids in "
-            "events.jsonl, until you remove it."
+            f"In the state directory prompts and answers stay until {until} at the latest, in histories/, with files "
+            "that a request brought in its body; ids in events.jsonl, until you remove it."
         )
     console.print(told, style="dim", soft_wrap=True)
