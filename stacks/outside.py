@@ -1,5 +1,6 @@
 """Who, outside AWS, is spoken to from RunClaude: by the settings, and by the equipment in agent/."""
 
+import ipaddress
 from collections.abc import Iterator
 from urllib.parse import urlsplit
 
@@ -37,7 +38,21 @@ def _named(deployment: Deployment, equipment: Equipment) -> Iterator[tuple[str, 
 
 
 def _host(url: str, setting: str) -> str:
-    parts = urlsplit(url)
-    if parts.scheme != "https" or parts.port not in (None, 443) or not parts.hostname:
-        raise BadContext(f'With network "private", what goes out goes by https on port 443: {setting} names {url}.')
-    return parts.hostname
+    try:
+        parts = urlsplit(url)
+        named = parts.hostname if parts.scheme == "https" and parts.port in (None, 443) else None
+    except ValueError:  # a port beyond 65535, half a bracket
+        named = None
+    if not named or _is_address(named):
+        what = "what goes out goes by https on port 443, to a host by its name"
+        raise BadContext(f'With network "private", {what}: {setting} names {url}.')
+    return named
+
+
+def _is_address(host: str) -> bool:
+    """What no TLS greeting names."""
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True

@@ -2412,8 +2412,14 @@ WALLS = [
         "stacks/outside.py",
         (
             "by TLS on 443",
-            'if parts.scheme != "https" or parts.port not in (None, 443) or not parts.hostname:',
-            "if not parts.hostname:",
+            'parts.hostname if parts.scheme == "https" and parts.port in (None, 443) else None',
+            "parts.hostname",
+            "test_private_network.py::test_who_is_spoken_to_otherwise_cannot_be_let_out",
+        ),
+        (
+            "by its name",
+            "if not named or _is_address(named):",
+            "if not named:",
             "test_private_network.py::test_who_is_spoken_to_otherwise_cannot_be_let_out",
         ),
     ),

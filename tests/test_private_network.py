@@ -357,10 +357,14 @@ CONTEXT: dict[str, Any] = json.loads(CDK_JSON.read_text())["context"] | {"networ
         ({"supabase_url": "https://db.example:5432"}, "supabase_url names https://db.example:5432"),
         ({"repositories": [REPOSITORY | {"host": "git.example:8443"}]}, "repositories names https://git.example:8443"),
         ({"registries": {"npm": "http://127.0.0.1:4873"}}, "registries names http"),
+        ({"supabase_url": "https://db.example:99999"}, "supabase_url names https://db.example:99999"),
+        ({"supabase_url": "https://[::1"}, "supabase_url names https://[::1"),
+        ({"anthropic_base_url": "https://[2001:db8::1]"}, "anthropic_base_url names https://[2001:db8::1]"),
+        ({"repositories": [REPOSITORY | {"host": "192.0.2.1"}]}, "repositories names https://192.0.2.1"),
     ],
 )
 def test_who_is_spoken_to_otherwise_cannot_be_let_out(said: dict[str, Any], sentence: str) -> None:
-    """By TLS, on port 443: the firewall knows no other way to tell who it is."""
+    """By TLS, on port 443, by a name: the firewall knows no other way to tell who it is."""
     from lambdas.agent.equipment import NOTHING
     from stacks.outside import hosts
 
