@@ -25,7 +25,7 @@ from claude_workflow.cli.runs import Row
 from claude_workflow.console import graph, plot, server
 from claude_workflow.console.app import Behind
 from claude_workflow.console.guard import COOKIE, HEADERS, MOST
-from claude_workflow.console.runs import SHOWN, Runs, Wanted
+from claude_workflow.console.runs import LISTED, SHOWN, Runs, Wanted
 from claude_workflow.local.engine import REGION, Engine
 from claude_workflow.local.gateway import STRANGERS
 from claude_workflow.local.guard import BUCKET, ROOT_KEY
@@ -391,6 +391,19 @@ def test_pages_go_on_where_the_last_one_ended(crowded: Bucket) -> None:
     read = requests.counted["GetObject"]
     runs.page(Wanted())
     assert requests.counted["GetObject"] == read
+
+
+def test_sums_are_said_to_be_whole_where_they_are(crowded: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not where an hour has more runs than are listed, and not where there are more than are added up."""
+    in_part = [listing.of_hour(crowded, hour, ("failed",), LISTED)[0] for hour in listing.hours(crowded)]
+    runs = Runs(crowded)
+    assert runs.all(Wanted())[1]
+    with monkeypatch.context() as patch:
+        patch.setattr("claude_workflow.console.runs.SUMMED", 100)
+        assert not runs.all(Wanted())[1]
+    monkeypatch.setattr("claude_workflow.console.runs.of_hour", lambda *_: (in_part.pop(), False))
+    rows, whole = Runs(crowded).all(Wanted())
+    assert (len(rows), whole) == (120, False)
 
 
 # One run

@@ -135,7 +135,8 @@ class Runs:
         found = self._marked(wanted, now, None)
         some, begin = list(islice(found, SUMMED)), wanted.begin(now)
         rows = [row for _, row in self._rows([marked for marked, _ in some], now) if row and wanted.means(row, begin)]
-        return sorted(rows, key=lambda row: row.requested_at), next(found, None) is None
+        whole = next(found, None) is None and all(complete for _, complete in some)
+        return sorted(rows, key=lambda row: row.requested_at), whole
 
     def _marked(self, wanted: Wanted, now: float, behind: str | None) -> Iterator[tuple[Marked, bool]]:
         """What the index has of them, the newest first, and whether its hour was listed to the end."""
