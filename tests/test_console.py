@@ -561,7 +561,15 @@ def test_a_run_shows_the_differences_that_it_made(history: Past, visitor: Visito
 )
 def test_no_such_file(history: Past, visitor: Visitor, turns: list[str], path: str) -> None:
     """Said; nothing beside the workspace is one."""
-    assert visitor.ask("GET", f"/sessions/{history.session(turns[0])}{path}").status in (404, 502)
+    assert visitor.ask("GET", f"/sessions/{history.session(turns[0])}{path}").status == 404
+
+
+def test_a_mistake_of_the_consoles_own_is_called_so(visitor: Visitor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By another status than what storage or the service refuse, and without what it was."""
+    monkeypatch.setattr("claude_workflow.console.app.Wanted.of", lambda _: 1 / 0)
+    answer = visitor.ask("GET", "/")
+    assert (answer.status, b"The console itself has made a mistake" in answer.data) == (500, True)
+    assert b"division" not in answer.data
 
 
 def test_no_such_session(visitor: Visitor) -> None:

@@ -295,10 +295,10 @@ class Console:
 
     def broken(self, _: Request, error: Exception) -> Response:
         """What storage, the machine or the service refuses, or what went wrong here."""
-        said = (error.detail or error.said) if isinstance(error, WorkflowError) else str(error)
         if not isinstance(error, REFUSALS):
             logging.getLogger(__name__).error("The console has made a mistake.", exc_info=error)
-            said = "The console itself has made a mistake; what it was, its command has printed."
+            return self._said(500, "The console itself has made a mistake; what it was, its command has printed.")
+        said = (error.detail or error.said) if isinstance(error, WorkflowError) else str(error)
         status = error.status if isinstance(error, FileNotFound | SessionNotFound) else 502
         return self._said(status, said)
 
