@@ -20,16 +20,18 @@ import urllib3
 
 from claude_workflow.cli.backend import Backend
 from claude_workflow.cli.endpoint import Endpoint
-from claude_workflow.cli.record import Requests
+from claude_workflow.cli.record import Requests, look
 from claude_workflow.cli.runs import Row
-from claude_workflow.console import graph, plot, server
+from claude_workflow.console import changes, graph, plot, server
 from claude_workflow.console.app import Behind
+from claude_workflow.console.conversation import DROPPED, LAST, Conversations
 from claude_workflow.console.guard import COOKIE, HEADERS, MOST
 from claude_workflow.console.runs import LISTED, SHOWN, Runs, Wanted
 from claude_workflow.local.engine import REGION, Engine
 from claude_workflow.local.gateway import STRANGERS
 from claude_workflow.local.guard import BUCKET, ROOT_KEY
 from lambdas.bucket import listing, record, versions
+from lambdas.bucket.listing import Entry
 from lambdas.bucket.objects import Bucket
 from lambdas.contract import Claim
 from lambdas.errors import RunCancelled
@@ -295,6 +297,21 @@ def test_three_thousand_messages_open_at_their_end(history: Past, visitor: Visit
     assert (one.headers["content-type"], one.json()["type"]) == ("text/plain; charset=utf-8", "assistant")
 
 
+def test_many_small_messages_take_no_more_memory_than_large_ones(
+    history: Past, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each counts for what it takes, and there are so many at the most; the last one says that there are more."""
+    run = history.play("done")
+    conversation(history, run, [{}] * 900)
+    monkeypatch.setattr("claude_workflow.console.conversation.KEPT_BYTES", 20_000)
+    found = Conversations(history.store).of(run)
+    assert (len(found), 0 < len(found) - found.count(DROPPED) <= 200) == (900, True)
+    monkeypatch.setattr("claude_workflow.console.conversation.MOST", 500)
+    conversations = Conversations(history.store)
+    for found in (conversations.of(run), conversations.of(run)):
+        assert (len(found), found[-1], found[-2]) == (500, LAST, b"{}")
+
+
 # Runs
 
 
@@ -554,6 +571,27 @@ def test_a_run_shows_the_differences_that_it_made(history: Past, visitor: Visito
     assert f" {first}\n" in text
     assert f"+{run}\n" in text
     assert "Its content is the same." in text
+
+
+def test_differences_have_an_end_to_their_time(history: Past, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of a run's together: of a second each a stranger can make many."""
+    files = [{"path": "history", "change": "modified"}, {"path": "history", "change": "modified"}]
+    first = history.play("done", ago=30)
+    run = look(history.store, Entry(history.play("done", history.session(first), ago=20, files=files)), time.time())
+    assert run
+    monkeypatch.setattr(changes, "unified_diff", lambda *_, **__: burned(0.2))
+    assert [each.why for each in changes.of(history.store, run)] == [None, None]
+    monkeypatch.setattr(changes, "SECONDS", 0.2)
+    compared, left = changes.of(history.store, run)
+    assert (compared.why, left.why) == (None, "Those before it have taken all the time that there is to compare here.")
+
+
+def burned(seconds: float) -> list[str]:
+    """A difference that takes so long of the processor."""
+    until = time.thread_time() + seconds
+    while time.thread_time() < until:
+        pass
+    return ["---", "+++", "+line"]
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """What a run changed of its session's files, as differences between the version it began with and the one it made."""
 
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from difflib import unified_diff
@@ -18,7 +19,9 @@ FILES = 50
 BYTES = 100_000
 """Of a file that is compared; a larger one is only named."""
 LINES = 2000
-"""Of a file that is compared: to compare takes the square of it at worst."""
+"""Of a file that is compared: to compare takes the square of it at worst, which is a second."""
+SECONDS = 5.0
+"""Of the processor, for all files of a run together."""
 SHOWN = 600
 """Lines of a difference."""
 LOOKED = 100
@@ -51,8 +54,13 @@ def of(bucket: Bucket, run: Run) -> Iterator[Change]:
     pinned = record.pinned(bucket, run.run_id)
     before = _contents(bucket, pinned.base if pinned else None)
     after = _contents(bucket, _made(bucket, run))
+    until = time.thread_time() + SECONDS
     for file in files[:FILES]:
-        yield _change(str(file["path"]), str(file.get("change")), before, after)
+        path, change = str(file["path"]), str(file.get("change"))
+        if time.thread_time() < until:
+            yield _change(path, change, before, after)
+        else:
+            yield Change(path, change, [], "Those before it have taken all the time that there is to compare here.")
 
 
 def _made(bucket: Bucket, run: Run) -> Base | None:

@@ -10,6 +10,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 from claude_workflow.cli.telling import text_of, told
@@ -23,9 +24,15 @@ PICTURE_CHARS = 3 * 1024 * 1024
 """Of base64; a larger picture is not shown."""
 KEPT_BYTES = 64 * 1024 * 1024
 """Of messages that are kept in memory, of one run and, but for that which is looked at, of all together."""
+OBJECT = 100
+"""Bytes that a message takes in memory beside its own."""
+MOST = 200_000
+"""Messages of a run; those behind them are not read."""
 
 DROPPED = b'{"type": "too many", "subtype": "messages to be kept here: this one is in the bucket"}'
 """What stands for a message that is not kept."""
+LAST = b'{"type": "too many", "subtype": "messages to be read here: this one and those behind it are in the bucket"}'
+"""What stands for the last one of `MOST`."""
 
 PICTURES = {b"\x89PNG\r\n\x1a\n": "image/png", b"\xff\xd8\xff": "image/jpeg", b"GIF8": "image/gif"}
 """How those begin that are shown, and what they are said to be: no SVG, which is a program."""
@@ -162,11 +169,11 @@ class _Kept:
 
     def read_on(self, sizes: dict[str, int]) -> None:
         """Those that came since; where they are more than are kept, of the oldest no more than that they were."""
-        for message in self._reader.new(sizes):
-            self.messages.append(message)
-            self.bytes += len(message)
-            while self.bytes > KEPT_BYTES:
-                self.bytes -= len(self.messages[self._dropped])
+        for message in islice(self._reader.new(sizes), MOST - len(self.messages)):
+            self.messages.append(message if len(self.messages) + 1 < MOST else LAST)
+            self.bytes += len(self.messages[-1]) + OBJECT
+            while self.bytes > KEPT_BYTES and self._dropped < len(self.messages):
+                self.bytes -= len(self.messages[self._dropped]) + OBJECT
                 self.messages[self._dropped] = DROPPED
                 self._dropped += 1
 
