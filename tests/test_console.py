@@ -9,6 +9,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
+from datetime import UTC, datetime
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -571,6 +572,23 @@ def test_a_run_shows_the_differences_that_it_made(history: Past, visitor: Visito
     assert f" {first}\n" in text
     assert f"+{run}\n" in text
     assert "Its content is the same." in text
+
+
+def test_every_turn_has_its_differences(history: Past, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many came before and behind it: its version is one of the first after it was asked for."""
+    files = [{"path": "history", "change": "modified"}]
+    runs = [history.play("done", ago=4000, files=files)]
+    runs += [history.play("done", history.session(runs[0]), ago=ago, files=files) for ago in (3000, 2000, 1000)]
+    kept = versions.of(history.store, history.session(runs[0]), "default")
+    moments = [datetime.fromtimestamp(time.time() - ago, UTC) for ago in (999, 1999, 2999, 3999)]
+    dated = [one._replace(at=at) for one, at in zip(kept, moments, strict=True)]
+    monkeypatch.setattr(versions, "of", lambda *_: dated)
+    monkeypatch.setattr(changes, "LOOKED", 1)
+    for name in runs[1:]:
+        run = look(history.store, Entry(name), time.time())
+        assert run
+        (change,) = changes.of(history.store, run)
+        assert f"+{name}" in [line.text for line in change.lines], change.why
 
 
 def test_differences_have_an_end_to_their_time(history: Past, monkeypatch: pytest.MonkeyPatch) -> None:

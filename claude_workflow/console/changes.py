@@ -25,7 +25,9 @@ SECONDS = 5.0
 SHOWN = 600
 """Lines of a difference."""
 LOOKED = 100
-"""Versions among which that of the run is looked for."""
+"""Versions among which that of the run is looked for: those that were committed first after it was asked for."""
+CLOCKS = 60.0
+"""Seconds by which S3's clock and the functions' may differ, and more."""
 
 
 @dataclass(frozen=True)
@@ -64,10 +66,12 @@ def of(bucket: Bucket, run: Run) -> Iterator[Change]:
 
 
 def _made(bucket: Bucket, run: Run) -> Base | None:
-    """The version that the run committed; None where it is gone."""
+    """The version that the run committed; None where it is not found."""
     found = versions.newest(bucket, run.session_id)
     kept = versions.of(bucket, run.session_id, found[1]["owner"]) if found else []
-    for one in kept[:LOOKED]:
+    begin = float(run.request["requested_at"]) - CLOCKS
+    since = [one for one in reversed(kept) if one.at.timestamp() >= begin]
+    for one in since[:LOOKED]:
         told = versions.told(bucket, run.session_id, one.version_id)
         if told and told[1].get("run") == run.run_id:
             return told[0]
@@ -83,7 +87,7 @@ def _contents(bucket: Bucket, base: Base | None) -> Contents | None:
 
 def _change(path: str, change: str, before: Contents | None, after: Contents | None) -> Change:
     if after is None:
-        return Change(path, change, [], "The version that the run made is gone.")
+        return Change(path, change, [], f"The version that the run made is gone, or came after {LOOKED} others.")
     if before is None and change != "added":
         return Change(path, change, [], "The version that the run began with is gone.")
     try:
