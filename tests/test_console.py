@@ -27,7 +27,7 @@ from claude_workflow.console import changes, graph, plot, server
 from claude_workflow.console.app import Behind
 from claude_workflow.console.conversation import DROPPED, LAST, Conversations
 from claude_workflow.console.guard import COOKIE, HEADERS, MOST
-from claude_workflow.console.runs import LISTED, SHOWN, Runs, Wanted
+from claude_workflow.console.runs import FRESH, LISTED, SHOWN, Runs, Wanted
 from claude_workflow.local.engine import REGION, Engine
 from claude_workflow.local.gateway import STRANGERS
 from claude_workflow.local.guard import BUCKET, ROOT_KEY
@@ -409,6 +409,19 @@ def test_pages_go_on_where_the_last_one_ended(crowded: Bucket) -> None:
     read = requests.counted["GetObject"]
     runs.page(Wanted())
     assert requests.counted["GetObject"] == read
+
+
+def test_hours_that_are_over_are_listed_once_a_minute(crowded: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The list is asked for every two seconds."""
+    runs, listed, later = Runs(crowded), list[int](), time.time() + FRESH + 1
+    for moment in (None, None, later):
+        if moment:
+            monkeypatch.setattr(time, "time", lambda: later)
+        requests = Requests(crowded.s3)
+        runs.page(Wanted())
+        listed.append(requests.counted["ListObjectsV2"])
+    first, again, after_a_minute = listed
+    assert again <= 1 + 3 < first == after_a_minute
 
 
 def test_sums_are_said_to_be_whole_where_they_are(crowded: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:

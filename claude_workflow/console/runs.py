@@ -11,7 +11,7 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Self
+from typing import NamedTuple, Self
 
 from claude_workflow.cli.record import READERS, each, look
 from claude_workflow.cli.runs import Row
@@ -29,6 +29,8 @@ SUMMED = 5000
 """Runs that are added up at the most."""
 KEPT = 20_000
 """Lines of runs that are kept in memory; each takes some 1 KB."""
+FRESH = 60.0
+"""Seconds for which an hour that is over stands as it was listed."""
 
 SPANS = {"1h": 3600.0, "24h": 86_400.0, "7d": 7 * 86_400.0, "30d": 30 * 86_400.0}
 ENDINGS = ("running", "done", "failed", "cancelled", "lost")
@@ -101,12 +103,22 @@ class Page:
     """Whether each hour of them was listed to its end: else its newest runs may not be among them."""
 
 
+class _Listed(NamedTuple):
+    """An hour's runs, as they were listed."""
+
+    until: float
+    """When they are listed anew."""
+    found: list[Marked]
+    whole: bool
+
+
 class Runs:
     """The runs of a bucket, page by page; lines of runs that ended are kept, as long as the index says the same."""
 
     def __init__(self, bucket: Bucket) -> None:
         self._bucket = bucket
         self._kept: OrderedDict[Marked, Row | None] = OrderedDict()
+        self._listed: dict[tuple[str, tuple[str, ...]], _Listed] = {}
         self._guard = threading.Lock()
 
     def page(self, wanted: Wanted, behind: str | None = None) -> Page:
@@ -151,9 +163,22 @@ class Runs:
                 return
             if after and hour > after[0]:
                 continue
-            found, whole = of_hour(self._bucket, hour, wanted.listed, LISTED)
+            found, whole = self._of_hour(hour, wanted.listed, now)
             below = after[1:] if after and hour == after[0] else None
             yield from ((one, whole) for one in found if below is None or _order(one) < below)
+
+    def _of_hour(self, hour: str, outcomes: tuple[str, ...], now: float) -> tuple[list[Marked], bool]:
+        """Its runs, and whether that is all. Of an hour that is over few come, and how one ended its record says."""
+        if hour >= hour_of(now):
+            return of_hour(self._bucket, hour, outcomes, LISTED)
+        with self._guard:
+            self._listed = {each: listed for each, listed in self._listed.items() if now < listed.until}
+            listed = self._listed.get((hour, outcomes))
+        if listed is None:
+            listed = _Listed(now + FRESH, *of_hour(self._bucket, hour, outcomes, LISTED))
+            with self._guard:
+                self._listed[hour, outcomes] = listed
+        return listed.found, listed.whole
 
     def _rows(self, found: list[Marked], now: float) -> Iterator[tuple[Marked, Row | None]]:
         """Their lines, in any order; None for what is none (any more)."""
