@@ -500,9 +500,10 @@ def test_the_machine_is_drawn_from_its_definition() -> None:
 
 
 def test_a_deployed_stack_is_found_by_its_name(history: Past, failed: str) -> None:
-    """Runs are listed, and one is told; its states come where a log has them. (What else is done with a stack:
-    test_console_stack.)"""
-    found = {"BucketName": BUCKET, "StateMachineArn": history.state_machine_arn, "ApiUrl": "http://127.0.0.1:1/none"}
+    """Runs are listed, and one is told; its states come where a log has them. Who may not read the API's key, which is
+    not to be had here, looks all the same. (What else is done with a stack: test_console_stack.)"""
+    found = {"BucketName": BUCKET, "StateMachineArn": history.state_machine_arn}
+    found |= {"ApiUrl": "http://127.0.0.1:1/none", "ApiKeyId": "key1"}
     outputs = {name: {"Value": value} for name, value in found.items()}
     resource = {"Type": "AWS::SSM::Parameter", "Properties": {"Type": "String", "Value": "looked-at"}}
     body = json.dumps({"Resources": {"Any": resource}, "Outputs": outputs})
@@ -521,8 +522,11 @@ def test_a_deployed_stack_is_found_by_its_name(history: Past, failed: str) -> No
         assert "Its history" in visitor.get(f"/runs/{failed}/states").text
         going = visitor.get(f"/runs/{history.play('claimed', ago=1)}")  # a log is not asked every two seconds
         assert [each.rpartition("/")[2].partition("?")[0] for each in going.values("hx-get")] == ["live"]
+        assert visitor.get("/").inputs.keys() & {"token", "drawn"} == set()
         process.send_signal(signal.SIGINT)
         assert process.wait(30) == 0
+        assert process.stderr
+        assert "Nothing can be asked here; all else works." in process.stderr.read()
     finally:
         process.kill()
         process.communicate()

@@ -18,11 +18,11 @@ def run(backend: Backend, state: Path, stack: str | None, port: int) -> int:
     """Serves until Ctrl-C, or SIGTERM. Raises `Unusable` where the port is taken."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     console = to_stderr()
-    endpoint, name = (deployed(stack), f"the stack {stack}") if stack else (local(state), _named(state))
+    endpoint, name = (_asked(stack), f"the stack {stack}") if stack else (local(state), _named(state))
     try:
         with server.serving(Behind(backend, endpoint, name), port) as link:
             print(f"Console: {link}", flush=True)
-            if endpoint is None:
+            if endpoint is None and not stack:
                 console.print("No service runs: what ran can be looked at, and nothing asked or replayed.")
             console.print("Open the link in a browser on this machine. Ctrl-C ends it.")
             while True:
@@ -32,6 +32,15 @@ def run(backend: Backend, state: Path, stack: str | None, port: int) -> int:
     except (OSError, OverflowError) as error:
         raise Unusable(f"The console cannot listen on port {port} ({error}). Choose another: --port") from error
     return 0
+
+
+def _asked(stack: str) -> Endpoint | None:
+    """Where a stack is asked; None for an operator who may not read its key, and looks all the same."""
+    try:
+        return deployed(stack)
+    except Unusable as refused:
+        to_stderr().print(f"{refused} Nothing can be asked here; all else works.", soft_wrap=True)
+        return None
 
 
 @contextmanager
