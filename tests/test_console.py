@@ -1,5 +1,6 @@
 """The console's pages over a bucket of the past: who gets in, what strangers' texts become, what is shown."""
 
+import asyncio
 import http.client
 import json
 import re
@@ -24,9 +25,9 @@ from claude_workflow.cli.endpoint import Endpoint
 from claude_workflow.cli.record import Requests, look
 from claude_workflow.cli.runs import Row
 from claude_workflow.console import changes, graph, plot, server
-from claude_workflow.console.app import Behind
+from claude_workflow.console.app import Behind, application
 from claude_workflow.console.conversation import DROPPED, LAST, Conversations
-from claude_workflow.console.guard import COOKIE, HEADERS, MOST
+from claude_workflow.console.guard import COOKIE, HEADERS, MOST, Keys
 from claude_workflow.console.runs import FRESH, LISTED, SHOWN, Runs, Wanted
 from claude_workflow.local.engine import REGION, Engine
 from claude_workflow.local.gateway import STRANGERS
@@ -100,6 +101,25 @@ def test_the_link_opens_by_its_secret_alone(visitor: Visitor, link: str) -> None
     for path in ("/", "/?secret=x", "/?secret=", f"/x/?secret={secret}", f"{visitor.place}/?secret={secret}"):
         found = urllib3.request("GET", visitor.origin + path)
         assert (found.status, found.headers.get("set-cookie")) == (403, None)
+
+
+@pytest.mark.parametrize(("port", "host"), [(80, "127.0.0.1"), (80, "localhost"), (8000, "localhost:8000")])
+def test_the_link_opens_at_any_port(history: Past, port: int, host: str) -> None:
+    """HTTP's own too, of which browsers say nothing; another one's link is no link."""
+    keys, answers = Keys(), list[int]()
+    behind = Behind(Backend(history.store.name, history.state_machine_arn, history.engine), None, "the past")
+    app = application(behind, keys, server.named(port))
+
+    async def send(message: Any) -> None:
+        answers.append(message.get("status", 0))
+
+    async def receive() -> Any:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    asked = {"type": "http", "method": "GET", "path": "/", "query_string": f"secret={keys.secret}".encode()}
+    for said in (host, f"{host}1", f"{host}:81"):
+        asyncio.run(app(asked | {"headers": [(b"host", said.encode())]}, receive, send))
+    assert [status for status in answers if status] == [200, 403, 403]
 
 
 def test_the_link_gives_a_cookie_that_no_other_port_gets(visitor: Visitor, link: str) -> None:

@@ -314,7 +314,7 @@ def _query(request: Request) -> dict[str, str]:
 
 
 def application(behind: Behind, keys: Keys, host: str) -> Guard:
-    """The console behind its guard; `host` is where it listens, with the port."""
+    """The console behind its guard; `host` is where it listens, as browsers say it."""
     console = Console(behind, keys)
     routes = [
         Route("/", console.list),

@@ -3,7 +3,8 @@
 A page on this machine's own address can be asked for by every other page that the browser has open, by other programs
 and by other users of the machine. So:
 
-- It is reached by its address alone: another `Host` is a name that somebody made point here (DNS rebinding).
+- It is reached by its address, or as `localhost`: another `Host` is a name that somebody made point here (DNS
+  rebinding).
 - Who opens the printed link shows the secret in it, and gets a cookie. Cookies know no ports: another server on this
   address would get it, too. So it is for one path, drawn at each start, at which no other server knows to be asked.
 - What changes something is a POST, from a page of this very origin, with the token that its form has.
@@ -72,8 +73,8 @@ class Refused(Exception):
 
 
 class Guard:
-    """An ASGI application before the console's, which it mounts at `keys.place`; `host` is where it listens, with the
-    port. The fields of a form are in the scope, as `form`."""
+    """An ASGI application before the console's, which it mounts at `keys.place`; `host` is where it listens, as
+    browsers say it. The fields of a form are in the scope, as `form`."""
 
     def __init__(self, app: ASGIApp, keys: Keys, host: str) -> None:
         self._app = app

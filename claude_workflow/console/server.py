@@ -1,6 +1,7 @@
 """The console, served from threads of this process on loopback, and nowhere else."""
 
 import asyncio
+import http.client
 import socket
 import threading
 from collections.abc import Iterator
@@ -53,6 +54,11 @@ class Connection(H11Protocol):
             self.transport.abort()
 
 
+def named(port: int) -> str:
+    """Where it listens, as a browser says it: without the port that is HTTP's own."""
+    return ADDRESS if port == http.client.HTTP_PORT else f"{ADDRESS}:{port}"
+
+
 @contextmanager
 def serving(behind: Behind, port: int = 0, silent_seconds: int = HEAD_SECONDS) -> Iterator[str]:
     """Serves until the way out; yields the link that opens it. Port 0 is a free one; `OSError` where it is taken.
@@ -61,7 +67,7 @@ def serving(behind: Behind, port: int = 0, silent_seconds: int = HEAD_SECONDS) -
     """
     keys = Keys()
     with socket.create_server((ADDRESS, port)) as listener:
-        host = f"{ADDRESS}:{listener.getsockname()[1]}"
+        host = named(listener.getsockname()[1])
         app = application(behind, keys, host)
         config = uvicorn.Config(
             app,
