@@ -307,6 +307,30 @@ WALLS = [
         ),
     ),
     *_walls(
+        "claude_workflow/console/conversation.py",
+        (
+            "what a message takes beside its own bytes",
+            "len(self.messages[-1]) + OBJECT",
+            "len(self.messages[-1])",
+            "test_console.py::test_many_small_messages_take_no_more_memory_than_large_ones",
+        ),
+        (
+            "how many messages are read",
+            "islice(self._reader.new(sizes), MOST - len(self.messages))",
+            "self._reader.new(sizes)",
+            "test_console.py::test_many_small_messages_take_no_more_memory_than_large_ones",
+        ),
+    ),
+    *_walls(
+        "claude_workflow/console/changes.py",
+        (
+            "an end to comparing",
+            "if time.thread_time() < until:",
+            "if True:",
+            "test_console.py::test_differences_have_an_end_to_their_time",
+        ),
+    ),
+    *_walls(
         "claude_workflow/console/pages.py",
         (
             "escaping in the console",
