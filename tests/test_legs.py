@@ -265,7 +265,7 @@ def test_at_the_limit_the_checkpoint_before_may_do(legs: Legs) -> None:
 
 def test_a_leg_without_an_answer_is_none(legs: Legs, model: ScriptedModel) -> None:
     """It fails as at a deadline, or it would be followed by more of its kind for ever."""
-    legs.asks("status 529\nsay Done.")
+    legs.asks("status 529 retry-after 60\nsay Done.")
     with pytest.raises(ModelOverloaded):
         legs.run(gate=time.time(), limit=time.time() + 4)
     assert model.requests
