@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -25,6 +26,11 @@ Template = dict[str, Any]
 Templates = Callable[..., Template]
 Synthesize = Callable[..., Path]
 Crowding = Callable[[], AbstractContextManager[None]]
+InMemory = Callable[[str], Path]
+
+MEMORY = Path("/dev/shm")
+ROOM = 2 << 30
+"""Bytes, of which tests take a tenth."""
 
 LONGEST = [
     "cli",
@@ -160,17 +166,27 @@ def unhurried(templates: Templates) -> Template:
     return templates(integration_timeout=40)
 
 
+@pytest.fixture(scope="session")
+def in_memory() -> Iterator[InMemory]:
+    """Makes directories for engines, in memory where the machine has files there: an engine has all that it writes
+    flushed before it answers, and a hundred of its answers make a run."""
+    room = os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > ROOM
+    with tempfile.TemporaryDirectory(prefix="claude-workflow-tests-", dir=MEMORY if room else None) as folder:
+        yield lambda name: Path(tempfile.mkdtemp(prefix=f"{name}-", dir=folder))
+
+
 @pytest.fixture
-def state(tmp_path: Path, prepared: Path) -> Path:
+def state(in_memory: InMemory, prepared: Path) -> Path:
     """A directory for a service of a test's own, which it finds the template in."""
-    shutil.copy(prepared, tmp_path)
-    return tmp_path
+    made = in_memory("state")
+    shutil.copy(prepared, made)
+    return made
 
 
 @pytest.fixture(scope="session")
-def serve(tmp_path_factory: pytest.TempPathFactory, prepared: Path) -> Iterator[Serve]:
+def serve(in_memory: InMemory, prepared: Path) -> Iterator[Serve]:
     """One `claude-workflow serve`, for all tests that only ask it something."""
-    state = tmp_path_factory.mktemp("serve")
+    state = in_memory("serve")
     shutil.copy(prepared, state)
     started = Serve.start(state)
     yield started
@@ -199,9 +215,9 @@ def scratch(tmp_path: Path) -> Iterator[Scratch]:
 
 
 @pytest.fixture(scope="session")
-def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+def s3(in_memory: InMemory) -> Iterator[Any]:
     """One S3, for all tests that want nothing of it but a bucket of their own."""
-    with engine.running(tmp_path_factory.mktemp("s3")) as running:
+    with engine.running(in_memory("s3")) as running:
         yield running.client("s3")
 
 
@@ -218,7 +234,7 @@ def workflow(bucket: Bucket) -> Workflow:
 
 
 @pytest.fixture(scope="module")
-def history(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Past]:
+def history(in_memory: InMemory) -> Iterator[Past]:
     """A bucket with runs of the past, which each test of a file adds to."""
-    with past(tmp_path_factory.mktemp("past")) as made:
+    with past(in_memory("past")) as made:
         yield made

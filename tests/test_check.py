@@ -13,7 +13,7 @@ from claude_workflow.cli.check.kit import Kit
 from claude_workflow.cli.check.row import BROKEN, HELD, NOT_ASKED, NotAsked, judged
 from claude_workflow.cli.check.rows import ROWS
 from lambdas.strict import Json
-from tests.conftest import Templates
+from tests.conftest import InMemory, Templates
 from tests.support.account import deployed
 from tests.support.commands import ROOT, Serve, command
 
@@ -119,8 +119,8 @@ def test_grants_of_another_host_are_told() -> None:
 
 
 @pytest.fixture(scope="module")
-def kit(templates: Templates, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kit]:
-    with deployed(tmp_path_factory.mktemp("account"), templates(network="private")) as made:
+def kit(templates: Templates, in_memory: InMemory) -> Iterator[Kit]:
+    with deployed(in_memory("account"), templates(network="private")) as made:
         yield made
 
 

@@ -23,6 +23,7 @@ from lambdas.errors import (
 )
 from lambdas.request import run_id
 from lambdas.strict import Json
+from tests.conftest import InMemory
 from tests.support import patched_service
 from tests.support.client import Client
 from tests.support.played_workflow import CALLER, LEASE_SECONDS, Execution, Fuse, Killed, Workflow, unlinked
@@ -37,8 +38,10 @@ def model() -> Iterator[ScriptedModel]:
 
 
 @pytest.fixture(scope="module")
-def running(model: ScriptedModel, unhurried: Json, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    state = tmp_path_factory.mktemp("concurrency")
+def running(
+    model: ScriptedModel, unhurried: Json, in_memory: InMemory, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Service]:
+    state = in_memory("concurrency")
     added = {"SCRATCH": str(tmp_path_factory.mktemp("scratch"))}
     with patched_service.serving(state, unhurried, Model(model.url, "sk-scripted"), added) as started:
         yield started

@@ -12,6 +12,7 @@ import pytest
 from claude_workflow.cli.accounts import Attempt, accounts
 from claude_workflow.cli.costs import NONE, sums
 from lambdas.agent.meter import Meter
+from tests.conftest import InMemory
 from tests.support.commands import at_terminal, command, plain
 from tests.support.metered import OPUS, call
 from tests.support.spent import HAIKU, Spent, spent
@@ -21,8 +22,8 @@ ALL, FIRST_SESSION = 1.972445, 0.762405
 
 
 @pytest.fixture(scope="module")
-def record(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Spent]:
-    with spent(tmp_path_factory.mktemp("spent")) as made:
+def record(in_memory: InMemory) -> Iterator[Spent]:
+    with spent(in_memory("spent")) as made:
         yield made
 
 

@@ -25,6 +25,7 @@ from claude_workflow.local.engine import Engine
 from claude_workflow.local.guard import BUCKET
 from claude_workflow.local.mend import mend
 from lambdas.strict import Json
+from tests.conftest import InMemory
 from tests.support import ordinary_user
 from tests.support.scripted_workflow import Workflow, function_id, with_stand_ins
 from tests.support.waiting import eventually
@@ -34,8 +35,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope="module")
-def started(template: Json, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Engine, Deployed]]:
-    with engine.running(tmp_path_factory.mktemp("state")) as running:
+def started(template: Json, in_memory: InMemory) -> Iterator[tuple[Engine, Deployed]]:
+    with engine.running(in_memory("state")) as running:
         yield running, deploy.deploy(running, with_stand_ins(template), secret={"ANTHROPIC_API_KEY": "sk-test"})
 
 

@@ -31,6 +31,7 @@ from lambdas.bucket.record import WHOLE
 from lambdas.request import run_id
 from lambdas.settings import LEASE_MARGIN
 from lambdas.strict import Json
+from tests.conftest import InMemory
 from tests.support import patched_service
 from tests.support.client import ANY, Client
 from tests.support.fault_matrix import (
@@ -185,8 +186,8 @@ class Theatre:
 
 
 @pytest.fixture(scope="module")
-def theatre(tmp_path_factory: pytest.TempPathFactory, unhurried: Json) -> Iterator[Theatre]:
-    state, scratch = tmp_path_factory.mktemp("faults"), tmp_path_factory.mktemp("scratch")
+def theatre(in_memory: InMemory, tmp_path_factory: pytest.TempPathFactory, unhurried: Json) -> Iterator[Theatre]:
+    state, scratch = in_memory("faults"), tmp_path_factory.mktemp("scratch")
     with Injector() as injector, Patient(injector) as model, closing(Line(model.url)) as line:
         added = {"AWS_ENDPOINT_URL_S3": injector.url, "SCRATCH": str(scratch)}
         with patched_service.serving(state, unhurried, Model(line.url, "sk-scripted"), added) as running:

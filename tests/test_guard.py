@@ -31,6 +31,7 @@ from claude_workflow.local.engine import ACCOUNT, REGION, Engine
 from claude_workflow.local.guard import BUCKET, READY, ROOT_KEY, SEAL, UNVERIFIED_BYTES, Guard
 from claude_workflow.local.signature import Signed, Unsigned, claim
 from lambdas.strict import Json
+from tests.conftest import InMemory
 from tests.support.scripted_workflow import Workflow, function_id, with_stand_ins
 
 KEY = "session-1.zip"
@@ -75,9 +76,9 @@ class Sealed:
 
 
 @pytest.fixture(scope="module")
-def sealed(template: Json, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sealed]:
+def sealed(template: Json, in_memory: InMemory, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sealed]:
     folder = tmp_path_factory.mktemp("calls")
-    with engine.running(tmp_path_factory.mktemp("state")) as running:
+    with engine.running(in_memory("state")) as running:
         deployed = deploy.deploy(running, with_stand_ins(template), secret={"ANTHROPIC_API_KEY": "sk-test"})
         run_claude = deployed.resources[function_id(deployed, "run_claude")]
         event = json.dumps({"script": {"folder": str(folder), "RunClaude": {}}})
@@ -235,8 +236,8 @@ def test_nobody_is_root_by_a_key_that_can_be_known(
 
 
 @pytest.fixture(scope="module")
-def started_open(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
-    with engine.running(tmp_path_factory.mktemp("open")) as running:
+def started_open(in_memory: InMemory) -> Iterator[Engine]:
+    with engine.running(in_memory("open")) as running:
         running.client("s3").create_bucket(Bucket=BUCKET)
         running.client("s3").put_object(Bucket=BUCKET, Key=KEY, Body=b"x")
         yield running

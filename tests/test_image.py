@@ -29,6 +29,7 @@ from claude_workflow.local.guard import ROOT_KEY
 from claude_workflow.local.model import ScriptedModel
 from lambdas.contract import RunResult
 from lambdas.strict import Json
+from tests.conftest import InMemory
 from tests.support import foreign_programs
 from tests.support.buckets import a_bucket
 from tests.support.commands import ROOT
@@ -131,11 +132,11 @@ class Function:
 
 
 @pytest.fixture(scope="module")
-def function(template: Json, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Function]:
+def function(template: Json, in_memory: InMemory) -> Iterator[Function]:
     foreign_programs.program("bubblewrap", "bwrap")
     with (
         tempfile.TemporaryDirectory(dir="/var/tmp") as task,
-        engine.running(tmp_path_factory.mktemp("state")) as running,
+        engine.running(in_memory("state")) as running,
         ScriptedModel() as model,
     ):
         python = Python.found()

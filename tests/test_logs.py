@@ -13,6 +13,7 @@ from claude_workflow.local.model import ScriptedModel
 from claude_workflow.local.service import Model, Service
 from lambdas.settings import Clocks
 from lambdas.strict import Json
+from tests.conftest import InMemory
 from tests.support import patched_service
 
 STATES = ("RestoreSession", "RunClaude", "PersistSession", "RecordFailure")
@@ -51,8 +52,8 @@ class Ran:
 
 
 @pytest.fixture(scope="module")
-def ran(template: Json, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ran]:
-    state = tmp_path_factory.mktemp("state")
+def ran(template: Json, in_memory: InMemory) -> Iterator[Ran]:
+    state = in_memory("state")
     with (
         ScriptedModel() as model,
         patched_service.serving(state, template, Model(model.url, "MARK-key-of-the-model"), {}, KEY) as running,

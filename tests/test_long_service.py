@@ -18,6 +18,7 @@ from lambdas.bucket import record
 from lambdas.bucket.objects import Bucket
 from lambdas.request import run_id
 from lambdas.strict import Json
+from tests.conftest import InMemory
 from tests.support.client import HTTP, Client
 from tests.support.played_workflow import unlinked
 from tests.support.short_legs import shorten
@@ -28,9 +29,9 @@ GATE, LIMIT = 3, 60
 
 
 @pytest.fixture(scope="module")
-def running(server: ScriptedModel, prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+def running(server: ScriptedModel, prepared: Path, in_memory: InMemory) -> Iterator[Service]:
     """A service whose legs end at the first gate after three seconds."""
-    state = tmp_path_factory.mktemp("state")
+    state = in_memory("state")
     shutil.copy(prepared, state)
     shorten(state, GATE, LIMIT)
     with service.running(state, Model(server.url, "sk-scripted"), key=KEY) as started:

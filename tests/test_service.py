@@ -36,6 +36,7 @@ from lambdas.bucket.record import WHOLE
 from lambdas.contract import ANSWER_BYTES
 from lambdas.receipt import Receipt
 from lambdas.strict import Json
+from tests.conftest import InMemory
 from tests.support.client import ANY, HTTP, Client
 from tests.support.commands import assert_nothing_runs
 from tests.support.opened import Opened
@@ -49,8 +50,8 @@ def model() -> Iterator[ScriptedModel]:
 
 
 @pytest.fixture(scope="module")
-def running(model: ScriptedModel, prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    state = tmp_path_factory.mktemp("state")
+def running(model: ScriptedModel, prepared: Path, in_memory: InMemory) -> Iterator[Service]:
+    state = in_memory("state")
     shutil.copy(prepared, state)
     with service.running(state, Model(model.url, "sk-scripted"), key="k" * 24) as started:
         yield started

@@ -20,6 +20,7 @@ from claude_workflow.cli.verify import faults
 from lambdas.agent.meter import Meter
 from lambdas.bucket.objects import Bucket
 from lambdas.strict import Json
+from tests.conftest import InMemory
 from tests.support.commands import command
 from tests.support.metered import ask, call
 from tests.support.spent import HAIKU, Spent, spent, two_models
@@ -28,8 +29,8 @@ Plant = AbstractContextManager[None]
 
 
 @pytest.fixture(scope="module")
-def record(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Spent]:
-    with spent(tmp_path_factory.mktemp("spent")) as made:
+def record(in_memory: InMemory) -> Iterator[Spent]:
+    with spent(in_memory("spent")) as made:
         yield made
 
 

@@ -20,6 +20,7 @@ from lambdas.request import run_id
 from lambdas.settings import ReaderSettings
 from lambdas.stream_run import StreamRun
 from lambdas.strict import Json
+from tests.conftest import InMemory
 from tests.support import patched_service
 from tests.support.client import Client
 from tests.support.played_workflow import unlinked
@@ -27,11 +28,11 @@ from tests.support.waiting import SECONDS, eventually
 
 
 @pytest.fixture(scope="module")
-def running(unhurried: Json, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+def running(unhurried: Json, in_memory: InMemory, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """A service with two callers."""
     with ScriptedModel() as model:
         added = {"SCRATCH": str(tmp_path_factory.mktemp("scratch"))}
-        state = tmp_path_factory.mktemp("watching")
+        state = in_memory("watching")
         with patched_service.serving(state, unhurried, Model(model.url, "sk-scripted"), added) as started:
             yield started
 
