@@ -133,7 +133,7 @@ def test_who_would_wait_too_long_is_sent_back_at_once(come: Callable[..., Visito
     admission = Admission(1, clock)
     for _ in range(15):
         come(admission)
-    with pytest.raises(Full) as full, admission.seat(lambda: None):
+    with pytest.raises(Full) as full, admission.seat(lambda: pytest.fail("It waits.")):
         pass
     assert full.value.retry_after == 15  # 15 of 2 s each are before it
 
