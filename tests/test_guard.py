@@ -17,6 +17,7 @@ from urllib.parse import parse_qsl, quote, urlsplit
 import boto3
 import botocore.auth
 import pytest
+import urllib3
 from botocore.auth import S3SigV4Auth, SigV4Auth
 from botocore.awsrequest import AWSRequest
 from botocore.config import Config
@@ -221,6 +222,12 @@ def test_the_body_is_what_was_signed(sealed: Sealed) -> None:
 
 DIGITS = "\u0660" * 12
 SCOPE = "20260101/us-east-1/lambda/aws4_request"
+
+
+def test_a_refusal_ends_its_connection(started_open: Engine) -> None:
+    """Its body was not read: whoever sent it is told, and makes another for what it sends next."""
+    asked = urllib3.request("PUT", started_open.url + PATH, body=b"not signed", retries=False)
+    assert (asked.status, asked.headers["connection"]) == (403, "close")
 
 
 @pytest.mark.parametrize("key", [DIGITS, "000000000000", "test", "", DIGITS.encode().decode("latin-1")])

@@ -268,13 +268,17 @@ def _once(body: bytes, receive: Any) -> Any:
 
 
 async def _refuse(scope: Any, why: str, send: Any) -> None:
-    """403 in the shape that the caller's SDK reads."""
+    """403 in the shape that the caller's SDK reads. The connection ends with it: its body was not read."""
     if any(name.lower() == b"x-amz-target" for name, _ in scope["headers"]):
         kind, body = "application/x-amz-json-1.0", json.dumps({"__type": "AccessDeniedException", "message": why})
     else:
         error = f"<Error><Code>AccessDenied</Code><Message>{why}</Message></Error>"
         kind, body = "application/xml", f"<ErrorResponse>{error}<RequestId>none</RequestId></ErrorResponse>"
     sent = b"" if scope["method"] == "HEAD" else body.encode()
-    headers = [(b"content-type", kind.encode()), (b"content-length", str(len(sent)).encode())]
+    headers = [
+        (b"content-type", kind.encode()),
+        (b"content-length", str(len(sent)).encode()),
+        (b"connection", b"close"),
+    ]
     await send({"type": "http.response.start", "status": 403, "headers": headers})
     await send({"type": "http.response.body", "body": sent})
