@@ -30,6 +30,8 @@ GET = b"GET / HTTP/1.0\r\n\r\n"
 QUERY = b"\x12\x34\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00\x07example\x03com\x00\x00\x01\x00\x01"
 """For the address of `STRANGER` (RFC 1035, 4.1)."""
 OPEN, ALLOWED = "open", "allowed"
+ENDED = (ssl.SSLEOFError, ssl.SSLZeroReturnError)
+"""What a greeting comes to on a connection that only ends; the second in Python up to 3.11.2 (gh-95494)."""
 
 
 def http(host: str, port: int = 80) -> bool:
@@ -47,7 +49,7 @@ def tls(host: str, name: str, port: int = 443) -> bool:
         try:
             context.wrap_socket(end, server_hostname=name).close()
         except ssl.SSLError as refused:
-            return not isinstance(refused, ssl.SSLEOFError)
+            return not isinstance(refused, ENDED)
     return True
 
 
