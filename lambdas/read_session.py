@@ -30,7 +30,7 @@ from lambdas.bucket.contents import Contents, File
 from lambdas.bucket.extracts import CONTENT_TYPE, disposition, extract
 from lambdas.bucket.grants import link
 from lambdas.bucket.objects import Bucket
-from lambdas.bucket.versions import Stored, session_key
+from lambdas.bucket.versions import SessionVersion, session_key
 from lambdas.contract import Base
 from lambdas.errors import InvalidRequest, SessionNotFound, WorkflowError
 from lambdas.proxied import Answer, Asked, common
@@ -103,7 +103,7 @@ class ReadSession:
             case _:
                 return self._file(asked, base, _path(asked))
 
-    def _version(self, asked: Asked) -> tuple[list[Stored], Base, dict[str, str]]:
+    def _version(self, asked: Asked) -> tuple[list[SessionVersion], Base, dict[str, str]]:
         """The session's versions, and the one that is asked for. Raises `SessionNotFound`, of another caller's too."""
         missing = SessionNotFound(session_id=asked.session_id)
         stored = versions.of(self.bucket, asked.session_id, asked.caller) if _is_id(asked.session_id) else []
@@ -147,7 +147,7 @@ def _path(asked: Asked) -> str:
     return os.fsdecode(unquote_to_bytes(raw))
 
 
-def _session(stored: list[Stored], base: Base, metadata: dict[str, str]) -> Json:
+def _session(stored: list[SessionVersion], base: Base, metadata: dict[str, str]) -> Json:
     at = next(each.at for each in stored if each.version_id == base.version_id)
     return {
         "success": True,

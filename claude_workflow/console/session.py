@@ -71,7 +71,7 @@ def looked(bucket: Bucket, runs: Runs, session_id: str) -> Session | None:
     return Session(found, turns, len(kept) > VERSIONS or page.older is not None, first.copy_of if first else None)
 
 
-def _turn(bucket: Bucket, session_id: str, kept: versions.Stored, rows: dict[str, Row]) -> Turn:
+def _turn(bucket: Bucket, session_id: str, kept: versions.SessionVersion, rows: dict[str, Row]) -> Turn:
     at = kept.at.timestamp()
     try:
         told = versions.told(bucket, session_id, kept.version_id)

@@ -26,7 +26,7 @@ class Version(NamedTuple):
     is_mark: bool = False
 
 
-class Stored(NamedTuple):
+class SessionVersion(NamedTuple):
     """One version of a session."""
 
     version_id: str
@@ -50,7 +50,7 @@ def newest_of(bucket: Bucket, session_id: str, owner: str) -> Base | None:
     return _base(session_id, head)
 
 
-def of(bucket: Bucket, session_id: str, owner: str) -> list[Stored]:
+def of(bucket: Bucket, session_id: str, owner: str) -> list[SessionVersion]:
     """The versions of a session that is there, newest first; none if there is none for this owner."""
     key = session_key(session_id)
     head = bucket.head(key)
@@ -59,7 +59,7 @@ def of(bucket: Bucket, session_id: str, owner: str) -> list[Stored]:
     with storage("listing versions"):
         pages = bucket.s3.get_paginator("list_object_versions").paginate(Bucket=bucket.name, Prefix=key)
         found = [each for page in pages for each in page.get("Versions", []) if each["Key"] == key]
-    return [Stored(each["VersionId"], each["LastModified"], each["Size"]) for each in found]
+    return [SessionVersion(each["VersionId"], each["LastModified"], each["Size"]) for each in found]
 
 
 def told(bucket: Bucket, session_id: str, version_id: str) -> tuple[Base, dict[str, str]] | None:
