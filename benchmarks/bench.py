@@ -38,12 +38,11 @@ class Bench:
 
 @contextmanager
 def prepared(*, quick: bool, say: Callable[[str], None]) -> Iterator[Bench]:
-    """Starts the S3 server and the limiter; all is ended and removed on the way out, but for the template."""
-    place, kept = _place(), Path(tempfile.gettempdir(), "claude-workflow-benchmarks")
-    kept.mkdir(exist_ok=True)
+    """Starts the S3 server and the limiter; all is ended and removed on the way out."""
+    place = _place()
     say(f"Working in {place} …")
-    template = deploy.synthesized(kept, say)
     with tempfile.TemporaryDirectory(dir=place, prefix="claude-workflow-benchmark-") as folder:
+        template = deploy.synthesized(Path(folder), say)
         if not quick:
             say("Touching free memory …")
         with (
