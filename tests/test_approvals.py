@@ -251,6 +251,14 @@ def test_what_is_asked_before(tool: str, given: dict[str, Any], needed: bool) ->
     assert Approvals(ASKED).needed(tool, given) is needed
 
 
+def test_a_command_may_go_on_in_the_next_line() -> None:
+    """Behind a backslash, which the shell takes away with the end of the line; without one it is another command."""
+    asks = Approvals(["git push"])
+    assert asks.needed("Bash", {"command": "git -C project \\\n  push"})
+    assert asks.needed("Bash", {"command": "git pu\\\nsh"})
+    assert not asks.needed("Bash", {"command": "git log\npush"})
+
+
 def test_a_word_may_be_an_option() -> None:
     """Which no letter stands before."""
     asks = Approvals(["git push --force"])

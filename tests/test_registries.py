@@ -237,6 +237,7 @@ def test_npm_publishes_nothing(proxy: Proxy, registry: Registry, tmp_path: Path)
         ("GET", "/npm/..%2f..%2fadmin%2fusers", None, {}),
         ("GET", "/npm/@scope/..%2fadmin", None, {}),
         ("GET", "/npm/@scope%2fname%2f..", None, {}),
+        ("GET", "/npm/@scope%2f../admin", None, {}),
         ("GET", "/pip/simple%2f..%2fadmin", None, {}),
         ("GET", "/pip-files", None, {}),
         ("GET", "/gem/simple/", None, {}),

@@ -159,7 +159,8 @@ def _means(pattern: str, tool: str, given: Json) -> bool:
     if tool != "Bash" or not isinstance(command, str):
         return False
     words = [re.compile(rf"(?<!\w){re.escape(word)}(?!\w)") for word in pattern.split()]
-    return any(_has_in_order(part, words) for part in re.split(r"[;&|\n]", command))
+    parts = re.split(r"[;&|\n]", command.replace("\\\n", ""))  # the shell puts lines together first
+    return any(_has_in_order(part, words) for part in parts)
 
 
 def _has_in_order(part: str, words: Sequence[re.Pattern[str]]) -> bool:

@@ -42,9 +42,9 @@ CHARS = r"[A-Za-z0-9._~!$&'()*+,;=:@%/-]*"
 READS = re.compile(rf"(?:GET|HEAD) /{CHARS}")
 
 OF_NPM = re.compile(
-    rf"{SLY_BUT_SLASHES.pattern}|^(?!\w+ [^%?]*/@[a-z0-9._~-]+%2f(?:(?!%2f).)*$).*%2f", re.IGNORECASE | re.DOTALL
+    rf"{SLY_BUT_SLASHES.pattern}|^(?!\w+ [^%?]*/@[a-z0-9._~-]+%2f(?!\.)(?:(?!%2f).)*$).*%2f", re.IGNORECASE | re.DOTALL
 )
-"""npm writes the slash in `@scope/name` as `%2f`; that one alone."""
+"""npm writes the slash in `@scope/name` as `%2f`; that one alone, and no name begins with a dot."""
 
 OF_READING = frozenset(("accept", "if-modified-since", "if-none-match", "if-range", "range", "user-agent"))
 
