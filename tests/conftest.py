@@ -29,6 +29,8 @@ Crowding = Callable[[], AbstractContextManager[None]]
 InMemory = Callable[[str], Path]
 
 MEMORY = Path("/dev/shm")
+IN_MEMORY = "claude-workflow-tests-"
+"""With what the names of directories there begin, before the process that made each."""
 ROOM = 2 << 30
 """Bytes, of which tests take a tenth."""
 
@@ -171,7 +173,10 @@ def in_memory() -> Iterator[InMemory]:
     """Makes directories for engines, in memory where the machine has files there: an engine has all that it writes
     flushed before it answers, and a hundred of its answers make a run."""
     room = os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > ROOM
-    with tempfile.TemporaryDirectory(prefix="claude-workflow-tests-", dir=MEMORY if room else None) as folder:
+    for left in MEMORY.glob(f"{IN_MEMORY}*"):  # by tests that were killed: memory is dear
+        if not Path("/proc", left.name.split("-")[3]).exists():
+            shutil.rmtree(left, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=f"{IN_MEMORY}{os.getpid()}-", dir=MEMORY if room else None) as folder:
         yield lambda name: Path(tempfile.mkdtemp(prefix=f"{name}-", dir=folder))
 
 
